@@ -1,0 +1,105 @@
+//! Blocks, values and weights.
+
+use crate::op::Op;
+use tensor::{DType, Tensor};
+
+/// Which part of a decoder a block is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub enum BlockId {
+    /// Token ids to hidden states.
+    Embedding,
+    /// The decoder layer of this index.
+    Layer(u32),
+    /// Hidden states to logits.
+    Head,
+}
+
+/// The result of an op, or a block's input.
+///
+/// `Value(0)` is the block's input, `Value(i + 1)` the result of `ops[i]`. Each is an array
+/// `[rows, width]` of `f32`, a row a token (the input of the embedding is the token ids).
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct Value(pub u32);
+
+impl Value {
+    /// The block's input.
+    pub const INPUT: Self = Self(0);
+}
+
+/// An index into a block's weights.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct WeightId(pub u32);
+
+/// A straight-line program and its weights. The last op's result is the block's output.
+///
+/// `W` is [`Spec`] when planned, [`Weight`] when loaded, a device's own type when run.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Block<W = Weight> {
+    /// Which block this is.
+    pub id: BlockId,
+    /// The program, in order of execution.
+    pub ops: Vec<Op>,
+    /// What [`WeightId`]s index.
+    pub weights: Vec<W>,
+}
+
+/// What is known of a weight before it is read.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Spec {
+    /// The stored tensor that holds it.
+    pub tensor: String,
+    /// Its sizes: `[out, in]` of a linear, `[width]` of a norm or a bias.
+    pub shape: Vec<usize>,
+    /// Its stored element type.
+    pub dtype: DType,
+}
+
+/// A weight in host memory.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Weight {
+    /// What was planned of it.
+    pub spec: Spec,
+    /// Its elements, of the planned shape and dtype.
+    pub tensor: Tensor,
+}
+
+impl<W> Block<W> {
+    /// The block's output value.
+    pub fn output(&self) -> Value {
+        Value(self.ops.len() as u32)
+    }
+
+    /// The op that computes `value`, or `None` for the block's input.
+    pub fn definition(&self, value: Value) -> Option<&Op> {
+        self.ops.get((value.0 as usize).checked_sub(1)?)
+    }
+
+    /// The indices of the ops that read `value`.
+    pub fn uses(&self, value: Value) -> impl Iterator<Item = usize> {
+        let reads = move |op: &Op| op.inputs().contains(&value);
+        self.ops.iter().enumerate().filter(move |(_, op)| reads(op)).map(|(i, _)| i)
+    }
+
+    /// The same program over other weights.
+    pub fn try_map<V, E>(self, f: impl FnMut(W) -> Result<V, E>) -> Result<Block<V>, E> {
+        let weights = self.weights.into_iter().map(f).collect::<Result<_, _>>()?;
+        Ok(Block { id: self.id, ops: self.ops, weights })
+    }
+}
+
+impl Spec {
+    /// The bytes the stored weight takes. The front end has checked that they do not overflow.
+    pub fn bytes(&self) -> usize {
+        self.dtype.bytes_of(&self.shape).unwrap_or(usize::MAX)
+    }
+}
+
+impl std::fmt::Display for BlockId {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Self::Embedding => f.write_str("embedding"),
+            Self::Layer(i) => write!(f, "layer {i}"),
+            Self::Head => f.write_str("head"),
+        }
+    }
+}

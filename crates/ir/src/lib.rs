@@ -1,0 +1,18 @@
+//! The intermediate representation: a decoder layer is a [`Block`], a straight-line program of a
+//! few op kinds and the weights it names.
+//!
+//! Front ends (`arch`) emit blocks, [`verify`] checks them, the interpreter (`backend`) runs them,
+//! passes rewrite them. Nothing here knows a file layout, a device or a model family.
+
+mod block;
+mod model;
+mod op;
+mod print;
+mod source;
+mod verify;
+
+pub use block::{Block, BlockId, Spec, Value, Weight, WeightId};
+pub use model::ModelSpec;
+pub use op::{Activation, Heads, Op, Rope};
+pub use source::{ReadError, Source};
+pub use verify::{Verified, VerifyError, verify};

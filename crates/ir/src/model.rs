@@ -1,0 +1,38 @@
+//! A whole decoder as data: everything the configuration determines before a weight is read.
+
+use crate::block::{Block, Spec};
+
+/// A decoder: its embedding, its layers, its head.
+#[derive(Clone, Debug, PartialEq)]
+pub struct ModelSpec {
+    /// The family's name as configurations spell it, such as `llama`.
+    pub family: &'static str,
+    /// The width of the hidden state between blocks.
+    pub hidden: usize,
+    /// Rows of the embedding and of the head.
+    pub vocab: usize,
+    /// The longest context the model was made for, in tokens.
+    pub context: usize,
+    /// Whether the head reads the embedding's weight.
+    pub tied: bool,
+    /// Token ids to hidden states.
+    pub embedding: Block<Spec>,
+    /// The decoder layers, in order.
+    pub layers: Vec<Block<Spec>>,
+    /// The final norm and the projection to logits, whose weight is the last of the block.
+    pub head: Block<Spec>,
+}
+
+impl ModelSpec {
+    /// Every block, in order of execution.
+    pub fn blocks(&self) -> impl Iterator<Item = &Block<Spec>> {
+        std::iter::once(&self.embedding).chain(&self.layers).chain(std::iter::once(&self.head))
+    }
+
+    /// The stored tensors the model reads, each once, in order of first use.
+    pub fn tensors(&self) -> Vec<&Spec> {
+        let mut seen = std::collections::HashSet::new();
+        let all = self.blocks().flat_map(|b| &b.weights);
+        all.filter(|spec| seen.insert(spec.tensor.as_str())).collect()
+    }
+}

@@ -1,0 +1,146 @@
+//! The op kinds of a block program.
+
+use crate::block::{Value, WeightId};
+use std::sync::Arc;
+
+/// One step of a block program. Shapes are `[rows, width]`; a row is a token.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Op {
+    /// Rows of an embedding table `[vocab, hidden]`, selected by the input token ids.
+    Embed {
+        /// The token ids.
+        input: Value,
+        /// `[vocab, hidden]`.
+        weight: WeightId,
+    },
+    /// `y = x W^T + b`.
+    Linear {
+        /// `[rows, in]`.
+        input: Value,
+        /// `[out, in]`.
+        weight: WeightId,
+        /// `[out]`.
+        bias: Option<WeightId>,
+    },
+    /// Root-mean-square normalization of each consecutive run of `len(weight)` elements of a row:
+    /// the whole row for a layer norm, each head for q/k norms (Zhang & Sennrich 2019).
+    Norm {
+        /// `[rows, width]`, `width` a multiple of `len(weight)`.
+        input: Value,
+        /// `[len]`, multiplied into the normalized run.
+        weight: WeightId,
+        /// Added to the mean square.
+        eps: f32,
+    },
+    /// Rotary position embedding of every head (Su et al. 2021), half-split layout: element `i` of
+    /// a head is paired with element `i + rotary / 2`, as Hugging Face stores it.
+    Rope {
+        /// `[rows, heads * head_dim]`.
+        input: Value,
+        /// The size of a head.
+        head_dim: usize,
+        /// The frequencies.
+        rope: Arc<Rope>,
+    },
+    /// Causal grouped-query attention over the sequence so far.
+    Attend {
+        /// `[rows, heads.query * heads.dim]`.
+        q: Value,
+        /// `[rows, heads.kv * heads.dim]`.
+        k: Value,
+        /// `[rows, heads.kv * heads.dim]`.
+        v: Value,
+        /// How rows are cut into heads.
+        heads: Heads,
+        /// Multiplied into `q . k`.
+        scale: f32,
+        /// A row at position `p` sees the positions `p - window + 1 ..= p`; all up to `p` if none.
+        window: Option<u32>,
+    },
+    /// An element-wise non-linearity.
+    Activate {
+        /// `[rows, width]`.
+        input: Value,
+        /// Which one.
+        kind: Activation,
+    },
+    /// `a * b`, element by element.
+    Mul {
+        /// `[rows, width]`.
+        a: Value,
+        /// `[rows, width]`.
+        b: Value,
+    },
+    /// `a + b`, element by element.
+    Add {
+        /// `[rows, width]`.
+        a: Value,
+        /// `[rows, width]`.
+        b: Value,
+    },
+}
+
+/// How an attention row is cut into heads. `query` is a multiple of `kv`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Heads {
+    /// Query heads.
+    pub query: usize,
+    /// Key and value heads; each serves `query / kv` consecutive query heads.
+    pub kv: usize,
+    /// The size of a head.
+    pub dim: usize,
+}
+
+/// Rotary frequencies with their context scaling already applied.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Rope {
+    /// Radians a position, one a pair of elements: `[rotary / 2]`, `rotary <= head_dim`.
+    pub inv_freq: Vec<f32>,
+    /// Multiplied into sine and cosine (yarn's attention factor; 1 otherwise).
+    pub magnitude: f32,
+}
+
+/// An element-wise non-linearity.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Activation {
+    /// `x * sigmoid(x)`.
+    Silu,
+}
+
+impl Op {
+    /// The values this op reads, in argument order.
+    pub fn inputs(&self) -> Vec<Value> {
+        match *self {
+            Self::Embed { input, .. }
+            | Self::Linear { input, .. }
+            | Self::Norm { input, .. }
+            | Self::Rope { input, .. }
+            | Self::Activate { input, .. } => vec![input],
+            Self::Attend { q, k, v, .. } => vec![q, k, v],
+            Self::Mul { a, b } | Self::Add { a, b } => vec![a, b],
+        }
+    }
+
+    /// The weights this op reads.
+    pub fn weights(&self) -> Vec<WeightId> {
+        match *self {
+            Self::Embed { weight, .. } | Self::Norm { weight, .. } => vec![weight],
+            Self::Linear { weight, bias, .. } => [Some(weight), bias].into_iter().flatten().collect(),
+            _ => Vec::new(),
+        }
+    }
+
+    /// The op's name as the printer and the reports write it.
+    pub fn name(&self) -> &'static str {
+        match self {
+            Self::Embed { .. } => "embed",
+            Self::Linear { .. } => "linear",
+            Self::Norm { .. } => "norm",
+            Self::Rope { .. } => "rope",
+            Self::Attend { .. } => "attend",
+            Self::Activate { .. } => "activate",
+            Self::Mul { .. } => "mul",
+            Self::Add { .. } => "add",
+        }
+    }
+}

@@ -1,0 +1,192 @@
+//! The rules a block program must keep, checked once, with a receipt.
+
+use crate::block::{Block, BlockId, Spec, Value, WeightId};
+use crate::op::Op;
+
+/// A block that keeps every rule, with the width of each of its values.
+#[derive(Clone, Debug)]
+pub struct Verified<'a> {
+    /// The block.
+    pub block: &'a Block<Spec>,
+    /// Elements a row of each value; the input of the embedding has width 1.
+    pub widths: Vec<usize>,
+}
+
+/// A rule that a block breaks. This is a bug of a front end or of a pass, never of a checkpoint.
+#[derive(Debug, PartialEq, Eq, thiserror::Error)]
+#[error("{block}, op {op} ({name}): {rule}")]
+pub struct VerifyError {
+    /// The block.
+    pub block: BlockId,
+    /// The index of the op.
+    pub op: usize,
+    /// The op's name.
+    pub name: &'static str,
+    /// What must hold and does not.
+    pub rule: String,
+}
+
+/// Checks that values are defined before use, that weights exist and are used, and that widths
+/// agree; `input` is the width of the block's input.
+///
+/// # Errors
+/// The first rule that is broken.
+pub fn verify(block: &Block<Spec>, input: usize) -> Result<Verified<'_>, VerifyError> {
+    let mut widths = vec![input];
+    for (index, op) in block.ops.iter().enumerate() {
+        let width = Rules { block, widths: &widths }.width(op).map_err(|rule| VerifyError {
+            block: block.id,
+            op: index,
+            name: op.name(),
+            rule,
+        })?;
+        widths.push(width);
+    }
+    let used = |id| block.ops.iter().any(|op| op.weights().contains(&id));
+    let unused = (0..block.weights.len() as u32).map(WeightId).find(|&id| !used(id));
+    match (block.ops.last(), unused) {
+        (Some(_), None) => Ok(Verified { block, widths }),
+        (last, _) => Err(VerifyError {
+            block: block.id,
+            op: block.ops.len(),
+            name: last.map_or("none", Op::name),
+            rule: "a block has an op, and every weight is used".into(),
+        }),
+    }
+}
+
+struct Rules<'a> {
+    block: &'a Block<Spec>,
+    widths: &'a [usize],
+}
+
+impl Rules<'_> {
+    /// The width of the op's result.
+    fn width(&self, op: &Op) -> Result<usize, String> {
+        match *op {
+            Op::Embed { input, weight } => {
+                let [_, hidden] = self.matrix(weight)?;
+                equal("token ids' width", self.value(input)?, 1)?;
+                Ok(hidden)
+            }
+            Op::Linear { input, weight, bias } => {
+                let [out, k] = self.matrix(weight)?;
+                equal("input width", self.value(input)?, k)?;
+                bias.map(|b| equal("bias length", self.vector(b)?, out)).transpose()?;
+                Ok(out)
+            }
+            Op::Norm { input, weight, eps } => {
+                let width = self.value(input)?;
+                multiple("width", width, self.vector(weight)?)?;
+                (eps >= 0.0 && eps.is_finite()).then_some(width).ok_or("eps is finite".into())
+            }
+            Op::Rope { input, head_dim, ref rope } => {
+                let width = self.value(input)?;
+                multiple("width", width, head_dim)?;
+                let fits = rope.inv_freq.len() * 2 <= head_dim;
+                fits.then_some(width).ok_or("rotary size is at most the head's".into())
+            }
+            Op::Attend { q, k, v, heads, window, .. } => {
+                equal("q width", self.value(q)?, heads.query * heads.dim)?;
+                equal("k width", self.value(k)?, heads.kv * heads.dim)?;
+                equal("v width", self.value(v)?, heads.kv * heads.dim)?;
+                multiple("query heads", heads.query, heads.kv)?;
+                (window != Some(0)).then_some(heads.query * heads.dim).ok_or("window > 0".into())
+            }
+            Op::Activate { input, .. } => self.value(input),
+            Op::Mul { a, b } | Op::Add { a, b } => {
+                equal("widths", self.value(a)?, self.value(b)?)?;
+                self.value(a)
+            }
+        }
+    }
+
+    fn value(&self, value: Value) -> Result<usize, String> {
+        let width = self.widths.get(value.0 as usize);
+        width.copied().ok_or_else(|| format!("%{} is defined before it is used", value.0))
+    }
+
+    fn weight(&self, id: WeightId) -> Result<&Spec, String> {
+        let spec = self.block.weights.get(id.0 as usize);
+        spec.ok_or_else(|| format!("weight {} exists", id.0))
+    }
+
+    fn matrix(&self, id: WeightId) -> Result<[usize; 2], String> {
+        let shape = &self.weight(id)?.shape;
+        shape.as_slice().try_into().map_err(|_| format!("weight {} is a matrix", id.0))
+    }
+
+    fn vector(&self, id: WeightId) -> Result<usize, String> {
+        match self.weight(id)?.shape[..] {
+            [len] => Ok(len),
+            _ => Err(format!("weight {} is a vector", id.0)),
+        }
+    }
+}
+
+fn equal(what: &str, found: usize, expected: usize) -> Result<(), String> {
+    (found == expected).then_some(()).ok_or_else(|| format!("{what} {found} is {expected}"))
+}
+
+fn multiple(what: &str, found: usize, of: usize) -> Result<(), String> {
+    let holds = of > 0 && found > 0 && found.is_multiple_of(of);
+    holds.then_some(()).ok_or_else(|| format!("{what} {found} is a multiple of {of}"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::op::{Activation, Heads, Rope};
+    use tensor::DType;
+
+    fn block(ops: Vec<Op>, shapes: &[&[usize]]) -> Block<Spec> {
+        let spec = |s: &&[usize]| Spec { tensor: "w".into(), shape: s.to_vec(), dtype: DType::F32 };
+        Block { id: BlockId::Layer(0), ops, weights: shapes.iter().map(spec).collect() }
+    }
+
+    /// Input width 8.
+    fn check(ops: Vec<Op>, shapes: &[&[usize]], expected: Result<usize, &str>) {
+        let block = block(ops, shapes);
+        let got = verify(&block, 8);
+        match expected {
+            Ok(width) => assert_eq!(got.unwrap().widths.last(), Some(&width)),
+            Err(rule) => assert_eq!(got.unwrap_err().rule, rule),
+        }
+    }
+
+    const X: Value = Value::INPUT;
+    const W: WeightId = WeightId(0);
+
+    #[test]
+    fn each_rule_rejects_a_block_that_breaks_it() {
+        let linear = |bias| Op::Linear { input: X, weight: W, bias };
+        check(vec![linear(None)], &[&[5, 8]], Ok(5));
+        check(vec![linear(None)], &[&[5, 7]], Err("input width 8 is 7"));
+        check(vec![linear(None)], &[&[5]], Err("weight 0 is a matrix"));
+        check(vec![linear(None)], &[], Err("weight 0 exists"));
+        check(vec![linear(Some(WeightId(1)))], &[&[5, 8], &[4]], Err("bias length 4 is 5"));
+        check(vec![linear(None)], &[&[5, 8], &[4]], Err("a block has an op, and every weight is used"));
+        check(vec![], &[], Err("a block has an op, and every weight is used"));
+        check(vec![Op::Add { a: X, b: Value(1) }], &[], Err("%1 is defined before it is used"));
+        let norm = |eps| vec![Op::Norm { input: X, weight: W, eps }];
+        check(norm(1e-5), &[&[4]], Ok(8));
+        check(norm(1e-5), &[&[3]], Err("width 8 is a multiple of 3"));
+        check(norm(1e-5), &[&[4, 1]], Err("weight 0 is a vector"));
+        check(norm(f32::NAN), &[&[4]], Err("eps is finite"));
+        let rope = |n| Rope { inv_freq: vec![1.0; n], magnitude: 1.0 }.into();
+        check(vec![Op::Rope { input: X, head_dim: 4, rope: rope(2) }], &[], Ok(8));
+        let wide = Op::Rope { input: X, head_dim: 4, rope: rope(3) };
+        check(vec![wide], &[], Err("rotary size is at most the head's"));
+        let heads = Heads { query: 2, kv: 2, dim: 4 };
+        let attend = |heads, window| Op::Attend { q: X, k: X, v: X, heads, scale: 1.0, window };
+        check(vec![attend(heads, None)], &[], Ok(8));
+        check(vec![attend(heads, Some(0))], &[], Err("window > 0"));
+        check(vec![attend(Heads { query: 4, ..heads }, None)], &[], Err("q width 8 is 16"));
+        check(vec![attend(Heads { kv: 1, ..heads }, None)], &[], Err("k width 8 is 4"));
+        let embed = Op::Embed { input: X, weight: W };
+        check(vec![embed], &[&[9, 8]], Err("token ids' width 8 is 1"));
+        let silu = Op::Activate { input: X, kind: Activation::Silu };
+        let mul = Op::Mul { a: Value(1), b: Value(2) };
+        check(vec![linear(None), silu, mul], &[&[5, 8]], Err("widths 5 is 8"));
+    }
+}
