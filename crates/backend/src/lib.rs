@@ -1,1 +1,155 @@
-//! backend
+//! The seam between programs and devices: [`Backend`] executes coarse ops over opaque buffers, the
+//! [`Interpreter`] walks a block program over it, and [`Reference`] is the plain version of every
+//! op that each fast backend is tested against.
+//!
+//! The default numerics class is defined here, in [`numerics`]: the order of every sum and the
+//! exponential. A backend of that class gives the same bits as [`Reference`].
+
+mod buffer;
+mod interpreter;
+pub mod numerics;
+mod reference;
+mod rope;
+mod score;
+
+pub use buffer::{Buffer, DeviceWeight};
+pub use interpreter::Interpreter;
+pub use reference::Reference;
+pub use rope::RopeTable;
+pub use score::{DivergenceRow, SoftmaxRow};
+
+use ir::{Activation, Heads, Weight};
+use std::ops::Range;
+
+/// Executes ops on a device. Shapes are `[rows, width]`, values `f32`; a row is a token.
+///
+/// A row's result depends on that row and its own sequence alone: not on what else is in the
+/// call, nor on the number of threads.
+pub trait Backend: Send + Sync {
+    /// What the reports call it.
+    fn name(&self) -> &'static str;
+
+    /// Lays a weight out for this device.
+    ///
+    /// # Errors
+    /// If the dtype is not one the device computes with, or memory is short.
+    fn prepare(&self, weight: Weight) -> Result<DeviceWeight, BackendError>;
+
+    /// Copies rows to the device. `values` is `[rows, width]`.
+    fn upload(&self, width: usize, values: Vec<f32>) -> Result<Buffer, BackendError>;
+
+    /// Copies rows back to the host, as `[rows, width]`.
+    fn download(&self, buffer: Buffer) -> Result<Vec<f32>, BackendError>;
+
+    /// A second buffer of the same contents.
+    fn copy(&self, buffer: &Buffer) -> Result<Buffer, BackendError>;
+
+    /// Fills the rows of `out` whose token lies in a slice of the embedding table.
+    fn embed(&self, args: &Embed<'_>, out: &mut Buffer) -> Result<(), BackendError>;
+
+    /// `x W^T + b`.
+    fn linear(&self, args: &Linear<'_>) -> Result<Buffer, BackendError>;
+
+    /// Root-mean-square norm of every run of `len(weight)` elements.
+    fn norm(&self, input: &Buffer, weight: &DeviceWeight, eps: f32)
+    -> Result<Buffer, BackendError>;
+
+    /// Rotates every head in place.
+    fn rope(&self, args: &Rope<'_>, x: &mut Buffer) -> Result<(), BackendError>;
+
+    /// Causal attention within each sequence.
+    fn attend(&self, args: &Attend<'_>) -> Result<Buffer, BackendError>;
+
+    /// Applies a non-linearity in place.
+    fn activate(&self, kind: Activation, x: &mut Buffer) -> Result<(), BackendError>;
+
+    /// `a *= b`.
+    fn mul(&self, a: &mut Buffer, b: &Buffer) -> Result<(), BackendError>;
+
+    /// `a += b`.
+    fn add(&self, a: &mut Buffer, b: &Buffer) -> Result<(), BackendError>;
+
+    /// Folds a slice of each row's logits into that row's running soft-max.
+    fn fold_softmax(
+        &self,
+        logits: &Buffer,
+        first: u32,
+        rows: &mut [SoftmaxRow],
+    ) -> Result<(), BackendError>;
+
+    /// Folds the same slice of two models' logits into each row's running divergence.
+    fn fold_divergence(
+        &self,
+        logits: [&Buffer; 2],
+        first: u32,
+        rows: &mut [DivergenceRow],
+    ) -> Result<(), BackendError>;
+}
+
+/// Arguments of [`Backend::embed`].
+#[derive(Debug)]
+pub struct Embed<'a> {
+    /// A token id a row of the output.
+    pub tokens: &'a [u32],
+    /// `[n, hidden]`: rows `first..first + n` of the table.
+    pub weight: &'a DeviceWeight,
+    /// The token id of the slice's first row.
+    pub first: u32,
+}
+
+/// Arguments of [`Backend::linear`].
+#[derive(Debug)]
+pub struct Linear<'a> {
+    /// `[rows, in]`.
+    pub input: &'a Buffer,
+    /// `[out, in]`.
+    pub weight: &'a DeviceWeight,
+    /// `[out]`.
+    pub bias: Option<&'a DeviceWeight>,
+}
+
+/// Arguments of [`Backend::rope`].
+#[derive(Debug)]
+pub struct Rope<'a> {
+    /// The size of a head.
+    pub head_dim: usize,
+    /// Sines and cosines of every position.
+    pub table: &'a RopeTable,
+    /// The rows of each sequence; the first row is position 0.
+    pub sequences: &'a [Range<usize>],
+}
+
+/// Arguments of [`Backend::attend`].
+#[derive(Debug)]
+pub struct Attend<'a> {
+    /// `[rows, heads.query * heads.dim]`.
+    pub q: &'a Buffer,
+    /// `[rows, heads.kv * heads.dim]`.
+    pub k: &'a Buffer,
+    /// `[rows, heads.kv * heads.dim]`.
+    pub v: &'a Buffer,
+    /// How rows are cut into heads.
+    pub heads: Heads,
+    /// Multiplied into `q` before the product with `k`.
+    pub scale: f32,
+    /// How many positions a row sees, itself included; all before it if none.
+    pub window: Option<u32>,
+    /// The rows of each sequence; the first row is position 0.
+    pub sequences: &'a [Range<usize>],
+}
+
+/// Why a backend did not execute an op.
+#[derive(Debug, thiserror::Error)]
+pub enum BackendError {
+    /// The weight cannot be computed with.
+    #[error("tensor {tensor:?}: {rule}")]
+    Weight {
+        /// The stored tensor.
+        tensor: String,
+        /// What must hold and does not.
+        rule: String,
+    },
+    /// A buffer of another backend, or of another shape than the program says: a bug.
+    #[error("internal: {0}")]
+    Internal(String),
+}

@@ -125,7 +125,9 @@ impl Op {
     pub fn weights(&self) -> Vec<WeightId> {
         match *self {
             Self::Embed { weight, .. } | Self::Norm { weight, .. } => vec![weight],
-            Self::Linear { weight, bias, .. } => [Some(weight), bias].into_iter().flatten().collect(),
+            Self::Linear { weight, bias, .. } => {
+                [Some(weight), bias].into_iter().flatten().collect()
+            }
             _ => Vec::new(),
         }
     }

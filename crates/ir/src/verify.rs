@@ -165,7 +165,11 @@ mod tests {
         check(vec![linear(None)], &[&[5]], Err("weight 0 is a matrix"));
         check(vec![linear(None)], &[], Err("weight 0 exists"));
         check(vec![linear(Some(WeightId(1)))], &[&[5, 8], &[4]], Err("bias length 4 is 5"));
-        check(vec![linear(None)], &[&[5, 8], &[4]], Err("a block has an op, and every weight is used"));
+        check(
+            vec![linear(None)],
+            &[&[5, 8], &[4]],
+            Err("a block has an op, and every weight is used"),
+        );
         check(vec![], &[], Err("a block has an op, and every weight is used"));
         check(vec![Op::Add { a: X, b: Value(1) }], &[], Err("%1 is defined before it is used"));
         let norm = |eps| vec![Op::Norm { input: X, weight: W, eps }];

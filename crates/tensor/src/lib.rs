@@ -68,8 +68,12 @@ impl Tensor {
     pub fn to_f32(&self) -> Option<Vec<f32>> {
         match self.dtype {
             DType::F32 => self.f32s().map(<[f32]>::to_vec),
-            DType::F16 => self.u16s().map(|w| w.iter().map(|&b| f16::from_bits(b).to_f32()).collect()),
-            DType::BF16 => self.u16s().map(|w| w.iter().map(|&b| bf16::from_bits(b).to_f32()).collect()),
+            DType::F16 => {
+                self.u16s().map(|w| w.iter().map(|&b| f16::from_bits(b).to_f32()).collect())
+            }
+            DType::BF16 => {
+                self.u16s().map(|w| w.iter().map(|&b| bf16::from_bits(b).to_f32()).collect())
+            }
             _ => None,
         }
     }
@@ -88,9 +92,10 @@ mod tests {
     #[test]
     fn every_half_value_widens_exactly() {
         for bits in 0..=u16::MAX {
-            for (dtype, wide) in
-                [(DType::BF16, f32::from_bits(u32::from(bits) << 16)), (DType::F16, f16_by_hand(bits))]
-            {
+            for (dtype, wide) in [
+                (DType::BF16, f32::from_bits(u32::from(bits) << 16)),
+                (DType::F16, f16_by_hand(bits)),
+            ] {
                 let bytes = Bytes::from_slice(&bits.to_le_bytes());
                 let got = Tensor::new(dtype, vec![1], bytes).unwrap().to_f32().unwrap()[0];
                 assert!(got == wide || got.is_nan() && wide.is_nan(), "{dtype} {bits:#06x}");

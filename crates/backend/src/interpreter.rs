@@ -1,0 +1,153 @@
+//! Runs a block program on a backend. Calibration, evaluation and serving all run this loop.
+
+use crate::{Attend, Backend, BackendError, Buffer, DeviceWeight, Linear, Rope, RopeTable};
+use ir::{Block, Op, Value, WeightId};
+use std::ops::Range;
+use std::sync::{Arc, Mutex, PoisonError};
+
+/// Interprets block programs; keeps the rotary tables between blocks.
+pub struct Interpreter<'a> {
+    backend: &'a dyn Backend,
+    tables: Mutex<Vec<(Arc<ir::Rope>, Arc<RopeTable>)>>,
+}
+
+impl<'a> Interpreter<'a> {
+    /// An interpreter over `backend`.
+    pub fn new(backend: &'a dyn Backend) -> Self {
+        Self { backend, tables: Mutex::default() }
+    }
+
+    /// The backend.
+    pub fn backend(&self) -> &'a dyn Backend {
+        self.backend
+    }
+
+    /// Runs `block`, which [`ir::verify`] has accepted, on `input` `[rows, width]`.
+    ///
+    /// `sequences` are the rows of each sequence, each from its first token on. A value is freed
+    /// after its last use.
+    ///
+    /// # Errors
+    /// If the backend does not execute an op.
+    pub fn run(
+        &self,
+        block: &Block<DeviceWeight>,
+        input: Buffer,
+        sequences: &[Range<usize>],
+    ) -> Result<Buffer, BackendError> {
+        let last_use = last_uses(block);
+        let mut values: Vec<Option<Buffer>> = vec![Some(input)];
+        for (index, op) in block.ops.iter().enumerate() {
+            let result =
+                self.op(block, op, sequences, &mut values, |v| last_use[v.0 as usize] == index)?;
+            values.push(Some(result));
+            for value in op.inputs() {
+                if last_use[value.0 as usize] == index {
+                    values[value.0 as usize] = None;
+                }
+            }
+        }
+        values.pop().flatten().ok_or_else(|| BackendError::Internal("a block without ops".into()))
+    }
+
+    fn op(
+        &self,
+        block: &Block<DeviceWeight>,
+        op: &Op,
+        sequences: &[Range<usize>],
+        values: &mut [Option<Buffer>],
+        dies: impl Fn(Value) -> bool,
+    ) -> Result<Buffer, BackendError> {
+        let backend = self.backend;
+        match op {
+            Op::Embed { .. } => {
+                Err(BackendError::Internal("embeddings are gathered by slices".into()))
+            }
+            Op::Linear { input, weight: w, bias } => backend.linear(&Linear {
+                input: get(values, *input)?,
+                weight: weight(block, *w)?,
+                bias: bias.map(|b| weight(block, b)).transpose()?,
+            }),
+            Op::Norm { input, weight: w, eps } => {
+                backend.norm(get(values, *input)?, weight(block, *w)?, *eps)
+            }
+            Op::Rope { input, head_dim, rope } => {
+                let mut x = self.take(values, *input, dies)?;
+                let table = self.table(rope, sequences);
+                backend.rope(&Rope { head_dim: *head_dim, table: &table, sequences }, &mut x)?;
+                Ok(x)
+            }
+            &Op::Attend { q, k, v, heads, scale, window } => backend.attend(&Attend {
+                q: get(values, q)?,
+                k: get(values, k)?,
+                v: get(values, v)?,
+                heads,
+                scale,
+                window,
+                sequences,
+            }),
+            Op::Activate { input, kind } => {
+                let mut x = self.take(values, *input, dies)?;
+                backend.activate(*kind, &mut x)?;
+                Ok(x)
+            }
+            Op::Mul { a, b } => {
+                let mut x = self.take(values, *a, |v| dies(v) && a != b)?;
+                backend.mul(&mut x, get(values, *b)?)?;
+                Ok(x)
+            }
+            Op::Add { a, b } => {
+                let mut x = self.take(values, *a, |v| dies(v) && a != b)?;
+                backend.add(&mut x, get(values, *b)?)?;
+                Ok(x)
+            }
+        }
+    }
+
+    /// A value to be changed in place: itself if nobody reads it afterwards, else a copy.
+    fn take(
+        &self,
+        values: &mut [Option<Buffer>],
+        value: Value,
+        dies: impl Fn(Value) -> bool,
+    ) -> Result<Buffer, BackendError> {
+        match dies(value) {
+            true => values[value.0 as usize].take().ok_or_else(|| freed(value)),
+            false => self.backend.copy(get(values, value)?),
+        }
+    }
+
+    fn table(&self, rope: &Arc<ir::Rope>, sequences: &[Range<usize>]) -> Arc<RopeTable> {
+        let positions = sequences.iter().map(Range::len).max().unwrap_or(0);
+        let mut tables = self.tables.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some((_, table)) =
+            tables.iter().find(|(r, t)| r == rope && t.positions() >= positions)
+        {
+            return Arc::clone(table);
+        }
+        let table = Arc::new(RopeTable::new(rope, positions));
+        tables.retain(|(r, _)| r != rope);
+        tables.push((Arc::clone(rope), Arc::clone(&table)));
+        table
+    }
+}
+
+/// For each value, the index of the last op that reads it; the output is never read.
+fn last_uses<W>(block: &Block<W>) -> Vec<usize> {
+    (0..=block.ops.len() as u32)
+        .map(|v| block.uses(Value(v)).last().unwrap_or(usize::MAX))
+        .collect()
+}
+
+fn get(values: &[Option<Buffer>], value: Value) -> Result<&Buffer, BackendError> {
+    values.get(value.0 as usize).and_then(Option::as_ref).ok_or_else(|| freed(value))
+}
+
+fn freed(value: Value) -> BackendError {
+    BackendError::Internal(format!("value %{} is not there", value.0))
+}
+
+fn weight(block: &Block<DeviceWeight>, id: WeightId) -> Result<&DeviceWeight, BackendError> {
+    let missing = || BackendError::Internal(format!("weight {} is not there", id.0));
+    block.weights.get(id.0 as usize).ok_or_else(missing)
+}

@@ -1,0 +1,151 @@
+//! The default numerics class: what every sum's order is, and the exponential.
+//!
+//! Each rule can be kept by scalar code and by vectors of any width up to [`LANES`], so kernels
+//! for different instruction sets give the same bits. No function here calls the system's libm.
+
+/// Lanes of a horizontal sum: element `i` of a run goes to lane `i % LANES`.
+pub const LANES: usize = 16;
+
+/// A linear's dot product over `in` is cut at multiples of this. Each piece is summed in order from
+/// zero with fused multiply-adds; the pieces are added in order.
+pub const LINEAR_CHUNK: usize = 256;
+
+/// Attention over keys is cut at multiples of this position. Each piece has its own soft-max, and
+/// the pieces are merged in order.
+pub const ATTEND_CHUNK: usize = 128;
+
+/// `e^x`, within 2 units in the last place; 0 below -87.34 (results that would be subnormal), and
+/// infinity above 88.72.
+///
+/// Multiplications and additions are not fused, so it vectorizes the same everywhere. Reduction by
+/// Cody and Waite (1980), polynomial from Cephes' `expf`.
+#[inline(always)]
+pub fn exp(x: f32) -> f32 {
+    const LOG2_E: f32 = std::f32::consts::LOG2_E;
+    const LN2_HIGH: f32 = 0.693_359_4;
+    const LN2_LOW: f32 = -2.121_944_4e-4;
+    // Adding and subtracting 1.5 * 2^23 rounds to the nearest integer, ties to even.
+    const ROUND: f32 = 12_582_912.0;
+    let clamped = if x > -87.336_54 { x } else { -87.336_54 };
+    let clamped = if clamped < 88.722_83 { clamped } else { 88.722_83 };
+    let shifted = clamped * LOG2_E + ROUND;
+    let n = shifted - ROUND;
+    let r = clamped - n * LN2_HIGH - n * LN2_LOW;
+    let mut p = 1.987_569_1e-4;
+    p = p * r + 1.398_2e-3;
+    p = p * r + 8.333_452e-3;
+    p = p * r + 4.166_579_6e-2;
+    p = p * r + 1.666_666_5e-1;
+    p = p * r + 0.5;
+    let y = p * r * r + r + 1.0;
+    // n is in -126..=128; 2^n is applied in two steps so that 2^128 is not needed.
+    let n = (shifted.to_bits() as i32).wrapping_sub(ROUND.to_bits() as i32);
+    let half = n >> 1;
+    let power = |e: i32| f32::from_bits(((e + 127) << 23) as u32);
+    let scaled = y * power(half) * power(n - half);
+    let low = if x < -87.336_54 { 0.0 } else { scaled };
+    let high = if x > 88.722_83 { f32::INFINITY } else { low };
+    if x.is_nan() { x } else { high }
+}
+
+/// The sum of the lanes: halves are added until one is left.
+#[inline(always)]
+pub fn sum_lanes(mut lanes: [f32; LANES]) -> f32 {
+    let mut half = LANES / 2;
+    while half > 0 {
+        for i in 0..half {
+            lanes[i] += lanes[i + half];
+        }
+        half /= 2;
+    }
+    lanes[0]
+}
+
+/// The sum of `f(x)` over a run, in [`LANES`] lanes.
+#[inline(always)]
+pub fn sum_by(run: &[f32], f: impl Fn(f32) -> f32) -> f32 {
+    let mut lanes = [0.0; LANES];
+    let mut chunks = run.chunks_exact(LANES);
+    for chunk in &mut chunks {
+        for i in 0..LANES {
+            lanes[i] += f(chunk[i]);
+        }
+    }
+    for (lane, &x) in lanes.iter_mut().zip(chunks.remainder()) {
+        *lane += f(x);
+    }
+    sum_lanes(lanes)
+}
+
+/// The largest element; negative infinity for none. NaN is passed over.
+#[inline(always)]
+pub fn max(run: &[f32]) -> f32 {
+    let mut lanes = [f32::NEG_INFINITY; LANES];
+    let mut chunks = run.chunks_exact(LANES);
+    for chunk in &mut chunks {
+        for i in 0..LANES {
+            lanes[i] = if chunk[i] > lanes[i] { chunk[i] } else { lanes[i] };
+        }
+    }
+    let best = |a: f32, &b: &f32| if b > a { b } else { a };
+    chunks.remainder().iter().fold(lanes.iter().fold(f32::NEG_INFINITY, best), best)
+}
+
+/// `x * sigmoid(x)`.
+#[inline(always)]
+pub fn silu(x: f32) -> f32 {
+    x / (1.0 + exp(-x))
+}
+
+/// One over the root of the mean square of a run.
+#[inline(always)]
+pub fn inverse_rms(run: &[f32], eps: f32) -> f32 {
+    let mean = sum_by(run, |x| x * x) / run.len() as f32;
+    1.0 / (mean + eps).sqrt()
+}
+
+/// Rotates one head in place: `head[i]` with `head[i + rotary / 2]`.
+#[inline(always)]
+pub fn rotate(head: &mut [f32], cos: &[f32], sin: &[f32]) {
+    let half = cos.len();
+    let (low, rest) = head.split_at_mut(half);
+    for (((a, b), &c), &s) in low.iter_mut().zip(&mut rest[..half]).zip(cos).zip(sin) {
+        let (x, y) = (*a, *b);
+        *a = x * c - y * s;
+        *b = y * c + x * s;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_exponential_is_close_everywhere() {
+        let mut worst = 0.0f64;
+        for bits in (0..u32::MAX).step_by(997) {
+            let x = f32::from_bits(bits);
+            let (got, want) = (exp(x), f64::from(x).exp());
+            if x.is_nan() {
+                assert!(got.is_nan());
+            } else if x < -87.336_54 {
+                assert_eq!(got, 0.0);
+            } else if x > 88.722_83 {
+                assert_eq!(got, f32::INFINITY);
+            } else {
+                let ulp = f64::from(f32::EPSILON) * want.max(f64::from(f32::MIN_POSITIVE));
+                worst = worst.max((f64::from(got) - want).abs() / ulp);
+            }
+        }
+        assert!(worst < 2.0, "{worst} units in the last place");
+    }
+
+    #[test]
+    fn sums_and_maxima_take_every_element() {
+        for n in 0..70 {
+            let run: Vec<f32> = (1..=n).map(|i| i as f32).collect();
+            assert_eq!(sum_by(&run, |x| x), (n * (n + 1) / 2) as f32);
+            assert_eq!(max(&run), if n == 0 { f32::NEG_INFINITY } else { n as f32 });
+        }
+    }
+}

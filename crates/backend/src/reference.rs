@@ -1,0 +1,225 @@
+//! The plain version of every op: what each op means, in loops that can be read.
+//!
+//! It runs on any CPU and uses no particular instructions. It is slow and stays: every fast kernel
+//! is tested against it, and it keeps the sums' order that [`crate::numerics`] fixes.
+
+use crate::numerics::{ATTEND_CHUNK, LINEAR_CHUNK, exp, inverse_rms, max, rotate, silu, sum_by};
+use crate::{
+    Attend, Backend, BackendError, Buffer, DeviceWeight, DivergenceRow, Embed, Linear, Rope,
+    SoftmaxRow,
+};
+use ir::{Activation, Weight};
+use std::ops::Range;
+
+/// The plain CPU backend.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Reference;
+
+impl Backend for Reference {
+    fn name(&self) -> &'static str {
+        "reference"
+    }
+
+    fn prepare(&self, weight: Weight) -> Result<DeviceWeight, BackendError> {
+        let values = weight.tensor.to_f32().ok_or_else(|| BackendError::Weight {
+            tensor: weight.spec.tensor.clone(),
+            rule: format!("dtype {} is F32, F16 or BF16", weight.spec.dtype),
+        })?;
+        Ok(DeviceWeight::new(weight.spec.shape, values))
+    }
+
+    fn upload(&self, width: usize, values: Vec<f32>) -> Result<Buffer, BackendError> {
+        Ok(Buffer::new(values.len() / width.max(1), width, values))
+    }
+
+    fn download(&self, buffer: Buffer) -> Result<Vec<f32>, BackendError> {
+        buffer.into_data()
+    }
+
+    fn copy(&self, buffer: &Buffer) -> Result<Buffer, BackendError> {
+        self.upload(buffer.width(), host(buffer)?.clone())
+    }
+
+    fn embed(&self, args: &Embed<'_>, out: &mut Buffer) -> Result<(), BackendError> {
+        let table = weights(args.weight)?;
+        let width = out.width();
+        for (row, token) in host_mut(out)?.chunks_exact_mut(width).zip(args.tokens) {
+            let index = token.checked_sub(args.first).map(|i| i as usize * width);
+            if let Some(source) = index.and_then(|at| table.get(at..at + width)) {
+                row.copy_from_slice(source);
+            }
+        }
+        Ok(())
+    }
+
+    fn linear(&self, args: &Linear<'_>) -> Result<Buffer, BackendError> {
+        let (x, w) = (host(args.input)?, weights(args.weight)?);
+        let bias = args.bias.map(weights).transpose()?;
+        let (k, out) = (args.input.width(), args.weight.shape()[0]);
+        let mut y = Vec::with_capacity(args.input.rows() * out);
+        for row in x.chunks_exact(k) {
+            for (o, column) in w.chunks_exact(k).enumerate() {
+                y.push(dot(row, column) + bias.map_or(0.0, |b| b[o]));
+            }
+        }
+        self.upload(out, y)
+    }
+
+    fn norm(
+        &self,
+        input: &Buffer,
+        weight: &DeviceWeight,
+        eps: f32,
+    ) -> Result<Buffer, BackendError> {
+        let w = weights(weight)?;
+        let mut y = host(input)?.clone();
+        for run in y.chunks_exact_mut(w.len()) {
+            let inverse = inverse_rms(run, eps);
+            run.iter_mut().zip(w).for_each(|(x, w)| *x = *x * inverse * w);
+        }
+        self.upload(input.width(), y)
+    }
+
+    fn rope(&self, args: &Rope<'_>, x: &mut Buffer) -> Result<(), BackendError> {
+        let width = x.width();
+        let values = host_mut(x)?;
+        for sequence in args.sequences {
+            for (position, row) in sequence.clone().enumerate() {
+                let (cos, sin) = args.table.at(position);
+                for head in values[row * width..(row + 1) * width].chunks_exact_mut(args.head_dim) {
+                    rotate(head, cos, sin);
+                }
+            }
+        }
+        Ok(())
+    }
+
+    fn attend(&self, args: &Attend<'_>) -> Result<Buffer, BackendError> {
+        let (heads, width) = (args.heads, args.heads.query * args.heads.dim);
+        let q = host(args.q)?;
+        let mut out = vec![0.0; args.q.rows() * width];
+        for sequence in args.sequences {
+            for (position, row) in sequence.clone().enumerate() {
+                for head in 0..heads.query {
+                    let at = row * width + head * heads.dim;
+                    let kv = Keys::new(args, sequence.start, head / (heads.query / heads.kv))?;
+                    let seen = match args.window {
+                        Some(w) => (position + 1).saturating_sub(w as usize)..position + 1,
+                        None => 0..position + 1,
+                    };
+                    let query: Vec<f32> =
+                        q[at..at + heads.dim].iter().map(|x| x * args.scale).collect();
+                    out[at..at + heads.dim].copy_from_slice(&kv.attend(&query, seen));
+                }
+            }
+        }
+        self.upload(width, out)
+    }
+
+    fn activate(&self, kind: Activation, x: &mut Buffer) -> Result<(), BackendError> {
+        let Activation::Silu = kind;
+        host_mut(x)?.iter_mut().for_each(|x| *x = silu(*x));
+        Ok(())
+    }
+
+    fn mul(&self, a: &mut Buffer, b: &Buffer) -> Result<(), BackendError> {
+        host_mut(a)?.iter_mut().zip(host(b)?).for_each(|(a, b)| *a *= b);
+        Ok(())
+    }
+
+    fn add(&self, a: &mut Buffer, b: &Buffer) -> Result<(), BackendError> {
+        host_mut(a)?.iter_mut().zip(host(b)?).for_each(|(a, b)| *a += b);
+        Ok(())
+    }
+
+    fn fold_softmax(
+        &self,
+        logits: &Buffer,
+        first: u32,
+        rows: &mut [SoftmaxRow],
+    ) -> Result<(), BackendError> {
+        let all = host(logits)?.chunks_exact(logits.width());
+        rows.iter_mut().zip(all).for_each(|(row, logits)| row.fold(logits, first));
+        Ok(())
+    }
+
+    fn fold_divergence(
+        &self,
+        logits: [&Buffer; 2],
+        first: u32,
+        rows: &mut [DivergenceRow],
+    ) -> Result<(), BackendError> {
+        let p = host(logits[0])?.chunks_exact(logits[0].width());
+        let q = host(logits[1])?.chunks_exact(logits[1].width());
+        rows.iter_mut().zip(p.zip(q)).for_each(|(row, (p, q))| row.fold(p, q, first));
+        Ok(())
+    }
+}
+
+fn host(buffer: &Buffer) -> Result<&Vec<f32>, BackendError> {
+    buffer.data()
+}
+
+fn host_mut(buffer: &mut Buffer) -> Result<&mut Vec<f32>, BackendError> {
+    buffer.data_mut()
+}
+
+fn weights(weight: &DeviceWeight) -> Result<&Vec<f32>, BackendError> {
+    weight.data()
+}
+
+/// The dot product in the order of [`LINEAR_CHUNK`].
+fn dot(a: &[f32], b: &[f32]) -> f32 {
+    let piece = |a: &[f32], b: &[f32]| a.iter().zip(b).fold(0.0, |s: f32, (a, b)| a.mul_add(*b, s));
+    let pieces = a.chunks(LINEAR_CHUNK).zip(b.chunks(LINEAR_CHUNK));
+    pieces.map(|(a, b)| piece(a, b)).fold(0.0, |total, piece| total + piece)
+}
+
+/// The keys and values of one head of one sequence.
+struct Keys<'a> {
+    k: &'a [f32],
+    v: &'a [f32],
+    stride: usize,
+    dim: usize,
+}
+
+impl<'a> Keys<'a> {
+    fn new(args: &Attend<'a>, first: usize, head: usize) -> Result<Self, BackendError> {
+        let (dim, stride) = (args.heads.dim, args.heads.kv * args.heads.dim);
+        let at = first * stride + head * dim;
+        Ok(Self { k: &host(args.k)?[at..], v: &host(args.v)?[at..], stride, dim })
+    }
+
+    fn row(&self, of: &'a [f32], position: usize) -> &'a [f32] {
+        &of[position * self.stride..position * self.stride + self.dim]
+    }
+
+    /// Soft-max attention of one query over positions `seen`, piece by piece.
+    fn attend(&self, query: &[f32], seen: Range<usize>) -> Vec<f32> {
+        let (mut top, mut total) = (f32::NEG_INFINITY, 0.0);
+        let mut out = vec![0.0; self.dim];
+        for chunk in seen.start / ATTEND_CHUNK..seen.end.div_ceil(ATTEND_CHUNK) {
+            let begin = seen.start.max(chunk * ATTEND_CHUNK);
+            let end = seen.end.min((chunk + 1) * ATTEND_CHUNK);
+            let score = |p| {
+                let key = self.row(self.k, p).iter();
+                query.iter().zip(key).fold(0.0, |s: f32, (q, k)| q.mul_add(*k, s))
+            };
+            let mut weights: Vec<f32> = (begin..end).map(score).collect();
+            let piece_top = max(&weights);
+            weights.iter_mut().for_each(|s| *s = exp(*s - piece_top));
+            let piece_total = sum_by(&weights, |x| x);
+            let new_top = if piece_top > top { piece_top } else { top };
+            let (old, new) = (exp(top - new_top), exp(piece_top - new_top));
+            for (d, o) in out.iter_mut().enumerate() {
+                let values = weights.iter().zip(begin..end);
+                let piece = values.fold(0.0, |s: f32, (w, p)| w.mul_add(self.row(self.v, p)[d], s));
+                *o = *o * old + piece * new;
+            }
+            (top, total) = (new_top, total * old + piece_total * new);
+        }
+        let inverse = 1.0 / total;
+        out.iter_mut().for_each(|o| *o *= inverse);
+        out
+    }
+}

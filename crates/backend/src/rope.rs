@@ -1,0 +1,37 @@
+//! Sines and cosines of every position, as transformers computes them: the angle is an `f32`
+//! product, its sine and cosine are exact to the last bit or nearly so.
+
+/// Tables `[positions, rotary / 2]`.
+#[derive(Clone, Debug)]
+pub struct RopeTable {
+    cos: Vec<f32>,
+    sin: Vec<f32>,
+    half: usize,
+}
+
+impl RopeTable {
+    /// The tables of the first `positions` positions.
+    pub fn new(rope: &ir::Rope, positions: usize) -> Self {
+        let half = rope.inv_freq.len();
+        let (mut cos, mut sin) = (Vec::new(), Vec::new());
+        for position in 0..positions {
+            for &frequency in &rope.inv_freq {
+                let angle = f64::from(position as f32 * frequency);
+                cos.push(libm::cos(angle) as f32 * rope.magnitude);
+                sin.push(libm::sin(angle) as f32 * rope.magnitude);
+            }
+        }
+        Self { cos, sin, half }
+    }
+
+    /// How many positions there are.
+    pub fn positions(&self) -> usize {
+        self.cos.len() / self.half.max(1)
+    }
+
+    /// The cosines and sines of `position`, `[rotary / 2]` each.
+    pub fn at(&self, position: usize) -> (&[f32], &[f32]) {
+        let range = position * self.half..(position + 1) * self.half;
+        (&self.cos[range.clone()], &self.sin[range])
+    }
+}
