@@ -1,0 +1,170 @@
+//! The streamed forward: a model larger than memory, one block at a time.
+//!
+//! Sequences go through the blocks in groups. Resident are one block, the hidden states of one
+//! batch of sequences, and a slice of rows of the embedding or of the head.
+
+use crate::EvalError;
+use backend::{Buffer, DeviceWeight, Embed, Interpreter};
+use ir::{Block, ModelSpec, Op, Source, Spec, Weight};
+use std::ops::Range;
+use tensor::DType;
+
+/// Rows of the embedding or the head that are resident at once. It fixes the order in which a
+/// soft-max is summed, so it is not a setting.
+pub const SLICE_ROWS: usize = 4096;
+
+/// Rows that go through a block together: enough to be bound by arithmetic, few enough that the
+/// values inside a block stay small beside its weights.
+const GROUP_ROWS: usize = 2048;
+
+/// A model opened for streaming: what is known of it and where its weights are.
+#[derive(Clone, Copy)]
+pub struct Model<'a> {
+    /// The programs.
+    pub spec: &'a ModelSpec,
+    /// The weights.
+    pub source: &'a dyn Source,
+}
+
+/// Some sequences that go through the model together.
+pub(crate) struct Group {
+    /// The rows of each sequence.
+    pub(crate) sequences: Vec<Range<usize>>,
+    /// Their token ids, concatenated.
+    pub(crate) tokens: Vec<u32>,
+}
+
+impl Group {
+    /// Cuts `sequences` into groups of about [`GROUP_ROWS`], a sequence at least.
+    pub(crate) fn cut<'t>(sequences: impl Iterator<Item = &'t [u32]>) -> Vec<Self> {
+        let mut groups: Vec<Self> = Vec::new();
+        for tokens in sequences {
+            let fits = |g: &&mut Self| g.tokens.len() + tokens.len() <= GROUP_ROWS;
+            match groups.last_mut().filter(fits) {
+                Some(group) => group.push(tokens),
+                None => {
+                    groups.push(Self { sequences: Vec::new(), tokens: Vec::new() });
+                    groups.iter_mut().last().into_iter().for_each(|g| g.push(tokens));
+                }
+            }
+        }
+        groups
+    }
+
+    fn push(&mut self, tokens: &[u32]) {
+        let begin = self.tokens.len();
+        self.tokens.extend_from_slice(tokens);
+        self.sequences.push(begin..self.tokens.len());
+    }
+}
+
+/// Bytes of hidden state that a token of `model` takes between blocks.
+pub(crate) fn bytes_a_token(model: &ModelSpec) -> usize {
+    model.hidden.saturating_mul(size_of::<f32>())
+}
+
+/// Runs the embedding and every layer. The result is a buffer `[rows, hidden]` a group.
+///
+/// `done` is told after each block.
+pub(crate) fn hidden_states(
+    interpreter: &Interpreter<'_>,
+    model: Model<'_>,
+    groups: &[Group],
+    done: &mut dyn FnMut(),
+) -> Result<Vec<Buffer>, EvalError> {
+    let mut states = embed(interpreter, model, groups)?;
+    done();
+    for layer in &model.spec.layers {
+        let block = load(interpreter, model.source, layer)?;
+        for (group, state) in groups.iter().zip(&mut states) {
+            let input = std::mem::replace(state, Buffer::new(0, 0, ()));
+            *state = interpreter.run(&block, input, &group.sequences)?;
+        }
+        done();
+    }
+    Ok(states)
+}
+
+/// The head with only rows `slice` of its projection: its output is the logits of those tokens.
+pub(crate) fn head_slice(
+    interpreter: &Interpreter<'_>,
+    model: Model<'_>,
+    slice: Range<usize>,
+) -> Result<Block<DeviceWeight>, EvalError> {
+    let head = &model.spec.head;
+    let projection = projection(head)?;
+    let mut index = 0;
+    head.clone().try_map(|spec| {
+        let rows = if index == projection { slice.clone() } else { 0..spec.shape[0] };
+        index += 1;
+        prepare(interpreter, model.source, &spec, rows)
+    })
+}
+
+/// The slices of the vocabulary that the head goes through.
+pub(crate) fn slices(vocab: usize) -> impl Iterator<Item = Range<usize>> {
+    (0..vocab).step_by(SLICE_ROWS).map(move |begin| begin..(begin + SLICE_ROWS).min(vocab))
+}
+
+/// Reads a block's weights, one at a time.
+fn load(
+    interpreter: &Interpreter<'_>,
+    source: &dyn Source,
+    block: &Block<Spec>,
+) -> Result<Block<DeviceWeight>, EvalError> {
+    block.clone().try_map(|spec| {
+        let rows = 0..spec.shape[0];
+        prepare(interpreter, source, &spec, rows)
+    })
+}
+
+fn prepare(
+    interpreter: &Interpreter<'_>,
+    source: &dyn Source,
+    spec: &Spec,
+    rows: Range<usize>,
+) -> Result<DeviceWeight, EvalError> {
+    let tensor = source.read_rows(&spec.tensor, rows)?;
+    let spec = Spec { shape: tensor.shape().to_vec(), ..spec.clone() };
+    Ok(interpreter.backend().prepare(Weight { spec, tensor })?)
+}
+
+fn embed(
+    interpreter: &Interpreter<'_>,
+    model: Model<'_>,
+    groups: &[Group],
+) -> Result<Vec<Buffer>, EvalError> {
+    let (backend, hidden) = (interpreter.backend(), model.spec.hidden);
+    let zeros = |g: &Group| backend.upload(hidden, vec![0.0; g.tokens.len() * hidden]);
+    let mut states = groups.iter().map(zeros).collect::<Result<Vec<_>, _>>()?;
+    let [spec] = &model.spec.embedding.weights[..] else {
+        return Err(EvalError::Internal("an embedding block has one weight".into()));
+    };
+    for slice in slices(model.spec.vocab) {
+        let inside = |t: &u32| slice.contains(&(*t as usize));
+        if !groups.iter().any(|g| g.tokens.iter().any(inside)) {
+            continue;
+        }
+        let first = slice.start as u32;
+        let weight = prepare(interpreter, model.source, spec, slice)?;
+        for (group, state) in groups.iter().zip(&mut states) {
+            backend.embed(&Embed { tokens: &group.tokens, weight: &weight, first }, state)?;
+        }
+    }
+    Ok(states)
+}
+
+/// The index of the weight that projects to logits: the one of the head's last linear.
+fn projection(head: &Block<Spec>) -> Result<usize, EvalError> {
+    match head.ops.last() {
+        Some(Op::Linear { weight, bias: None, .. }) => Ok(weight.0 as usize),
+        _ => Err(EvalError::Internal("a head ends in a linear without bias".into())),
+    }
+}
+
+/// The largest block's bytes as stored: what a streamed forward holds of the weights.
+pub fn largest_block(model: &ModelSpec) -> usize {
+    let layers = model.layers.iter().map(|b| b.weights.iter().map(Spec::bytes).sum());
+    let row = DType::bytes_of(model.embedding.weights[0].dtype, &[SLICE_ROWS, model.hidden]);
+    layers.chain(row).max().unwrap_or(0)
+}
