@@ -1,1 +1,56 @@
-//! arch
+//! Front ends: a `config.json` and the list of stored tensors -> the block programs of a decoder.
+//!
+//! One file a family ([`families`]); what families share (fields with checks, rotary scaling, the
+//! decoder emitter) has its own file. The oracle is Hugging Face transformers: a key that changes
+//! its result is honoured or refused by name, and none is ignored silently.
+
+mod config;
+mod decoder;
+mod error;
+mod families;
+mod frequencies;
+mod keys;
+mod rope;
+mod stored;
+mod window;
+
+pub use error::{Error, Mismatch, ShapeMismatch};
+pub use stored::Stored;
+
+use config::Fields;
+use serde_json::{Map, Value};
+
+/// A decoder as the checkpoint describes it, and what its user should be told.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Loaded {
+    /// The block programs.
+    pub model: ir::ModelSpec,
+    /// What is odd but does not stop the load, such as stored tensors that nothing reads.
+    pub warnings: Vec<String>,
+}
+
+/// Reads a parsed `config.json` against the tensors that the checkpoint stores.
+///
+/// No weight is read: names, dtypes and shapes suffice. Every emitted block keeps the rules of
+/// [`ir::verify`].
+///
+/// # Errors
+/// If the family or a key is not supported, a value is out of bounds, or the stored tensors are
+/// not those that the configuration asks for.
+pub fn load(config: &Map<String, Value>, stored: &dyn Stored) -> Result<Loaded, Error> {
+    let family = families::select(config)?;
+    keys::audit(config, family)?;
+    let fields = Fields::root(config);
+    let plan = (family.read)(&fields)?;
+    let mut warnings = Vec::new();
+    warnings.extend(keys::architecture_warning(&fields, family)?);
+    let model = decoder::emit(&plan, family.name, stored, &mut warnings)?;
+    warnings.extend(stored::dtype_warning(&fields, &model)?);
+    warnings.extend(stored::unused_warning(&model, stored));
+    Ok(Loaded { model, warnings })
+}
+
+/// The names of the supported families, as `model_type` spells them.
+pub fn families() -> impl Iterator<Item = &'static str> {
+    families::FAMILIES.iter().map(|family| family.name)
+}

@@ -1,0 +1,257 @@
+//! The emitter that all families share: a pre-norm decoder with grouped-query attention and a
+//! gated feed-forward, written as block programs over Hugging Face tensor names.
+
+use crate::config::quote;
+use crate::error::{Error, LISTED, Mismatch, ShapeMismatch};
+use crate::stored::Stored;
+use ir::{Activation, Block, BlockId, Heads, ModelSpec, Op, Rope, Spec, Value, WeightId};
+use std::collections::HashSet;
+use std::sync::Arc;
+use tensor::DType;
+
+const EMBEDDING: &str = "model.embed_tokens.weight";
+const HEAD: &str = "lm_head.weight";
+
+/// A decoder as its configuration describes it, before the checkpoint is consulted.
+pub(crate) struct Plan {
+    pub(crate) hidden: usize,
+    pub(crate) vocab: usize,
+    pub(crate) ffn: usize,
+    pub(crate) context: usize,
+    pub(crate) heads: Heads,
+    pub(crate) eps: f32,
+    pub(crate) rope: Arc<Rope>,
+    pub(crate) tied: bool,
+    /// The sliding window of each layer; its length is the number of layers.
+    pub(crate) windows: Vec<Option<u32>>,
+    /// Biases of the q, k and v projections.
+    pub(crate) qkv_bias: bool,
+    /// Bias of the attention's output projection.
+    pub(crate) o_bias: bool,
+    /// Biases of gate, up and down.
+    pub(crate) mlp_bias: bool,
+    /// Norms of each query and key head before the rotation.
+    pub(crate) qk_norm: bool,
+}
+
+/// Emits and verifies every block, and holds it against what is stored.
+///
+/// # Errors
+/// If tensors are missing, of another shape, or of a dtype that is not read.
+pub(crate) fn emit(
+    plan: &Plan,
+    family: &'static str,
+    stored: &dyn Stored,
+    warnings: &mut Vec<String>,
+) -> Result<ModelSpec, Error> {
+    let mut found = Found::new(stored);
+    let (table, head, tied) = ends(plan, stored, warnings);
+    let embedding = embedding(plan, &mut found, table);
+    let layers = (0..plan.windows.len()).map(|i| layer(plan, &mut found, i)).collect();
+    let head = head_block(plan, &mut found, head);
+    found.finish()?;
+    let (hidden, vocab, context) = (plan.hidden, plan.vocab, plan.context);
+    let model = ModelSpec { family, hidden, vocab, context, tied, embedding, layers, head };
+    ir::verify(&model.embedding, 1)?;
+    for block in model.layers.iter().chain([&model.head]) {
+        ir::verify(block, plan.hidden)?;
+    }
+    Ok(model)
+}
+
+/// The tensors of the embedding and of the head, and whether they are one.
+///
+/// As transformers does: where the configuration ties them and both are stored, the stored head
+/// is used (it is either equal, or the configuration is wrong); where only one is stored, it
+/// serves as both.
+fn ends(
+    plan: &Plan,
+    stored: &dyn Stored,
+    warnings: &mut Vec<String>,
+) -> (&'static str, &'static str, bool) {
+    let (table, head) = (stored.get(EMBEDDING).is_some(), stored.get(HEAD).is_some());
+    match (plan.tied, table, head) {
+        (false, ..) => (EMBEDDING, HEAD, false),
+        (true, true, true) => {
+            warnings.push(format!(
+                "config.json says tie_word_embeddings = true, but {} is stored too; it is read as the head",
+                quote(HEAD)
+            ));
+            (EMBEDDING, HEAD, false)
+        }
+        (true, false, true) => (HEAD, HEAD, true),
+        (true, _, false) => (EMBEDDING, EMBEDDING, true),
+    }
+}
+
+fn embedding(plan: &Plan, found: &mut Found, table: &str) -> Block<Spec> {
+    let mut block = Program::new(BlockId::Embedding);
+    let weight = block.weight(found, table.to_owned(), &[plan.vocab, plan.hidden]);
+    block.push(Op::Embed { input: Value::INPUT, weight });
+    block.block
+}
+
+fn head_block(plan: &Plan, found: &mut Found, name: &str) -> Block<Spec> {
+    let mut block = Program::new(BlockId::Head);
+    let weight = block.weight(found, "model.norm.weight".to_owned(), &[plan.hidden]);
+    let input = block.push(Op::Norm { input: Value::INPUT, weight, eps: plan.eps });
+    let weight = block.weight(found, name.to_owned(), &[plan.vocab, plan.hidden]);
+    block.push(Op::Linear { input, weight, bias: None });
+    block.block
+}
+
+fn layer(plan: &Plan, found: &mut Found, index: usize) -> Block<Spec> {
+    // The number of layers is capped far below what an index holds.
+    let mut block = Program::new(BlockId::Layer(index as u32));
+    let mut layer =
+        Layer { plan, found, block: &mut block, prefix: format!("model.layers.{index}") };
+    let attended = layer.attention(index);
+    layer.feed_forward(attended);
+    block.block
+}
+
+/// A layer that is being written.
+struct Layer<'a, 'b> {
+    plan: &'a Plan,
+    found: &'a mut Found<'b>,
+    block: &'a mut Program,
+    prefix: String,
+}
+
+impl Layer<'_, '_> {
+    fn attention(&mut self, index: usize) -> Value {
+        let Plan { hidden, heads, qkv_bias, o_bias, .. } = *self.plan;
+        let (wide, narrow) = (heads.query * heads.dim, heads.kv * heads.dim);
+        let x = self.norm(Value::INPUT, "input_layernorm", hidden);
+        let q = self.linear(x, "self_attn.q_proj", [wide, hidden], qkv_bias);
+        let k = self.linear(x, "self_attn.k_proj", [narrow, hidden], qkv_bias);
+        let v = self.linear(x, "self_attn.v_proj", [narrow, hidden], qkv_bias);
+        let (q, k) = if self.plan.qk_norm {
+            (
+                self.norm(q, "self_attn.q_norm", heads.dim),
+                self.norm(k, "self_attn.k_norm", heads.dim),
+            )
+        } else {
+            (q, k)
+        };
+        let (q, k) = (self.rotate(q), self.rotate(k));
+        let scale = (1.0 / libm::sqrt(heads.dim as f64)) as f32;
+        let window = self.plan.windows[index];
+        let attended = self.block.push(Op::Attend { q, k, v, heads, scale, window });
+        let o = self.linear(attended, "self_attn.o_proj", [hidden, wide], o_bias);
+        self.block.push(Op::Add { a: Value::INPUT, b: o })
+    }
+
+    fn feed_forward(&mut self, input: Value) {
+        let Plan { hidden, ffn, mlp_bias, .. } = *self.plan;
+        let x = self.norm(input, "post_attention_layernorm", hidden);
+        let gate = self.linear(x, "mlp.gate_proj", [ffn, hidden], mlp_bias);
+        let up = self.linear(x, "mlp.up_proj", [ffn, hidden], mlp_bias);
+        let gate = self.block.push(Op::Activate { input: gate, kind: Activation::Silu });
+        let product = self.block.push(Op::Mul { a: gate, b: up });
+        let down = self.linear(product, "mlp.down_proj", [hidden, ffn], mlp_bias);
+        self.block.push(Op::Add { a: input, b: down });
+    }
+
+    fn norm(&mut self, input: Value, name: &str, len: usize) -> Value {
+        let weight = self.weight(name, "weight", &[len]);
+        self.block.push(Op::Norm { input, weight, eps: self.plan.eps })
+    }
+
+    fn linear(&mut self, input: Value, name: &str, shape: [usize; 2], bias: bool) -> Value {
+        let weight = self.weight(name, "weight", &shape);
+        let bias = bias.then(|| self.weight(name, "bias", &shape[..1]));
+        self.block.push(Op::Linear { input, weight, bias })
+    }
+
+    fn rotate(&mut self, input: Value) -> Value {
+        let rope = Arc::clone(&self.plan.rope);
+        self.block.push(Op::Rope { input, head_dim: self.plan.heads.dim, rope })
+    }
+
+    fn weight(&mut self, module: &str, leaf: &str, shape: &[usize]) -> WeightId {
+        let name = format!("{}.{module}.{leaf}", self.prefix);
+        self.block.weight(self.found, name, shape)
+    }
+}
+
+/// A block that is being written.
+struct Program {
+    block: Block<Spec>,
+}
+
+impl Program {
+    fn new(id: BlockId) -> Self {
+        Self { block: Block { id, ops: Vec::new(), weights: Vec::new() } }
+    }
+
+    fn push(&mut self, op: Op) -> Value {
+        self.block.ops.push(op);
+        self.block.output()
+    }
+
+    fn weight(&mut self, found: &mut Found, tensor: String, shape: &[usize]) -> WeightId {
+        let id = WeightId(self.block.weights.len() as u32);
+        let dtype = found.take(&tensor, shape);
+        self.block.weights.push(Spec { tensor, shape: shape.to_vec(), dtype });
+        id
+    }
+}
+
+/// The stored tensors, and what was found wrong with those that were asked for.
+struct Found<'a> {
+    stored: &'a dyn Stored,
+    /// A tied embedding is asked for twice, and told of once.
+    seen: HashSet<String>,
+    missing: Vec<String>,
+    shapes: Vec<ShapeMismatch>,
+    dtypes: Vec<Mismatch>,
+}
+
+impl<'a> Found<'a> {
+    fn new(stored: &'a dyn Stored) -> Self {
+        let seen = HashSet::new();
+        Self { stored, seen, missing: Vec::new(), shapes: Vec::new(), dtypes: Vec::new() }
+    }
+
+    /// The dtype of a stored tensor. What is wrong is kept for one error at the end.
+    fn take(&mut self, name: &str, expected: &[usize]) -> DType {
+        let stored = self.stored.get(name);
+        let dtype = stored.map_or(DType::F32, |(dtype, _)| dtype);
+        if !self.seen.insert(name.to_owned()) {
+            return dtype;
+        }
+        let Some((_, found)) = stored else {
+            self.missing.push(quote(name));
+            return dtype;
+        };
+        if found != expected {
+            let (expected, found) = (expected.to_vec(), found.to_vec());
+            self.shapes.push(ShapeMismatch { tensor: name.to_owned(), expected, found });
+        }
+        if !matches!(dtype, DType::F32 | DType::F16 | DType::BF16) {
+            self.dtypes.push(Mismatch { tensor: name.to_owned(), dtype });
+        }
+        dtype
+    }
+
+    fn finish(self) -> Result<(), Error> {
+        let Self { mut missing, mut shapes, mut dtypes, .. } = self;
+        if !missing.is_empty() {
+            let count = missing.len();
+            missing.truncate(LISTED);
+            return Err(Error::MissingTensors { count, names: missing });
+        }
+        if !shapes.is_empty() {
+            let count = shapes.len();
+            shapes.truncate(LISTED);
+            return Err(Error::Shapes { count, first: shapes });
+        }
+        if !dtypes.is_empty() {
+            let count = dtypes.len();
+            dtypes.truncate(LISTED);
+            return Err(Error::DTypes { count, first: dtypes });
+        }
+        Ok(())
+    }
+}

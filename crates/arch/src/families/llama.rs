@@ -1,0 +1,21 @@
+//! Llama 2, 3, 3.1 and 3.2.
+
+use super::{Defaults, Family, common};
+use crate::config::Fields;
+use crate::decoder::Plan;
+use crate::error::Error;
+
+pub(super) const FAMILY: Family = Family {
+    name: "llama",
+    class: "LlamaForCausalLM",
+    keys: &["attention_bias", "mlp_bias"],
+    read,
+};
+
+/// `attention_bias` is on all four projections of the attention, as in transformers.
+fn read(config: &Fields) -> Result<Plan, Error> {
+    let plan = common(config, &Defaults { context: 2048, kv_heads: None, head_dim: None })?;
+    let attention = config.flag("attention_bias", false)?;
+    let mlp_bias = config.flag("mlp_bias", false)?;
+    Ok(Plan { qkv_bias: attention, o_bias: attention, mlp_bias, ..plan })
+}

@@ -1,0 +1,150 @@
+//! The supported families and why others are refused.
+
+mod llama;
+mod mistral;
+mod qwen2;
+mod qwen3;
+
+use crate::config::{Fields, cap, quote};
+use crate::decoder::Plan;
+use crate::error::Error;
+use ir::Heads;
+use serde_json::{Map, Value};
+
+/// A family: how its configurations are spelled and read.
+pub(crate) struct Family {
+    /// `model_type`.
+    pub(crate) name: &'static str,
+    /// The class of its language model in transformers.
+    pub(crate) class: &'static str,
+    /// The keys it reads beyond the common ones.
+    pub(crate) keys: &'static [&'static str],
+    /// From the configuration to the decoder it describes.
+    pub(crate) read: fn(&Fields) -> Result<Plan, Error>,
+}
+
+/// Every supported family. A family is added by its file and a line here.
+pub(crate) const FAMILIES: &[Family] =
+    &[llama::FAMILY, mistral::FAMILY, qwen2::FAMILY, qwen3::FAMILY];
+
+/// Families that people will try, and what a dense decoder lacks for them.
+const UNSUPPORTED: &[(&str, &str)] = &[
+    ("deepseek_v2", "multi-head latent attention and a mixture of experts"),
+    ("deepseek_v3", "multi-head latent attention and a mixture of experts"),
+    ("gemma", "another norm and embedding scale"),
+    ("gemma2", "another norm, embedding scale and soft caps"),
+    ("gemma3_text", "another norm and embedding scale"),
+    ("gpt2", "learned positions and layer norms"),
+    ("gpt_oss", "a mixture of experts and attention sinks"),
+    ("mixtral", "a mixture of experts"),
+    ("phi3", "fused projections and partial rotary embeddings"),
+    ("qwen2_moe", "a mixture of experts"),
+    ("qwen3_moe", "a mixture of experts"),
+    ("qwen3_next", "linear attention and a mixture of experts"),
+];
+
+/// The family that a configuration names.
+pub(crate) fn select(config: &Map<String, Value>) -> Result<&'static Family, Error> {
+    let fields = Fields::root(config);
+    let supported = FAMILIES.iter().map(|f| f.name).collect::<Vec<_>>().join(", ");
+    let name = fields.text("model_type")?;
+    if config.get("text_config").is_some_and(|nested| !nested.is_null()) {
+        return Err(Error::Nested { model_type: quote(name.unwrap_or("")) });
+    }
+    let Some(name) = name else { return Err(Error::NoModelType { supported }) };
+    FAMILIES.iter().find(|family| family.name == name).ok_or_else(|| {
+        let why = UNSUPPORTED.iter().find(|row| row.0 == name).map(|row| row.1);
+        Error::Family {
+            model_type: quote(name),
+            why: why.unwrap_or("an unknown family"),
+            supported,
+        }
+    })
+}
+
+/// What a family assumes when a key is absent, from its configuration class in transformers.
+pub(crate) struct Defaults {
+    /// `max_position_embeddings`.
+    pub(crate) context: usize,
+    /// `num_key_value_heads` when absent; as many as query heads if `None`.
+    pub(crate) kv_heads: Option<usize>,
+    /// `head_dim` when absent; `hidden_size / num_attention_heads` if `None`.
+    pub(crate) head_dim: Option<usize>,
+}
+
+/// The parts that all families read alike. Biases, q/k norms and windows are the family's.
+pub(crate) fn common(config: &Fields, defaults: &Defaults) -> Result<Plan, Error> {
+    activation(config)?;
+    causal(config)?;
+    let hidden = config.size("hidden_size", cap::HIDDEN)?;
+    let layers = config.size("num_hidden_layers", cap::LAYERS)?;
+    let context =
+        config.integer("max_position_embeddings", 1, cap::CONTEXT)?.unwrap_or(defaults.context);
+    let heads = heads(config, hidden, defaults)?;
+    Ok(Plan {
+        hidden,
+        vocab: config.size("vocab_size", cap::VOCAB)?,
+        ffn: config.size("intermediate_size", cap::FFN)?,
+        context,
+        heads,
+        eps: epsilon(config)?,
+        rope: crate::rope::read(config, heads.dim, context)?,
+        tied: config.flag("tie_word_embeddings", false)?,
+        windows: vec![None; layers],
+        qkv_bias: false,
+        o_bias: false,
+        mlp_bias: false,
+        qk_norm: false,
+    })
+}
+
+fn heads(config: &Fields, hidden: usize, defaults: &Defaults) -> Result<Heads, Error> {
+    const KV: &str = "num_key_value_heads";
+    let query = config.size("num_attention_heads", cap::HEADS)?;
+    let kv = match config.nullable_size(KV, cap::HEADS)? {
+        Some(kv) => kv,
+        None if config.is_null(KV) => query,
+        None => defaults.kv_heads.unwrap_or(query),
+    };
+    if kv > query || !query.is_multiple_of(kv) {
+        let rule = format!("{kv} heads must divide num_attention_heads = {query}");
+        return Err(config.breaks(KV, rule));
+    }
+    let stated = match defaults.head_dim {
+        Some(dim) => config.integer("head_dim", 1, cap::HEADS)?.or(Some(dim)),
+        None => config.nullable_size("head_dim", cap::HEADS)?,
+    };
+    let divided = hidden.is_multiple_of(query).then_some(hidden / query);
+    let dim = stated.or(divided).ok_or_else(|| {
+        let rule = format!("must divide hidden_size = {hidden} where head_dim is not given");
+        config.breaks("num_attention_heads", rule)
+    })?;
+    // Rotation pairs the halves of a head.
+    if dim == 0 || !dim.is_multiple_of(2) {
+        return Err(config
+            .breaks("head_dim", format!("a head of size {dim} cannot be rotated: must be even")));
+    }
+    Ok(Heads { query, kv, dim })
+}
+
+fn epsilon(config: &Fields) -> Result<f32, Error> {
+    let eps = config.number("rms_norm_eps")?.unwrap_or(1e-6);
+    let fits = eps > 0.0 && eps <= 1.0 && eps as f32 > 0.0;
+    fits.then_some(eps as f32)
+        .ok_or_else(|| config.breaks("rms_norm_eps", "must be above 0 and at most 1"))
+}
+
+/// `swish` is transformers' other name of the same function.
+fn activation(config: &Fields) -> Result<(), Error> {
+    let name = if config.has("hidden_act") { config.text("hidden_act")? } else { Some("silu") };
+    let known = matches!(name, Some("silu" | "swish"));
+    known.then_some(()).ok_or_else(|| config.breaks("hidden_act", "only \"silu\" is supported"))
+}
+
+/// Anything falsy turns every family into a bidirectional encoder in transformers.
+fn causal(config: &Fields) -> Result<(), Error> {
+    let causal = !config.is_null("is_causal") && config.flag("is_causal", true)?;
+    causal
+        .then_some(())
+        .ok_or_else(|| config.breaks("is_causal", "only causal attention is supported"))
+}

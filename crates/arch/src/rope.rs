@@ -1,0 +1,218 @@
+//! Rotary parameters of a configuration, in both spellings: `rope_theta` with `rope_scaling`, and
+//! `rope_parameters`, which holds everything.
+
+use crate::config::{Fields, cap, quote, show};
+use crate::error::Error;
+use crate::frequencies::{self, Frequencies, Llama3, Yarn};
+use ir::Rope;
+use std::sync::Arc;
+
+/// The base when no key gives it.
+const DEFAULT_THETA: f64 = 10_000.0;
+
+/// How the base frequencies are stretched.
+#[derive(Clone, Debug, PartialEq)]
+enum Scaling {
+    Default,
+    Linear { factor: f64 },
+    Llama3(Llama3),
+    Yarn(Yarn),
+}
+
+/// The frequencies of heads of size `head_dim` in a model of `context` tokens.
+///
+/// # Errors
+/// If a value breaks a rule, a scaling is not supported, or the two spellings disagree.
+pub(crate) fn read(config: &Fields, head_dim: usize, context: usize) -> Result<Arc<Rope>, Error> {
+    whole_head(config)?;
+    let old = config.object("rope_scaling")?;
+    let new = config.object("rope_parameters")?;
+    let theta = base(config, [old, new])?;
+    let scaling = match (old, new) {
+        (None, None) => Scaling::Default,
+        (Some(one), None) | (None, Some(one)) => scaling(config, &one, context)?,
+        (Some(old), Some(new)) => {
+            let both = [scaling(config, &old, context)?, scaling(config, &new, context)?];
+            agree("the rotary scaling", ["rope_scaling", "rope_parameters"], both)?
+        }
+    };
+    let found = match &scaling {
+        Scaling::Default => frequencies::plain(theta, head_dim),
+        Scaling::Linear { factor } => frequencies::linear(theta, head_dim, *factor),
+        Scaling::Llama3(llama3) => frequencies::llama3(theta, head_dim, llama3),
+        Scaling::Yarn(yarn) => frequencies::yarn(theta, head_dim, yarn),
+    };
+    finite(config, found)
+}
+
+/// The base: inside one of the objects, or beside them. Where several say it, they must agree.
+fn base(config: &Fields, objects: [Option<Fields>; 2]) -> Result<f64, Error> {
+    let names = ["rope_scaling", "rope_parameters"];
+    let mut said: Option<(&str, f64)> = theta(config)?.map(|theta| ("rope_theta", theta));
+    for (name, object) in names.into_iter().zip(objects) {
+        let Some(object) = object else { continue };
+        let Some(inner) = theta(&object)? else { continue };
+        said = match said {
+            None => Some((name, inner)),
+            Some((key, outer)) => {
+                Some((key, agree("the rotary base", [key, name], [outer, inner])?))
+            }
+        };
+    }
+    Ok(said.map_or(DEFAULT_THETA, |(_, theta)| theta))
+}
+
+fn theta(fields: &Fields) -> Result<Option<f64>, Error> {
+    let theta = fields.number("rope_theta")?;
+    // Yarn divides by the logarithm of the base, and a base below one turns the order around.
+    let fits = theta.is_none_or(|theta| theta > 1.0 && theta <= 1e30);
+    fits.then_some(theta)
+        .ok_or_else(|| fields.breaks("rope_theta", "must be above 1 and at most 1e30"))
+}
+
+/// Only whole heads are rotated, wherever the factor is spelled.
+fn whole_head(fields: &Fields) -> Result<(), Error> {
+    let factor = fields.nullable_number("partial_rotary_factor")?;
+    let whole = factor.is_none_or(|factor| factor == 1.0);
+    whole.then_some(()).ok_or_else(|| {
+        fields.breaks("partial_rotary_factor", "only 1 is supported: heads are rotated whole")
+    })
+}
+
+fn scaling(config: &Fields, object: &Fields, context: usize) -> Result<Scaling, Error> {
+    whole_head(object)?;
+    let kind = match (object.text("rope_type")?, object.text("type")?) {
+        (Some(a), Some(b)) => agree("the rotary type", ["rope_type", "type"], [a, b])?,
+        (Some(kind), None) | (None, Some(kind)) => kind,
+        (None, None) => "default",
+    };
+    let own: &[&str] = match kind {
+        "default" => &[],
+        "linear" => &["factor"],
+        "llama3" => &["factor", "low_freq_factor", "high_freq_factor", ORIGINAL],
+        "yarn" => &[
+            "factor",
+            "attention_factor",
+            "beta_fast",
+            "beta_slow",
+            "mscale",
+            "mscale_all_dim",
+            "truncate",
+            ORIGINAL,
+        ],
+        other => return Err(unsupported(object, other)),
+    };
+    only(object, kind, own)?;
+    match kind {
+        "linear" => Ok(Scaling::Linear { factor: positive(object, "factor")? }),
+        "llama3" => llama3(config, object, context).map(Scaling::Llama3),
+        "yarn" => yarn(config, object, context).map(Scaling::Yarn),
+        _ => Ok(Scaling::Default),
+    }
+}
+
+const ORIGINAL: &str = "original_max_position_embeddings";
+
+fn llama3(config: &Fields, object: &Fields, context: usize) -> Result<Llama3, Error> {
+    let found = Llama3 {
+        factor: positive(object, "factor")?,
+        low: positive(object, "low_freq_factor")?,
+        high: positive(object, "high_freq_factor")?,
+        original: original(config, object, context)?,
+    };
+    let rule = "must be above low_freq_factor";
+    (found.high > found.low).then_some(found).ok_or_else(|| object.breaks("high_freq_factor", rule))
+}
+
+fn yarn(config: &Fields, object: &Fields, context: usize) -> Result<Yarn, Error> {
+    let original = original(config, object, context)?;
+    // A null factor means the ratio of the contexts; an absent one is an error in transformers.
+    let factor = if object.is_null("factor") {
+        context as f64 / original
+    } else {
+        positive(object, "factor")?
+    };
+    let found = Yarn {
+        factor,
+        original,
+        attention_factor: scale(object, "attention_factor")?,
+        mscale: scale(object, "mscale")?,
+        mscale_all_dim: scale(object, "mscale_all_dim")?,
+        beta_fast: scale(object, "beta_fast")?.filter(|&beta| beta != 0.0).unwrap_or(32.0),
+        beta_slow: scale(object, "beta_slow")?.filter(|&beta| beta != 0.0).unwrap_or(1.0),
+        // Null is falsy in Python: it does not mean the default.
+        truncate: !object.is_null("truncate") && object.flag("truncate", true)?,
+    };
+    let ordered = found.beta_fast >= found.beta_slow;
+    ordered.then_some(found).ok_or_else(|| object.breaks("beta_fast", "must be at least beta_slow"))
+}
+
+/// The context before scaling: beside the object, inside it, or the model's context.
+fn original(config: &Fields, object: &Fields, context: usize) -> Result<f64, Error> {
+    let outer = config.integer(ORIGINAL, 1, cap::CONTEXT)?;
+    let inner = object.integer(ORIGINAL, 1, cap::CONTEXT)?;
+    let found = match (outer, inner) {
+        (Some(a), Some(b)) => {
+            let inside = object.path(ORIGINAL);
+            agree("the original context", [ORIGINAL, inside.trim_matches('"')], [a, b])?
+        }
+        (one, other) => one.or(other).unwrap_or(context),
+    };
+    Ok(found as f64)
+}
+
+fn positive(object: &Fields, key: &str) -> Result<f64, Error> {
+    let value = object.number(key)?.ok_or_else(|| Error::MissingKey { key: object.path(key) })?;
+    let fits = (1e-6..=1e6).contains(&value);
+    fits.then_some(value).ok_or_else(|| object.breaks(key, "must be from 1e-6 to 1e6"))
+}
+
+fn scale(object: &Fields, key: &str) -> Result<Option<f64>, Error> {
+    let value = object.nullable_number(key)?;
+    let fits = value.is_none_or(|value| (0.0..=1e6).contains(&value));
+    fits.then_some(value).ok_or_else(|| object.breaks(key, "must be from 0 to 1e6"))
+}
+
+/// Refuses the keys of `object` that a scaling of type `kind` does not read.
+fn only(object: &Fields, kind: &str, own: &[&str]) -> Result<(), Error> {
+    const SHARED: [&str; 4] = ["rope_type", "type", "rope_theta", "partial_rotary_factor"];
+    let read = |key: &str| SHARED.contains(&key) || own.contains(&key);
+    let absent = |value: &serde_json::Value| value.is_null() || *value == false;
+    match object.keys().find(|(key, value)| !read(key) && !absent(value)) {
+        None => Ok(()),
+        Some((key, value)) => Err(Error::Value {
+            key: object.path(key),
+            value: show(value),
+            rule: format!("is not read by rope_type {kind:?}"),
+        }),
+    }
+}
+
+fn unsupported(object: &Fields, kind: &str) -> Error {
+    let key = if object.has("rope_type") { "rope_type" } else { "type" };
+    Error::Value {
+        key: object.path(key),
+        value: quote(kind),
+        rule: "is not supported; supported are default, linear, llama3, yarn".to_owned(),
+    }
+}
+
+fn agree<T: PartialEq + std::fmt::Debug>(
+    what: &'static str,
+    keys: [&str; 2],
+    [a, b]: [T; 2],
+) -> Result<T, Error> {
+    if a == b {
+        return Ok(a);
+    }
+    let [a_key, b_key] = keys.map(str::to_owned);
+    Err(Error::Contradiction { what, a_key, a: format!("{a:?}"), b_key, b: format!("{b:?}") })
+}
+
+fn finite(config: &Fields, found: Frequencies) -> Result<Arc<Rope>, Error> {
+    let magnitude = found.magnitude as f32;
+    let all = found.inv_freq.iter().all(|x| x.is_finite()) && magnitude.is_finite();
+    let key = if config.has("rope_parameters") { "rope_parameters" } else { "rope_scaling" };
+    all.then(|| Arc::new(Rope { inv_freq: found.inv_freq, magnitude }))
+        .ok_or_else(|| config.breaks(key, "gives frequencies that are not finite"))
+}

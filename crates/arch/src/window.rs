@@ -1,0 +1,54 @@
+//! Which layers attend through a sliding window, as the Qwen configurations say it.
+
+use crate::config::{Fields, cap};
+use crate::error::Error;
+
+/// The window of each of `layers` layers, from `use_sliding_window`, `sliding_window`,
+/// `max_window_layers` and `layer_types`.
+pub(crate) fn by_layer(config: &Fields, layers: usize) -> Result<Vec<Option<u32>>, Error> {
+    let used = config.flag("use_sliding_window", false)?;
+    let stated = if config.is_null("sliding_window") {
+        None
+    } else {
+        Some(config.integer("sliding_window", usize::from(used), cap::CONTEXT)?.unwrap_or(4096))
+    };
+    let window = stated.filter(|_| used).and_then(|w| u32::try_from(w).ok());
+    let first = config.integer("max_window_layers", 0, cap::CONTEXT)?.unwrap_or(28);
+    match config.texts("layer_types")? {
+        None => Ok((0..layers).map(|layer| window.filter(|_| layer >= first)).collect()),
+        Some(types) => {
+            let count = format!("must list {layers} layers, as num_hidden_layers says");
+            (types.len() == layers)
+                .then_some(())
+                .ok_or_else(|| config.breaks("layer_types", count))?;
+            types.iter().map(|kind| by_type(config, kind, window)).collect()
+        }
+    }
+}
+
+/// The window of every layer of a Mistral: `sliding_window`, 4096 if absent, none if null.
+pub(crate) fn uniform(config: &Fields, layers: usize) -> Result<Vec<Option<u32>>, Error> {
+    let window = match config.nullable_size("sliding_window", cap::CONTEXT)? {
+        None if config.is_null("sliding_window") => None,
+        stated => u32::try_from(stated.unwrap_or(4096)).ok(),
+    };
+    Ok(vec![window; layers])
+}
+
+fn by_type(config: &Fields, kind: &str, window: Option<u32>) -> Result<Option<u32>, Error> {
+    match (kind, window) {
+        ("full_attention", _) => Ok(None),
+        ("sliding_attention", Some(window)) => Ok(Some(window)),
+        ("sliding_attention", None) => Err(config.breaks(
+            "layer_types",
+            "names \"sliding_attention\", which needs use_sliding_window = true and a sliding_window",
+        )),
+        (other, _) => Err(config.breaks(
+            "layer_types",
+            format!(
+                "names {}; supported are \"full_attention\" and \"sliding_attention\"",
+                crate::config::quote(other)
+            ),
+        )),
+    }
+}

@@ -1,0 +1,82 @@
+//! What the tests of this crate share: configurations and the tensors that fit them.
+
+use serde_json::{Map, Value, json};
+use std::collections::BTreeMap;
+use tensor::DType;
+
+/// Stored tensors by name.
+pub(crate) type Tensors = BTreeMap<String, (DType, Vec<usize>)>;
+
+/// The published configuration `name` of the fixtures.
+#[allow(dead_code, reason = "not every test binary reads the published configurations")]
+pub(crate) fn published(name: &str) -> Map<String, Value> {
+    let folder = concat!(env!("CARGO_MANIFEST_DIR"), "/../../tests/fixtures/configs");
+    let text = std::fs::read_to_string(format!("{folder}/{name}.json")).unwrap();
+    serde_json::from_str(&text).unwrap()
+}
+
+/// A small valid configuration of `family`, with `changes` laid over it. A change to the string
+/// `"absent"` removes the key.
+#[allow(dead_code, reason = "not every test binary makes small configurations")]
+pub(crate) fn small(family: &str, changes: Value) -> Map<String, Value> {
+    let base = json!({
+        "model_type": family, "vocab_size": 31, "hidden_size": 24, "intermediate_size": 20,
+        "num_hidden_layers": 2, "num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 6,
+        "max_position_embeddings": 64, "rms_norm_eps": 1e-5, "tie_word_embeddings": false,
+    });
+    let Value::Object(mut map) = base else { panic!("an object") };
+    for (key, value) in changes.as_object().unwrap() {
+        if value == "absent" {
+            map.remove(key);
+        } else {
+            map.insert(key.clone(), value.clone());
+        }
+    }
+    map
+}
+
+/// The tensors that transformers would store for `config`, all of `dtype`.
+pub(crate) fn tensors(config: &Map<String, Value>, dtype: DType) -> Tensors {
+    let size = |key: &str| config.get(key).and_then(Value::as_u64).map(|v| v as usize);
+    let flag = |key: &str| config.get(key).and_then(Value::as_bool).unwrap_or(false);
+    let family = config["model_type"].as_str().unwrap();
+    let hidden = size("hidden_size").unwrap();
+    let ffn = size("intermediate_size").unwrap();
+    let heads = size("num_attention_heads").unwrap();
+    let kv = size("num_key_value_heads").unwrap_or(heads);
+    let dim = size("head_dim").unwrap_or(hidden / heads);
+    let mut all = Tensors::new();
+    let mut put = |name: String, shape: &[usize]| all.insert(name, (dtype, shape.to_vec()));
+    put("model.embed_tokens.weight".into(), &[size("vocab_size").unwrap(), hidden]);
+    put("model.norm.weight".into(), &[hidden]);
+    if !flag("tie_word_embeddings") {
+        put("lm_head.weight".into(), &[size("vocab_size").unwrap(), hidden]);
+    }
+    let qkv_bias = family == "qwen2" || flag("attention_bias");
+    let o_bias = family != "qwen2" && flag("attention_bias");
+    for layer in 0..size("num_hidden_layers").unwrap() {
+        let at = format!("model.layers.{layer}");
+        for norm in ["input_layernorm", "post_attention_layernorm"] {
+            put(format!("{at}.{norm}.weight"), &[hidden]);
+        }
+        if family == "qwen3" {
+            put(format!("{at}.self_attn.q_norm.weight"), &[dim]);
+            put(format!("{at}.self_attn.k_norm.weight"), &[dim]);
+        }
+        for (module, out, width, bias) in [
+            ("self_attn.q_proj", heads * dim, hidden, qkv_bias),
+            ("self_attn.k_proj", kv * dim, hidden, qkv_bias),
+            ("self_attn.v_proj", kv * dim, hidden, qkv_bias),
+            ("self_attn.o_proj", hidden, heads * dim, o_bias),
+            ("mlp.gate_proj", ffn, hidden, flag("mlp_bias")),
+            ("mlp.up_proj", ffn, hidden, flag("mlp_bias")),
+            ("mlp.down_proj", hidden, ffn, flag("mlp_bias")),
+        ] {
+            put(format!("{at}.{module}.weight"), &[out, width]);
+            if bias {
+                put(format!("{at}.{module}.bias"), &[out]);
+            }
+        }
+    }
+    all
+}
