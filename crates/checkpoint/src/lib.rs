@@ -1,1 +1,20 @@
-//! checkpoint
+//! Containers of weights: the only crate that knows a file layout.
+//!
+//! [`Checkpoint::open`] reads the headers of a Hugging Face folder of safetensors files, checks
+//! every byte of them, and then serves rows of tensors by position. Nothing is mapped: resident
+//! memory does not grow with the model, and a file that shrinks is an error, never a signal.
+//! Pickle is never read and nothing that a folder brings is ever executed.
+
+mod checkpoint;
+mod error;
+mod folder;
+mod foreign;
+pub mod header;
+mod hub;
+pub mod index;
+pub mod json;
+mod shard;
+
+pub use checkpoint::{Checkpoint, FileInfo, TensorInfo};
+pub use error::Error;
+pub use hub::hub_snapshot;

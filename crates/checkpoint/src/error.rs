@@ -1,0 +1,89 @@
+//! Why a checkpoint cannot be opened, and whether it or the machine is to blame.
+
+use crate::header::HeaderError;
+use crate::index::IndexError;
+use crate::json::JsonError;
+use std::io;
+use std::path::{Path, PathBuf};
+
+/// Why a checkpoint cannot be opened or read. Paths are printed escaped.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// The folder, or a file as a whole, is not what it must be.
+    #[error("{path:?}: {rule}")]
+    Folder {
+        /// The folder or file.
+        path: PathBuf,
+        /// The rule it breaks, and what to do.
+        rule: String,
+    },
+    /// A JSON file is broken.
+    #[error("{path:?}: {fault}")]
+    Json {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong with it.
+        fault: JsonError,
+    },
+    /// A safetensors file is broken.
+    #[error("{path:?}: {fault}")]
+    Header {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong with it.
+        fault: HeaderError,
+    },
+    /// The index of the shards is broken, or disagrees with them.
+    #[error("{path:?}: {fault}")]
+    Index {
+        /// The index.
+        path: PathBuf,
+        /// What is wrong with it.
+        fault: IndexError,
+    },
+    /// The operating system refused or failed.
+    #[error("{path:?}: cannot {doing}: {fault}")]
+    Io {
+        /// The folder or file.
+        path: PathBuf,
+        /// What was being done.
+        doing: &'static str,
+        /// What it answered.
+        fault: io::Error,
+    },
+}
+
+impl Error {
+    /// Whether the machine is to blame: the same command may succeed later, the checkpoint
+    /// unchanged. Otherwise the input is bad, or not there.
+    pub fn is_machine(&self) -> bool {
+        matches!(self, Self::Io { .. })
+    }
+
+    /// A rule that the folder or file at `path` breaks.
+    pub(crate) fn broken(path: &Path, rule: impl Into<String>) -> Self {
+        Self::Folder { path: path.to_owned(), rule: rule.into() }
+    }
+
+    /// What the operating system answered: a name that cannot be is bad input, all else the
+    /// machine's.
+    pub(crate) fn io(path: &Path, doing: &'static str, fault: io::Error) -> Self {
+        use io::ErrorKind::{InvalidFilename, InvalidInput, NotADirectory, NotFound};
+        // A loop of links: its kind has no stable name, only what the system calls it.
+        let is_loop = path.is_symlink() && fault.to_string().contains("symbolic links");
+        let rule = match fault.kind() {
+            NotFound => "does not exist",
+            NotADirectory => "is not a folder",
+            InvalidInput | InvalidFilename => "is not a possible file name",
+            _ if is_loop => "is a loop of symbolic links",
+            _ => return Self::Io { path: path.to_owned(), doing, fault },
+        };
+        Self::broken(path, rule)
+    }
+}
+
+impl From<Error> for ir::ReadError {
+    fn from(e: Error) -> Self {
+        if e.is_machine() { Self::Machine(e.to_string()) } else { Self::Input(e.to_string()) }
+    }
+}
