@@ -1,0 +1,100 @@
+//! What can be wrong with a tokenizer file or with a text.
+
+/// Why a tokenizer could not be loaded or used. The caller knows the path of the file.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
+pub enum Error {
+    /// The file is larger than any tokenizer in use.
+    #[error("tokenizer.json has {bytes} bytes; at most {limit} are read")]
+    FileSize {
+        /// Bytes found.
+        bytes: usize,
+        /// Bytes allowed.
+        limit: usize,
+    },
+    /// The bytes are not JSON, or nest too deeply.
+    #[error("tokenizer.json is not valid JSON: {0}")]
+    Json(String),
+    /// A value breaks a rule that every sound tokenizer keeps.
+    #[error("tokenizer.json: {key}: {rule}")]
+    Rule {
+        /// The place in the file, in dotted form.
+        key: String,
+        /// What is wrong there.
+        rule: String,
+    },
+    /// The tokenizer library refused the file.
+    #[error("tokenizer.json cannot be loaded: {0}")]
+    Load(String),
+    /// The text is longer than what is tokenized in one call.
+    #[error("the text has {bytes} bytes; at most {limit} are tokenized at once: cut it")]
+    TextSize {
+        /// Bytes found.
+        bytes: usize,
+        /// Bytes allowed.
+        limit: usize,
+    },
+    /// The vocabulary cannot spell a byte of the text and has no token for unknown ones.
+    #[error(
+        "byte 0x{byte:02x} at position {at} of the text has no token, and the tokenizer has no \
+         unknown token for it; remove the character or use a complete tokenizer"
+    )]
+    MissingByte {
+        /// The byte without a token.
+        byte: u8,
+        /// Its position in the text, in bytes.
+        at: usize,
+    },
+    /// More white space in a row than the tokenizer's pattern can split.
+    #[error(
+        "more than {limit} white space characters follow each other at position {at} of the text, \
+         too many for the tokenizer's pattern; shorten the run"
+    )]
+    BlankRun {
+        /// Where the run begins, in bytes.
+        at: usize,
+        /// White space characters allowed.
+        limit: usize,
+    },
+    /// The library could not tokenize the text.
+    #[error("the text cannot be tokenized: {0}")]
+    Encode(String),
+    /// The library could not turn ids into text.
+    #[error("the ids cannot be decoded: {0}")]
+    Decode(String),
+    /// The library panicked: the file passed every check and is malformed all the same.
+    #[error("the tokenizer library failed while {doing}: {message}; tokenizer.json is malformed")]
+    Panicked {
+        /// What was being done.
+        doing: &'static str,
+        /// The panic's message.
+        message: String,
+    },
+}
+
+impl Error {
+    pub(crate) fn rule(key: impl Into<String>, rule: impl Into<String>) -> Self {
+        Self::Rule { key: key.into(), rule: rule.into() }
+    }
+}
+
+/// A name from a hostile file, quoted, escaped and cut: safe to print.
+pub(crate) fn quoted(name: &str) -> String {
+    const SHOWN: usize = 60;
+    let cut: String = name.chars().take(SHOWN).collect();
+    let dots = if cut.len() < name.len() { "..." } else { "" };
+    format!("{cut:?}{dots}")
+}
+
+/// A message of the library, which may repeat bytes of the file: escaped and cut.
+pub(crate) fn message(text: &dyn std::fmt::Display) -> String {
+    const SHOWN: usize = 300;
+    text.to_string().chars().take(SHOWN).flat_map(escape).collect()
+}
+
+fn escape(c: char) -> impl Iterator<Item = char> {
+    // Quotes stay readable; everything that `{:?}` would escape and is not a quote is escaped.
+    let plain = matches!(c, '\'' | '"' | '\\');
+    let escaped = (!plain).then(|| c.escape_debug()).into_iter().flatten();
+    plain.then_some(c).into_iter().chain(escaped)
+}
