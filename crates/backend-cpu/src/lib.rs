@@ -1,1 +1,323 @@
-//! backend-cpu
+//! Fast CPU kernels, chosen at run time by instruction set: [`Cpu`] gives the same bits as
+//! [`backend::Reference`] with any of them, on any number of threads.
+//!
+//! One file a kernel family; each kernel is written once over vectors ([`simd`]) and compiled for
+//! every [`Isa`]. Work runs on the current rayon pool.
+
+mod attend;
+mod elementwise;
+mod isa;
+mod linear;
+mod panel;
+mod rows;
+mod score;
+mod simd;
+mod tasks;
+mod tile;
+#[cfg(target_arch = "x86_64")]
+mod x86;
+
+pub use isa::Isa;
+
+use backend::{
+    Attend, Backend, BackendError, Buffer, DeviceWeight, DivergenceRow, Embed, Linear, Rope,
+    SoftmaxRow,
+};
+use half::{bf16, f16};
+use ir::{Activation, Weight};
+use isa::Level;
+use panel::{Panels, Word};
+use rayon::prelude::*;
+use rows::{Pool, Rows};
+use std::ops::Range;
+use std::sync::Arc;
+use tensor::DType;
+
+/// The CPU, with the kernels of one instruction set.
+#[derive(Debug)]
+pub struct Cpu {
+    level: Level,
+    pool: Arc<Pool>,
+}
+
+/// A weight as the kernels read it.
+enum Prepared {
+    F32(Panels<f32>),
+    Bf16(Panels<bf16>),
+    F16(Panels<f16>),
+    Vector(Vec<f32>),
+}
+
+impl Cpu {
+    /// The CPU with the fastest instruction set it has.
+    pub fn new() -> Self {
+        Self { level: Level::best(), pool: Arc::default() }
+    }
+
+    /// The CPU with the kernels of `isa`, or `None` if it does not have that.
+    pub fn with_isa(isa: Isa) -> Option<Self> {
+        Some(Self { level: Level::new(isa)?, pool: Arc::default() })
+    }
+
+    /// The instruction set of the kernels.
+    pub fn isa(&self) -> Isa {
+        self.level.isa()
+    }
+
+    /// A new buffer of `rows` rows whose elements are to be overwritten.
+    fn unset(&self, rows: usize, width: usize) -> Result<Rows, BackendError> {
+        let len = rows.checked_mul(width).ok_or_else(|| internal("a buffer's size overflows"))?;
+        Ok(Rows::unset(len, &self.pool))
+    }
+}
+
+impl Default for Cpu {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+impl Backend for Cpu {
+    fn name(&self) -> &'static str {
+        "cpu"
+    }
+
+    fn prepare(&self, weight: Weight) -> Result<DeviceWeight, BackendError> {
+        let prepared = prepare(&weight)?;
+        Ok(DeviceWeight::new(weight.spec.shape, prepared))
+    }
+
+    fn upload(&self, width: usize, values: Vec<f32>) -> Result<Buffer, BackendError> {
+        let rows = values.len() / width.max(1);
+        check(rows * width == values.len(), "rows are whole")?;
+        Ok(Buffer::new(rows, width, Rows::new(values, &self.pool)))
+    }
+
+    fn download(&self, buffer: Buffer) -> Result<Vec<f32>, BackendError> {
+        Ok(buffer.into_data::<Rows>()?.into_values())
+    }
+
+    fn copy(&self, buffer: &Buffer) -> Result<Buffer, BackendError> {
+        let mut copy = self.unset(buffer.rows(), buffer.width())?;
+        copy.values_mut().copy_from_slice(host(buffer)?);
+        Ok(Buffer::new(buffer.rows(), buffer.width(), copy))
+    }
+
+    fn embed(&self, args: &Embed<'_>, out: &mut Buffer) -> Result<(), BackendError> {
+        match args.weight.data()? {
+            Prepared::F32(table) => embed(args, table, out),
+            Prepared::Bf16(table) => embed(args, table, out),
+            Prepared::F16(table) => embed(args, table, out),
+            Prepared::Vector(_) => Err(internal("an embedding table is a matrix")),
+        }
+    }
+
+    fn linear(&self, args: &Linear<'_>) -> Result<Buffer, BackendError> {
+        match args.weight.data()? {
+            Prepared::F32(weight) => self.linear_over(args, weight),
+            Prepared::Bf16(weight) => self.linear_over(args, weight),
+            Prepared::F16(weight) => self.linear_over(args, weight),
+            Prepared::Vector(_) => Err(internal("a linear's weight is a matrix")),
+        }
+    }
+
+    fn norm(
+        &self,
+        input: &Buffer,
+        weight: &DeviceWeight,
+        eps: f32,
+    ) -> Result<Buffer, BackendError> {
+        let weight = vector(weight)?;
+        let divides = !weight.is_empty() && input.width().is_multiple_of(weight.len());
+        check(divides, "a row is whole runs of a norm's weight")?;
+        let mut out = self.unset(input.rows(), input.width())?;
+        elementwise::norm(self.level, host(input)?, weight, eps, out.values_mut());
+        Ok(Buffer::new(input.rows(), input.width(), out))
+    }
+
+    fn rope(&self, args: &Rope<'_>, x: &mut Buffer) -> Result<(), BackendError> {
+        let (rows, width) = (x.rows(), x.width());
+        let whole = args.head_dim > 0 && width > 0 && width.is_multiple_of(args.head_dim);
+        check(whole, "a row is whole heads")?;
+        for sequence in args.sequences {
+            check(sequence.start <= sequence.end && sequence.end <= rows, "sequences are rows")?;
+            check(sequence.len() <= args.table.positions(), "every position has an angle")?;
+            let rotary = sequence.clone().next().map_or(0, |_| 2 * args.table.at(0).0.len());
+            check(rotary <= args.head_dim, "the rotary size is at most the head's")?;
+        }
+        let x = (host_mut(x)?, width);
+        elementwise::rope(self.level, args.table, args.head_dim, args.sequences, x);
+        Ok(())
+    }
+
+    fn attend(&self, args: &Attend<'_>) -> Result<Buffer, BackendError> {
+        let gaps = check_attend(args)?;
+        let (rows, width) = (args.q.rows(), args.q.width());
+        let mut out = self.unset(rows, width)?;
+        for gap in gaps {
+            out.values_mut()[gap.start * width..gap.end * width].fill(0.0);
+        }
+        let attend = attend::Attend {
+            q: host(args.q)?,
+            k: host(args.k)?,
+            v: host(args.v)?,
+            heads: args.heads,
+            scale: args.scale,
+            window: args.window,
+            sequences: args.sequences,
+        };
+        attend.run(self.level, out.values_mut());
+        Ok(Buffer::new(rows, width, out))
+    }
+
+    fn activate(&self, kind: Activation, x: &mut Buffer) -> Result<(), BackendError> {
+        let Activation::Silu = kind;
+        elementwise::activate(self.level, host_mut(x)?);
+        Ok(())
+    }
+
+    fn mul(&self, a: &mut Buffer, b: &Buffer) -> Result<(), BackendError> {
+        check(a.rows() == b.rows() && a.width() == b.width(), "factors have one shape")?;
+        elementwise::mul(self.level, host_mut(a)?, host(b)?);
+        Ok(())
+    }
+
+    fn add(&self, a: &mut Buffer, b: &Buffer) -> Result<(), BackendError> {
+        check(a.rows() == b.rows() && a.width() == b.width(), "summands have one shape")?;
+        elementwise::add(self.level, host_mut(a)?, host(b)?);
+        Ok(())
+    }
+
+    fn fold_softmax(
+        &self,
+        logits: &Buffer,
+        first: u32,
+        rows: &mut [SoftmaxRow],
+    ) -> Result<(), BackendError> {
+        check(logits.width() > 0, "there are logits")?;
+        score::softmax(self.level, (host(logits)?, logits.width()), first, rows);
+        Ok(())
+    }
+
+    fn fold_divergence(
+        &self,
+        logits: [&Buffer; 2],
+        first: u32,
+        rows: &mut [DivergenceRow],
+    ) -> Result<(), BackendError> {
+        let [p, q] = logits;
+        check(p.width() > 0 && p.width() == q.width(), "both models have the same logits")?;
+        score::divergence(self.level, ([host(p)?, host(q)?], p.width()), first, rows);
+        Ok(())
+    }
+}
+
+impl Cpu {
+    fn linear_over<T: Word>(
+        &self,
+        args: &Linear<'_>,
+        weight: &Panels<T>,
+    ) -> Result<Buffer, BackendError> {
+        let (rows, out) = (args.input.rows(), weight.out());
+        check(args.input.width() == weight.inputs(), "a linear's input has its weight's width")?;
+        let bias = args.bias.map(vector).transpose()?;
+        check(bias.is_none_or(|bias| bias.len() == out), "a bias has an element an output")?;
+        let mut result = self.unset(rows, out)?;
+        let linear = linear::Linear { x: host(args.input)?, rows, weight, bias };
+        linear.run(self.level, result.values_mut());
+        Ok(Buffer::new(rows, out, result))
+    }
+}
+
+fn prepare(weight: &Weight) -> Result<Prepared, BackendError> {
+    let (tensor, shape) = (&weight.tensor, weight.tensor.shape());
+    let refuse = |rule: String| BackendError::Weight { tensor: weight.spec.tensor.clone(), rule };
+    if shape != weight.spec.shape {
+        return Err(refuse(format!("shape {shape:?} is {:?}, as planned", weight.spec.shape)));
+    }
+    let dtype = || refuse(format!("dtype {} is F32, F16 or BF16", tensor.dtype()));
+    let [out, inputs] = match *shape {
+        [_] => return tensor.to_f32().map(Prepared::Vector).ok_or_else(dtype),
+        [out, inputs] if out > 0 && inputs > 0 => [out, inputs],
+        _ => return Err(refuse(format!("shape {shape:?} is a vector or a matrix, not empty"))),
+    };
+    let size = [out, inputs];
+    let panels = match tensor.dtype() {
+        DType::F32 => {
+            let words = tensor.f32s().ok_or_else(dtype)?;
+            Panels::new(size, words, |x| x).map(Prepared::F32)
+        }
+        DType::BF16 => {
+            let words = tensor.u16s().ok_or_else(dtype)?;
+            Panels::new(size, words, bf16::from_bits).map(Prepared::Bf16)
+        }
+        DType::F16 => {
+            let words = tensor.u16s().ok_or_else(dtype)?;
+            Panels::new(size, words, f16::from_bits).map(Prepared::F16)
+        }
+        _ => return Err(dtype()),
+    };
+    panels.ok_or_else(|| refuse("its panels fit into memory".into()))
+}
+
+fn embed<T: Word>(
+    args: &Embed<'_>,
+    table: &Panels<T>,
+    out: &mut Buffer,
+) -> Result<(), BackendError> {
+    let width = out.width();
+    check(width == table.inputs(), "an embedding has the table's width")?;
+    let rows = host_mut(out)?.par_chunks_exact_mut(width).zip(args.tokens);
+    rows.for_each(|(row, token)| {
+        if let Some(index) = token.checked_sub(args.first) {
+            table.gather(index as usize, row);
+        }
+    });
+    Ok(())
+}
+
+/// Checks what the kernel takes for granted; returns the rows that are in no sequence.
+fn check_attend(args: &Attend<'_>) -> Result<Vec<Range<usize>>, BackendError> {
+    let (heads, rows) = (args.heads, args.q.rows());
+    let grouped = heads.dim > 0 && heads.kv > 0 && heads.query.is_multiple_of(heads.kv);
+    check(grouped && heads.query > 0, "query heads are a multiple of key heads")?;
+    check(Some(args.q.width()) == heads.query.checked_mul(heads.dim), "q is whole heads")?;
+    for kv in [args.k, args.v] {
+        check(Some(kv.width()) == heads.kv.checked_mul(heads.dim), "k and v are whole heads")?;
+        check(kv.rows() == rows, "q, k and v have the same rows")?;
+    }
+    let mut sequences = args.sequences.to_vec();
+    sequences.sort_by_key(|sequence| sequence.start);
+    let (mut gaps, mut end) = (Vec::new(), 0);
+    for sequence in sequences {
+        check(end <= sequence.start && sequence.start <= sequence.end, "sequences are disjoint")?;
+        gaps.push(end..sequence.start);
+        end = sequence.end;
+    }
+    check(end <= rows, "sequences are rows")?;
+    gaps.push(end..rows);
+    Ok(gaps)
+}
+
+fn host(buffer: &Buffer) -> Result<&[f32], BackendError> {
+    buffer.data::<Rows>().map(Rows::values)
+}
+
+fn host_mut(buffer: &mut Buffer) -> Result<&mut [f32], BackendError> {
+    buffer.data_mut::<Rows>().map(Rows::values_mut)
+}
+
+fn vector(weight: &DeviceWeight) -> Result<&[f32], BackendError> {
+    match weight.data()? {
+        Prepared::Vector(values) => Ok(values),
+        _ => Err(internal("a norm's weight and a bias are vectors")),
+    }
+}
+
+fn check(holds: bool, rule: &str) -> Result<(), BackendError> {
+    holds.then_some(()).ok_or_else(|| internal(rule))
+}
+
+fn internal(rule: &str) -> BackendError {
+    BackendError::Internal(format!("rule of the cpu backend broken: {rule}"))
+}

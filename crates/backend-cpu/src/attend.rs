@@ -1,0 +1,341 @@
+//! Causal attention without the score matrix.
+//!
+//! A task is a block of positions of one sequence, for all the query heads of one key head. It
+//! walks the keys in pieces: each piece is laid out as panels once, scores and outputs are tiles
+//! of the same microkernel as a linear, and the pieces' soft-maxes are merged in order.
+#![expect(unsafe_code, reason = "tiles are passed to the microkernel as pointers")]
+
+use crate::isa::{Kernel, Level};
+use crate::panel::{PANEL, Row};
+use crate::simd::Simd;
+use crate::tasks::{self, Output};
+use crate::tile::{MAX_ROWS, Mode, STRIDE, Tile, at_once, strip};
+use backend::numerics::{ATTEND_CHUNK, LINEAR_CHUNK, exp, max, sum_by};
+use ir::Heads;
+use std::ops::Range;
+
+/// Query rows of a block, over all heads of a group: their sums stay in the second cache.
+const BLOCK_ROWS: usize = 192;
+
+/// One attention; `q`, `k` and `v` as [`backend::Attend`] has them.
+pub(crate) struct Attend<'a> {
+    pub(crate) q: &'a [f32],
+    pub(crate) k: &'a [f32],
+    pub(crate) v: &'a [f32],
+    pub(crate) heads: Heads,
+    pub(crate) scale: f32,
+    pub(crate) window: Option<u32>,
+    pub(crate) sequences: &'a [Range<usize>],
+}
+
+impl Attend<'_> {
+    /// Computes the rows of every sequence into `out`, `[rows, heads.query * heads.dim]`. The
+    /// sequences must lie within the rows and must not overlap.
+    pub(crate) fn run(&self, level: Level, out: &mut [f32]) {
+        assert_eq!(out.len(), self.q.len(), "output size");
+        let group = self.heads.query / self.heads.kv;
+        let height = (BLOCK_ROWS / group).next_multiple_of(MAX_ROWS);
+        let mut blocks = Vec::new();
+        for sequence in self.sequences {
+            // The last positions see the most keys: they go first, so that no thread ends late.
+            for first in (0..sequence.len()).step_by(height).rev() {
+                blocks.push((sequence, first..sequence.len().min(first + height)));
+            }
+        }
+        let output = Output::new(out);
+        tasks::run(blocks.len() * self.heads.kv, Scratch::default, |scratch, index| {
+            let (sequence, positions) = &blocks[index / self.heads.kv];
+            level.run(Block {
+                attend: self,
+                start: sequence.start,
+                positions: positions.clone(),
+                head: index % self.heads.kv,
+                output,
+                scratch,
+            });
+        });
+    }
+}
+
+/// What a thread reuses from task to task. A query row is a position of a head of the group.
+#[derive(Default)]
+struct Scratch {
+    /// Scaled queries, `[ceil(dim / 256)][query rows][STRIDE]`.
+    q: Vec<f32>,
+    /// The keys of a piece, transposed: `[4][dim]` rows of 32 keys.
+    k: Vec<Row<f32>>,
+    /// The values of a piece: `[ceil(dim / 32)][128]` rows of 32 elements.
+    v: Vec<Row<f32>>,
+    /// Scores, then weights, of a strip: `[12][STRIDE]`.
+    scores: Vec<f32>,
+    /// What a piece adds to a strip's outputs, `[12][width]`.
+    piece: Vec<f32>,
+    /// Outputs so far, `[query rows][width]`; `width` is `dim`, rounded up to whole panels.
+    out: Vec<f32>,
+    /// The largest score and the sum of weights so far, a query row.
+    soft: Vec<(f32, f32)>,
+}
+
+/// A task: `positions` of the sequence that begins at row `start`, for key head `head`.
+struct Block<'a, 'b> {
+    attend: &'a Attend<'a>,
+    start: usize,
+    positions: Range<usize>,
+    head: usize,
+    output: Output,
+    scratch: &'b mut Scratch,
+}
+
+/// Neighbouring query rows of one head, and the keys each of them sees of a piece.
+struct Strip {
+    /// The first query row.
+    first: usize,
+    /// The keys that each row sees, from the piece's first key on.
+    seen: [(usize, usize); MAX_ROWS],
+    /// The number of rows.
+    rows: usize,
+}
+
+impl Kernel for Block<'_, '_> {
+    #[inline(always)]
+    fn run<S: Simd>(mut self) {
+        self.begin();
+        let first_seen = self.seen(self.positions.start).start;
+        for piece in first_seen / ATTEND_CHUNK..self.positions.end.div_ceil(ATTEND_CHUNK) {
+            let keys = piece * ATTEND_CHUNK..self.positions.end.min((piece + 1) * ATTEND_CHUNK);
+            self.pack(keys.clone());
+            for head in 0..self.group() {
+                for row in (0..self.positions.len()).step_by(S::ROWS) {
+                    let rows = row..self.positions.len().min(row + S::ROWS);
+                    if let Some(strip) = self.strip(head, rows, &keys) {
+                        self.score::<S>(&strip);
+                        self.weigh::<S>(&strip);
+                    }
+                }
+            }
+        }
+        self.finish();
+    }
+}
+
+impl Block<'_, '_> {
+    #[inline(always)]
+    fn group(&self) -> usize {
+        self.attend.heads.query / self.attend.heads.kv
+    }
+
+    #[inline(always)]
+    fn query_rows(&self) -> usize {
+        self.group() * self.positions.len()
+    }
+
+    /// Elements a row of outputs takes in scratch.
+    #[inline(always)]
+    fn width(&self) -> usize {
+        self.attend.heads.dim.next_multiple_of(PANEL)
+    }
+
+    /// The positions that `position` sees.
+    #[inline(always)]
+    fn seen(&self, position: usize) -> Range<usize> {
+        let window = self.attend.window.map_or(usize::MAX, |window| window as usize);
+        (position + 1).saturating_sub(window)..position + 1
+    }
+
+    /// Where query row `row` of the block begins in the queries and in the output.
+    #[inline(always)]
+    fn at(&self, row: usize) -> usize {
+        let heads = self.attend.heads;
+        let (head, index) = (row / self.positions.len(), row % self.positions.len());
+        let position = self.start + self.positions.start + index;
+        (position * heads.query + self.head * self.group() + head) * heads.dim
+    }
+
+    /// Sizes the scratch, scales the queries, and sets every output to nothing.
+    #[inline(always)]
+    fn begin(&mut self) {
+        let (rows, width, dim) = (self.query_rows(), self.width(), self.attend.heads.dim);
+        let scratch = &mut *self.scratch;
+        scratch.q.resize(dim.div_ceil(LINEAR_CHUNK) * rows * STRIDE, 0.0);
+        scratch.k.resize(ATTEND_CHUNK / PANEL * dim, Row::default());
+        scratch.v.resize(width / PANEL * ATTEND_CHUNK, Row::default());
+        scratch.scores.resize(MAX_ROWS * STRIDE, 0.0);
+        scratch.piece.resize(MAX_ROWS * width, 0.0);
+        scratch.out.clear();
+        scratch.out.resize(rows * width, 0.0);
+        scratch.soft.clear();
+        scratch.soft.resize(rows, (f32::NEG_INFINITY, 0.0));
+        for row in 0..rows {
+            let at = self.at(row);
+            let query = &self.attend.q[at..at + dim];
+            for (piece, query) in query.chunks(LINEAR_CHUNK).enumerate() {
+                let to = &mut self.scratch.q[(piece * rows + row) * STRIDE..];
+                to.iter_mut().zip(query).for_each(|(to, x)| *to = x * self.attend.scale);
+            }
+        }
+    }
+
+    /// Lays out the keys and values of a piece.
+    #[inline(always)]
+    fn pack(&mut self, keys: Range<usize>) {
+        let heads = self.attend.heads;
+        let stride = heads.kv * heads.dim;
+        let scratch = &mut *self.scratch;
+        for (index, position) in keys.enumerate() {
+            let at = (self.start + position) * stride + self.head * heads.dim;
+            let key = &self.attend.k[at..at + heads.dim];
+            let panel = &mut scratch.k[index / PANEL * heads.dim..][..heads.dim];
+            let lane = index % PANEL;
+            panel.iter_mut().zip(key).for_each(|(row, &x)| row.0[lane] = x);
+            let value = &self.attend.v[at..at + heads.dim];
+            for (panel, value) in value.chunks(PANEL).enumerate() {
+                let row = &mut scratch.v[panel * ATTEND_CHUNK + index].0;
+                row[..value.len()].copy_from_slice(value);
+            }
+        }
+    }
+
+    /// Those of `rows` of a head that see any of `keys`; they are neighbours.
+    #[inline(always)]
+    fn strip(&self, head: usize, rows: Range<usize>, keys: &Range<usize>) -> Option<Strip> {
+        let mut strip = Strip { first: 0, seen: [(0, 0); MAX_ROWS], rows: 0 };
+        for row in rows {
+            let seen = self.seen(self.positions.start + row);
+            let (begin, end) = (seen.start.max(keys.start), seen.end.min(keys.end));
+            if begin < end {
+                if strip.rows == 0 {
+                    strip.first = head * self.positions.len() + row;
+                }
+                strip.seen[strip.rows] = (begin - keys.start, end - keys.start);
+                strip.rows += 1;
+            }
+        }
+        (strip.rows > 0).then_some(strip)
+    }
+
+    /// The strip's scores, turned into weights; the running soft-max is raised, and the outputs so
+    /// far are brought to its scale.
+    #[inline(always)]
+    fn score<S: Simd>(&mut self, strip: &Strip) {
+        let dim = self.attend.heads.dim;
+        let rows = self.query_rows();
+        let begin = strip.seen().map(|(begin, _)| begin).min().unwrap_or(0) / PANEL;
+        let end = strip.seen().map(|(_, end)| end).max().unwrap_or(0).div_ceil(PANEL);
+        self.scratch.scores.fill(0.0);
+        let mut panel = begin;
+        while panel < end {
+            let panels = at_once(strip.rows, end - panel);
+            for piece in 0..dim.div_ceil(LINEAR_CHUNK) {
+                let first = piece * LINEAR_CHUNK;
+                // SAFETY: the strip's rows of each piece of the queries are packed, the keys have
+                // `end` panels of `dim` rows, and the scores 12 rows of at least 128 elements.
+                unsafe {
+                    let tile = Tile {
+                        a: self.scratch.q.as_ptr().add((piece * rows + strip.first) * STRIDE),
+                        b: self.scratch.k.as_ptr().add(panel * dim + first).cast::<f32>(),
+                        depth: (dim - first).min(LINEAR_CHUNK),
+                        panel: dim * PANEL,
+                        c: self.scratch.scores.as_mut_ptr().add(panel * PANEL),
+                        stride: STRIDE,
+                        mode: Mode::Continue,
+                    };
+                    strip_of::<S>(strip.rows, panels, &tile);
+                }
+            }
+            panel += panels;
+        }
+    }
+
+    /// Turns the strip's scores into weights, and adds what they weigh to its outputs.
+    #[inline(always)]
+    fn weigh<S: Simd>(&mut self, strip: &Strip) {
+        let width = self.width();
+        let mut merge = [(0.0, 0.0); MAX_ROWS];
+        for (row, (begin, end)) in strip.seen().enumerate() {
+            let scores = &mut self.scratch.scores[row * STRIDE..][begin..end];
+            let piece_top = max(scores);
+            scores.iter_mut().for_each(|s| *s = exp(*s - piece_top));
+            let piece_total = sum_by(scores, |x| x);
+            let (top, total) = &mut self.scratch.soft[strip.first + row];
+            let new_top = if piece_top > *top { piece_top } else { *top };
+            let (old, new) = (exp(*top - new_top), exp(piece_top - new_top));
+            (*top, *total) = (new_top, *total * old + piece_total * new);
+            merge[row] = (old, new);
+        }
+        self.scratch.piece.fill(0.0);
+        // The keys that every row sees; rows are cut off before and after them one by one.
+        let begin = strip.seen().map(|(begin, _)| begin).max().unwrap_or(0);
+        let end = strip.seen().map(|(_, end)| end).min().unwrap_or(0).max(begin);
+        for (row, (first, last)) in strip.seen().enumerate() {
+            self.output::<S>(row..row + 1, first..begin.min(last));
+        }
+        self.output::<S>(0..strip.rows, begin..end);
+        for (row, (_, last)) in strip.seen().enumerate() {
+            self.output::<S>(row..row + 1, end..last);
+        }
+        for (row, &(old, new)) in merge.iter().take(strip.rows).enumerate() {
+            let out = &mut self.scratch.out[(strip.first + row) * width..][..width];
+            let piece = &self.scratch.piece[row * width..][..width];
+            out.iter_mut().zip(piece).for_each(|(o, p)| *o = *o * old + *p * new);
+        }
+    }
+
+    /// Goes on with the outputs of `rows` of a strip over `keys` of the piece.
+    #[inline(always)]
+    fn output<S: Simd>(&mut self, rows: Range<usize>, keys: Range<usize>) {
+        if keys.is_empty() {
+            return;
+        }
+        let (width, mut panel) = (self.width(), 0);
+        while panel < width / PANEL {
+            let panels = at_once(rows.len(), width / PANEL - panel);
+            // SAFETY: the weights have 12 rows of at least 128 keys, the values 128 rows in each of
+            // `width / 32` panels, and the outputs of the piece 12 rows of `width`.
+            unsafe {
+                let tile = Tile {
+                    a: self.scratch.scores.as_ptr().add(rows.start * STRIDE + keys.start),
+                    b: self.scratch.v.as_ptr().add(panel * ATTEND_CHUNK + keys.start).cast::<f32>(),
+                    depth: keys.len(),
+                    panel: ATTEND_CHUNK * PANEL,
+                    c: self.scratch.piece.as_mut_ptr().add(rows.start * width + panel * PANEL),
+                    stride: width,
+                    mode: Mode::Continue,
+                };
+                strip_of::<S>(rows.len(), panels, &tile);
+            }
+            panel += panels;
+        }
+    }
+
+    /// Divides by the sums of weights and writes the result.
+    #[inline(always)]
+    fn finish(&mut self) {
+        let dim = self.attend.heads.dim;
+        for row in 0..self.query_rows() {
+            let inverse = 1.0 / self.scratch.soft[row].1;
+            let out = &self.scratch.out[row * self.width()..][..dim];
+            // SAFETY: the row lies within the output, and this task alone writes it.
+            let to = unsafe {
+                std::slice::from_raw_parts_mut(self.output.start().add(self.at(row)), dim)
+            };
+            to.iter_mut().zip(out).for_each(|(to, o)| *to = o * inverse);
+        }
+    }
+}
+
+impl Strip {
+    #[inline(always)]
+    fn seen(&self) -> impl Iterator<Item = (usize, usize)> + '_ {
+        self.seen.iter().copied().take(self.rows)
+    }
+}
+
+/// The microkernel over `f32` panels.
+///
+/// # Safety
+/// As [`strip`].
+#[inline(always)]
+unsafe fn strip_of<S: Simd>(rows: usize, panels: usize, tile: &Tile<f32>) {
+    // SAFETY: the caller's promise is passed on.
+    unsafe { strip::<S, f32>(rows, panels, tile) }
+}

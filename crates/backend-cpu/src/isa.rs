@@ -1,0 +1,117 @@
+//! The instruction sets, and the one place where a kernel is compiled for each of them.
+//!
+//! A [`Kernel`] is written once over [`Simd`]; [`Level::run`] enters it through a function that has
+//! the target features, so that everything inlined into it is compiled with them. Rust never
+//! contracts or reassociates floating point, so the same body gives the same bits everywhere.
+#![expect(unsafe_code, reason = "a function compiled for target features is entered")]
+
+use crate::simd::{Portable, Simd};
+#[cfg(target_arch = "x86_64")]
+use crate::x86::{Avx2, Avx512};
+
+/// An instruction set that there are kernels for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Isa {
+    /// x86-64 with AVX-512 F, BW, VL and DQ: 16 lanes.
+    Avx512,
+    /// x86-64 with AVX2, FMA and F16C: 8 lanes.
+    Avx2,
+    /// Whatever the program was compiled for; NEON on aarch64.
+    Portable,
+}
+
+impl Isa {
+    /// Every instruction set, the fastest first.
+    pub const ALL: [Self; 3] = [Self::Avx512, Self::Avx2, Self::Portable];
+
+    /// How it is spelled in arguments and reports.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Avx512 => "avx512",
+            Self::Avx2 => "avx2",
+            Self::Portable => "portable",
+        }
+    }
+
+    /// The instruction set spelled `name`.
+    pub fn parse(name: &str) -> Option<Self> {
+        Self::ALL.into_iter().find(|isa| isa.name() == name)
+    }
+
+    /// Whether this machine has it.
+    pub fn is_available(self) -> bool {
+        match self {
+            #[cfg(target_arch = "x86_64")]
+            Self::Avx512 => {
+                std::is_x86_feature_detected!("avx512f")
+                    && std::is_x86_feature_detected!("avx512bw")
+                    && std::is_x86_feature_detected!("avx512vl")
+                    && std::is_x86_feature_detected!("avx512dq")
+                    && std::is_x86_feature_detected!("fma")
+                    && std::is_x86_feature_detected!("f16c")
+            }
+            #[cfg(target_arch = "x86_64")]
+            Self::Avx2 => {
+                std::is_x86_feature_detected!("avx2")
+                    && std::is_x86_feature_detected!("fma")
+                    && std::is_x86_feature_detected!("f16c")
+            }
+            #[cfg(not(target_arch = "x86_64"))]
+            Self::Avx512 | Self::Avx2 => false,
+            Self::Portable => true,
+        }
+    }
+}
+
+/// A piece of work written once for every instruction set. `run` must be `#[inline(always)]`.
+pub(crate) trait Kernel {
+    /// Does the work with the vectors of `S`.
+    fn run<S: Simd>(self);
+}
+
+/// An instruction set that was found on this machine.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Level(Isa);
+
+impl Level {
+    /// `isa`, if this machine has it.
+    pub(crate) fn new(isa: Isa) -> Option<Self> {
+        isa.is_available().then_some(Self(isa))
+    }
+
+    /// The fastest that this machine has.
+    pub(crate) fn best() -> Self {
+        Isa::ALL.into_iter().find_map(Self::new).unwrap_or(Self(Isa::Portable))
+    }
+
+    /// Which one it is.
+    pub(crate) fn isa(self) -> Isa {
+        self.0
+    }
+
+    /// Runs `kernel`, compiled for this instruction set.
+    #[inline]
+    pub(crate) fn run<K: Kernel>(self, kernel: K) {
+        match self.0 {
+            // SAFETY: a level is made only after the machine was found to have its features.
+            #[cfg(target_arch = "x86_64")]
+            Isa::Avx512 => unsafe { avx512(kernel) },
+            // SAFETY: as above.
+            #[cfg(target_arch = "x86_64")]
+            Isa::Avx2 => unsafe { avx2(kernel) },
+            _ => kernel.run::<Portable>(),
+        }
+    }
+}
+
+#[cfg(target_arch = "x86_64")]
+#[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx2,fma,f16c")]
+fn avx512<K: Kernel>(kernel: K) {
+    kernel.run::<Avx512>();
+}
+
+#[cfg(target_arch = "x86_64")]
+#[target_feature(enable = "avx2,fma,f16c")]
+fn avx2<K: Kernel>(kernel: K) {
+    kernel.run::<Avx2>();
+}

@@ -1,0 +1,154 @@
+//! How a matrix is laid out for the kernels: panels of 32 outputs, so that a vector holds the same
+//! input of neighbouring outputs and no sum runs across lanes.
+#![expect(unsafe_code, reason = "vectors are loaded from rows of a panel")]
+
+use crate::simd::Simd;
+use half::{bf16, f16};
+use rayon::prelude::*;
+
+/// Outputs a panel.
+pub(crate) const PANEL: usize = 32;
+
+/// Inputs that are transposed at a time, so that what is written stays in the first cache.
+const BLOCK: usize = 64;
+
+/// A stored element: kept as it is in memory, widened to `f32` in registers.
+pub(crate) trait Word: Copy + Default + Send + Sync + 'static {
+    /// Where in a row of a panel the output `lane` is.
+    fn place(lane: usize) -> usize;
+
+    /// The value, exactly.
+    fn widen(self) -> f32;
+
+    /// Vector `half` of the outputs `0..16`, and of the outputs `16..32`, of a row.
+    ///
+    /// # Safety
+    /// `row` is a row of a panel, `half < 16 / S::LANES`, and `S` is enabled.
+    unsafe fn pair<S: Simd>(row: *const Self, half: usize) -> [S::V; 2];
+}
+
+impl Word for f32 {
+    fn place(lane: usize) -> usize {
+        lane
+    }
+
+    fn widen(self) -> f32 {
+        self
+    }
+
+    #[inline(always)]
+    unsafe fn pair<S: Simd>(row: *const Self, half: usize) -> [S::V; 2] {
+        // SAFETY: both vectors lie within the row's 32 elements.
+        unsafe { [S::load(row.add(half * S::LANES)), S::load(row.add(16 + half * S::LANES))] }
+    }
+}
+
+impl Word for bf16 {
+    /// Outputs `i` and `i + 16` are neighbours: a shift and a mask widen both without a shuffle.
+    fn place(lane: usize) -> usize {
+        2 * (lane % 16) + lane / 16
+    }
+
+    fn widen(self) -> f32 {
+        self.to_f32()
+    }
+
+    #[inline(always)]
+    unsafe fn pair<S: Simd>(row: *const Self, half: usize) -> [S::V; 2] {
+        // SAFETY: the `2 * LANES` elements lie within the row's 32.
+        unsafe { S::load_bf16_pair(row.add(half * 2 * S::LANES)) }
+    }
+}
+
+impl Word for f16 {
+    fn place(lane: usize) -> usize {
+        lane
+    }
+
+    fn widen(self) -> f32 {
+        self.to_f32()
+    }
+
+    #[inline(always)]
+    unsafe fn pair<S: Simd>(row: *const Self, half: usize) -> [S::V; 2] {
+        // SAFETY: both vectors lie within the row's 32 elements.
+        unsafe {
+            [S::load_f16(row.add(half * S::LANES)), S::load_f16(row.add(16 + half * S::LANES))]
+        }
+    }
+}
+
+/// One input of the 32 outputs of a panel, on its own cache lines.
+#[derive(Clone, Copy, Default)]
+#[repr(C, align(64))]
+pub(crate) struct Row<T>(pub(crate) [T; PANEL]);
+
+/// A matrix `[out, in]` as `[ceil(out / 32)][in]` rows of 32; what is beyond `out` is zero.
+pub(crate) struct Panels<T> {
+    out: usize,
+    inputs: usize,
+    rows: Vec<Row<T>>,
+}
+
+impl<T: Word> Panels<T> {
+    /// Lays out `[out, inputs]`, both above zero, whose elements `words` are read by `read`.
+    ///
+    /// Returns `None` if memory is short or `words` has another size.
+    pub(crate) fn new<U: Copy + Sync>(
+        [out, inputs]: [usize; 2],
+        words: &[U],
+        read: impl Fn(U) -> T + Sync,
+    ) -> Option<Self> {
+        if out.checked_mul(inputs)? != words.len() || words.is_empty() {
+            return None;
+        }
+        let count = out.div_ceil(PANEL).checked_mul(inputs)?;
+        let mut rows = Vec::new();
+        rows.try_reserve_exact(count).ok()?;
+        rows.resize(count, Row::default());
+        let panels = rows.par_chunks_exact_mut(inputs).zip(words.par_chunks(PANEL * inputs));
+        panels.for_each(|(panel, words)| transpose(panel, words, &read));
+        Some(Self { out, inputs, rows })
+    }
+
+    /// The number of outputs.
+    pub(crate) fn out(&self) -> usize {
+        self.out
+    }
+
+    /// The number of inputs.
+    pub(crate) fn inputs(&self) -> usize {
+        self.inputs
+    }
+
+    /// The number of panels.
+    pub(crate) fn panels(&self) -> usize {
+        self.out.div_ceil(PANEL)
+    }
+
+    /// The rows of panel `index`, one an input.
+    pub(crate) fn panel(&self, index: usize) -> &[Row<T>] {
+        &self.rows[index * self.inputs..(index + 1) * self.inputs]
+    }
+
+    /// Copies the inputs of `output` to `into`, widened; nothing if there is no such output.
+    pub(crate) fn gather(&self, output: usize, into: &mut [f32]) {
+        if output < self.out {
+            let place = T::place(output % PANEL);
+            let rows = self.panel(output / PANEL);
+            into.iter_mut().zip(rows).for_each(|(to, row)| *to = row.0[place].widen());
+        }
+    }
+}
+
+/// Fills a panel from up to 32 rows of the matrix.
+fn transpose<T: Word, U: Copy>(panel: &mut [Row<T>], words: &[U], read: &impl Fn(U) -> T) {
+    let inputs = panel.len();
+    for (block, rows) in panel.chunks_mut(BLOCK).enumerate() {
+        for (lane, words) in words.chunks_exact(inputs).enumerate() {
+            let place = T::place(lane);
+            let words = &words[block * BLOCK..];
+            rows.iter_mut().zip(words).for_each(|(row, &word)| row.0[place] = read(word));
+        }
+    }
+}

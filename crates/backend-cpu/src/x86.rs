@@ -1,0 +1,129 @@
+//! The vectors of x86-64: AVX-512 and AVX2.
+#![expect(unsafe_code, reason = "intrinsics that need target features and take pointers")]
+
+use crate::simd::Simd;
+use half::{bf16, f16};
+use std::arch::x86_64::*;
+
+/// 16 lanes, 32 registers.
+#[derive(Clone, Copy)]
+pub(crate) struct Avx512;
+
+/// 8 lanes, 16 registers.
+#[derive(Clone, Copy)]
+pub(crate) struct Avx2;
+
+/// The bits of the odd words of a vector.
+const ODD: i32 = 0xffff_0000_u32 as i32;
+
+// SAFETY of every block below: the trait's contract says that the features are enabled and that the
+// pointers reach as many elements as the function names; none of the loads asks for alignment.
+impl Simd for Avx512 {
+    type V = __m512;
+
+    const LANES: usize = 16;
+
+    const ROWS: usize = 12;
+
+    #[inline(always)]
+    unsafe fn splat(x: f32) -> Self::V {
+        // SAFETY: see above.
+        unsafe { _mm512_set1_ps(x) }
+    }
+
+    #[inline(always)]
+    unsafe fn load(at: *const f32) -> Self::V {
+        // SAFETY: see above.
+        unsafe { _mm512_loadu_ps(at) }
+    }
+
+    #[inline(always)]
+    unsafe fn store(at: *mut f32, v: Self::V) {
+        // SAFETY: see above.
+        unsafe { _mm512_storeu_ps(at, v) }
+    }
+
+    #[inline(always)]
+    unsafe fn fma(a: Self::V, b: Self::V, c: Self::V) -> Self::V {
+        // SAFETY: see above.
+        unsafe { _mm512_fmadd_ps(a, b, c) }
+    }
+
+    #[inline(always)]
+    unsafe fn add(a: Self::V, b: Self::V) -> Self::V {
+        // SAFETY: see above.
+        unsafe { _mm512_add_ps(a, b) }
+    }
+
+    #[inline(always)]
+    unsafe fn load_bf16_pair(at: *const bf16) -> [Self::V; 2] {
+        // SAFETY: see above.
+        unsafe {
+            let words = _mm512_loadu_si512(at.cast());
+            let even = _mm512_slli_epi32::<16>(words);
+            let odd = _mm512_and_si512(words, _mm512_set1_epi32(ODD));
+            [_mm512_castsi512_ps(even), _mm512_castsi512_ps(odd)]
+        }
+    }
+
+    #[inline(always)]
+    unsafe fn load_f16(at: *const f16) -> Self::V {
+        // SAFETY: see above.
+        unsafe { _mm512_cvtph_ps(_mm256_loadu_si256(at.cast())) }
+    }
+}
+
+impl Simd for Avx2 {
+    type V = __m256;
+
+    const LANES: usize = 8;
+
+    const ROWS: usize = 6;
+
+    #[inline(always)]
+    unsafe fn splat(x: f32) -> Self::V {
+        // SAFETY: see above.
+        unsafe { _mm256_set1_ps(x) }
+    }
+
+    #[inline(always)]
+    unsafe fn load(at: *const f32) -> Self::V {
+        // SAFETY: see above.
+        unsafe { _mm256_loadu_ps(at) }
+    }
+
+    #[inline(always)]
+    unsafe fn store(at: *mut f32, v: Self::V) {
+        // SAFETY: see above.
+        unsafe { _mm256_storeu_ps(at, v) }
+    }
+
+    #[inline(always)]
+    unsafe fn fma(a: Self::V, b: Self::V, c: Self::V) -> Self::V {
+        // SAFETY: see above.
+        unsafe { _mm256_fmadd_ps(a, b, c) }
+    }
+
+    #[inline(always)]
+    unsafe fn add(a: Self::V, b: Self::V) -> Self::V {
+        // SAFETY: see above.
+        unsafe { _mm256_add_ps(a, b) }
+    }
+
+    #[inline(always)]
+    unsafe fn load_bf16_pair(at: *const bf16) -> [Self::V; 2] {
+        // SAFETY: see above.
+        unsafe {
+            let words = _mm256_loadu_si256(at.cast());
+            let even = _mm256_slli_epi32::<16>(words);
+            let odd = _mm256_and_si256(words, _mm256_set1_epi32(ODD));
+            [_mm256_castsi256_ps(even), _mm256_castsi256_ps(odd)]
+        }
+    }
+
+    #[inline(always)]
+    unsafe fn load_f16(at: *const f16) -> Self::V {
+        // SAFETY: see above.
+        unsafe { _mm256_cvtph_ps(_mm_loadu_si128(at.cast())) }
+    }
+}

@@ -1,0 +1,8 @@
+//! Every op of the CPU backend gives the reference's bits, with each instruction set that this
+//! machine has.
+#![expect(clippy::unwrap_used, reason = "a test that cannot go on fails")]
+
+mod attend;
+mod common;
+mod elements;
+mod linear;
