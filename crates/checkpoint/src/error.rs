@@ -87,3 +87,29 @@ impl From<Error> for ir::ReadError {
         if e.is_machine() { Self::Machine(e.to_string()) } else { Self::Input(e.to_string()) }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use io::ErrorKind::{self, *};
+
+    #[test]
+    fn what_the_system_answers_is_blamed_on_the_input_or_the_machine() {
+        let error = |kind: ErrorKind| Error::io(Path::new("x"), "open the file", kind.into());
+        for kind in [NotFound, NotADirectory, InvalidInput, InvalidFilename] {
+            assert!(!error(kind).is_machine(), "{kind}");
+        }
+        for kind in [PermissionDenied, OutOfMemory, Other, TimedOut, StorageFull] {
+            assert!(error(kind).is_machine(), "{kind}");
+            assert!(matches!(ir::ReadError::from(error(kind)), ir::ReadError::Machine(_)));
+        }
+        let text = error(PermissionDenied).to_string();
+        assert_eq!(text, "\"x\": cannot open the file: permission denied");
+    }
+
+    #[test]
+    fn paths_are_printed_escaped() {
+        let text = Error::broken(Path::new("a\n\u{202e}\u{1b}[31m"), "is odd").to_string();
+        assert_eq!(text, "\"a\\n\\u{202e}\\u{1b}[31m\": is odd");
+    }
+}

@@ -12,7 +12,7 @@ use std::collections::HashSet;
 use std::fmt;
 
 /// The most values that [`parse`] builds: more is not a configuration, and each costs memory.
-const VALUES_BUILT: usize = 1 << 20;
+const VALUES_BUILT: usize = 1 << 19;
 /// The most values that [`check`] walks: several times the largest tokenizer there is.
 const VALUES_WALKED: usize = 1 << 23;
 /// The longest rule text: serde quotes what it found, which may be very long.

@@ -1,5 +1,7 @@
 //! Opening whole folders: what is read, and what the layouts of the Hugging Face cache allow.
 
+#![expect(clippy::unwrap_used, reason = "a fixture that cannot be made fails its test")]
+
 use checkpoint::{Checkpoint, hub_snapshot};
 use ir::{ReadError, Source};
 use std::fs;
