@@ -1,8 +1,10 @@
 //! What is measured of a model by running it: tokens' log-probabilities, perplexity, divergence
 //! from an original, tasks. The forward is streamed; it is the same one that serves.
 
+pub mod builtin;
 mod forward;
 mod score;
+pub mod windows;
 
 pub use forward::{Model, SLICE_ROWS, largest_block};
 pub use score::{ACTIVATION_BYTES_MAX, Against, Progress, Scored, Sequence, Target, logits, score};
