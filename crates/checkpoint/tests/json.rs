@@ -1,7 +1,5 @@
 //! Strict JSON against serde_json, which is lenient about one thing only: keys that come twice.
 
-#![expect(clippy::unwrap_used, reason = "a fixture that cannot be made fails its test")]
-
 use checkpoint::json::{Limits, check, parse};
 use proptest::prelude::*;
 use serde_json::Value;

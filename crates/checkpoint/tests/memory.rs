@@ -4,6 +4,7 @@
 
 #![cfg(target_os = "linux")]
 #![expect(clippy::unwrap_used, reason = "a fixture that cannot be made fails its test")]
+#![expect(clippy::print_stdout, reason = "the figures are what one runs this for")]
 
 use checkpoint::Checkpoint;
 use ir::Source;
