@@ -4,6 +4,7 @@
 pub mod builtin;
 mod forward;
 mod score;
+pub mod tasks;
 pub mod windows;
 
 pub use forward::{Model, SLICE_ROWS, largest_block};
