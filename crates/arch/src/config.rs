@@ -11,6 +11,8 @@ pub(crate) mod cap {
     pub(crate) const LAYERS: usize = 1 << 12;
     /// Query heads; also the size of a head.
     pub(crate) const HEADS: usize = 1 << 16;
+    /// Query heads times the size of a head.
+    pub(crate) const ATTENTION: usize = 1 << 24;
     /// Rows of the embedding.
     pub(crate) const VOCAB: usize = 1 << 24;
     /// Width of the feed-forward.

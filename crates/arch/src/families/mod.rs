@@ -124,7 +124,11 @@ fn heads(config: &Fields, hidden: usize, defaults: &Defaults) -> Result<Heads, E
         return Err(config
             .breaks("head_dim", format!("a head of size {dim} cannot be rotated: must be even")));
     }
-    Ok(Heads { query, kv, dim })
+    let width = query.checked_mul(dim).filter(|&width| width <= cap::ATTENTION);
+    width.map(|_| Heads { query, kv, dim }).ok_or_else(|| {
+        let rule = format!("{query} heads of size {dim} are wider than {}", cap::ATTENTION);
+        config.breaks("num_attention_heads", rule)
+    })
 }
 
 fn epsilon(config: &Fields) -> Result<f32, Error> {

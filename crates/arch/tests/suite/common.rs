@@ -8,7 +8,6 @@ use tensor::DType;
 pub(crate) type Tensors = BTreeMap<String, (DType, Vec<usize>)>;
 
 /// The published configuration `name` of the fixtures.
-#[allow(dead_code, reason = "not every test binary reads the published configurations")]
 pub(crate) fn published(name: &str) -> Map<String, Value> {
     let folder = concat!(env!("CARGO_MANIFEST_DIR"), "/../../tests/fixtures/configs");
     let text = std::fs::read_to_string(format!("{folder}/{name}.json")).unwrap();
@@ -17,7 +16,6 @@ pub(crate) fn published(name: &str) -> Map<String, Value> {
 
 /// A small valid configuration of `family`, with `changes` laid over it. A change to the string
 /// `"absent"` removes the key.
-#[allow(dead_code, reason = "not every test binary makes small configurations")]
 pub(crate) fn small(family: &str, changes: Value) -> Map<String, Value> {
     let base = json!({
         "model_type": family, "vocab_size": 31, "hidden_size": 24, "intermediate_size": 20,

@@ -1,11 +1,7 @@
 //! What configurations turn on in the programs, and how they meet what is stored.
 
-#![allow(clippy::unwrap_used, reason = "a test may panic")]
-
-mod common;
-
+use crate::common::{Tensors, small, tensors};
 use arch::{Loaded, Stored};
-use common::{Tensors, small, tensors};
 use ir::{Heads, Op};
 use serde_json::{Value, json};
 use tensor::DType;

@@ -1,10 +1,6 @@
 //! The printed programs of published configurations.
 
-#![allow(clippy::unwrap_used, reason = "a test may panic")]
-
-mod common;
-
-use common::{published, tensors};
+use crate::common::{published, tensors};
 use tensor::DType;
 
 /// The embedding, the first layer, and the head. Every other layer is held against the first.
@@ -65,7 +61,7 @@ fn published_configurations_that_are_refused() {
             "multi-head latent attention and a mixture of experts",
         ),
     ] {
-        let refusal = arch::load(&published(name), &common::Tensors::new()).unwrap_err();
+        let refusal = arch::load(&published(name), &crate::common::Tensors::new()).unwrap_err();
         let expected =
             format!("config.json: model_type {family:?} ({why}) is not supported; {SUPPORTED}");
         assert_eq!(refusal.to_string(), expected);

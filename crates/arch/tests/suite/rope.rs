@@ -1,10 +1,6 @@
 //! Rotary frequencies against those of transformers (versions in `goldens/rope.json`).
 
-#![allow(clippy::unwrap_used, reason = "a test may panic")]
-
-mod common;
-
-use common::{small, tensors};
+use crate::common::{small, tensors};
 use ir::Op;
 use serde_json::{Value, json};
 use std::sync::Arc;
@@ -31,7 +27,7 @@ fn rope(head_dim: usize, keys: &Value) -> Arc<ir::Rope> {
 /// torch's `powf` is good to a unit in the last place; the steps after it can widen that a little.
 #[test]
 fn frequencies_are_those_of_transformers() {
-    let golden: Value = serde_json::from_str(include_str!("goldens/rope.json")).unwrap();
+    let golden: Value = serde_json::from_str(include_str!("../goldens/rope.json")).unwrap();
     let cases = golden["cases"].as_array().unwrap();
     assert!(cases.len() > 20);
     for case in cases {

@@ -1,0 +1,9 @@
+//! Configurations and stored tensors in, programs and refusals out.
+
+#![allow(clippy::unwrap_used, reason = "a test may panic")]
+
+mod common;
+mod goldens;
+mod programs;
+mod refusals;
+mod rope;
