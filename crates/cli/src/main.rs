@@ -1,1 +1,89 @@
-fn main() {}
+//! The `optimize` binary: arguments, wiring, terminal output. The only crate that prints.
+
+mod args;
+mod eval;
+mod failure;
+mod inspect;
+mod model;
+mod output;
+mod task;
+
+use args::{Command, CommandLine};
+use clap::error::ErrorKind;
+use clap::{CommandFactory, Parser};
+use failure::{Code, Failure};
+use output::{print, remark};
+use std::ffi::OsString;
+use std::panic;
+use std::path::Path;
+use std::process::ExitCode;
+
+fn main() -> ExitCode {
+    let arguments: Vec<OsString> = std::env::args_os().collect();
+    // The default hook has printed the panic by the time it is caught here.
+    let outcome = panic::catch_unwind(|| run(&arguments));
+    let code = match outcome {
+        Ok(Ok(())) => return ExitCode::SUCCESS,
+        Ok(Err(failure)) => {
+            remark(&failure.to_string());
+            failure.code
+        }
+        Err(_) => {
+            remark("error: this is a bug in optimize; please report it with the command");
+            Code::Bug
+        }
+    };
+    ExitCode::from(code as u8)
+}
+
+fn run(arguments: &[OsString]) -> Result<(), Failure> {
+    match first_word(arguments) {
+        Some(word) if !is_command(word) => return Err(nothing_to_do(word)),
+        _ => {}
+    }
+    let line = match CommandLine::try_parse_from(arguments) {
+        Ok(line) => line,
+        Err(error)
+            if matches!(error.kind(), ErrorKind::DisplayHelp | ErrorKind::DisplayVersion) =>
+        {
+            return print(&error.to_string());
+        }
+        Err(error) => return Err(usage(arguments, &error)),
+    };
+    match line.command {
+        Command::Inspect(args) => inspect::run(&args),
+        Command::Eval(args) => eval::run(&args),
+    }
+}
+
+/// The first argument, unless it is an option.
+fn first_word(arguments: &[OsString]) -> Option<&str> {
+    arguments.get(1).and_then(|a| a.to_str()).filter(|a| !a.starts_with('-'))
+}
+
+fn is_command(word: &str) -> bool {
+    word == "help" || CommandLine::command().find_subcommand(word).is_some()
+}
+
+/// `optimize MODEL` alone: says what could be done with it.
+fn nothing_to_do(model: &str) -> Failure {
+    let commands: Vec<String> = CommandLine::command()
+        .get_subcommands()
+        .map(|c| format!("  optimize {} {model}", c.get_name()))
+        .collect();
+    Failure::refused(format!("nothing to do with {model:?}"))
+        .with_hint(format!("what can be done with a model:\n{}", commands.join("\n")))
+}
+
+/// A command line that does not parse. A folder of the command's name may be what was meant.
+fn usage(arguments: &[OsString], error: &clap::Error) -> Failure {
+    let text = error.to_string();
+    let message = text.trim_start_matches("error: ").trim_end().to_string();
+    let failure = Failure::refused(message);
+    match first_word(arguments) {
+        Some(word) if is_command(word) && Path::new(word).is_dir() => failure.with_hint(format!(
+            "{word:?} is a command, and a folder of that name exists; to name the folder, write ./{word}"
+        )),
+        _ => failure,
+    }
+}

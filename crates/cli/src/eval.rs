@@ -1,0 +1,282 @@
+//! `optimize eval`: perplexity of a text, with divergence from an original when there is one.
+
+use crate::args;
+use crate::failure::{Code, Failure};
+use crate::model::{Opened, device};
+use crate::output::{Meter, grouped, peak_memory, print, remark, write_whole};
+use crate::task;
+use backend::Backend;
+use calibration::builtin::EVAL_TEXT;
+use calibration::windows::{Protocol, Window, windows};
+use calibration::{Scored, Sequence, Target};
+use serde_json::{Value, json};
+use std::fmt::Write;
+use std::path::Path;
+
+/// Tokens a window, unless the model's context is shorter or the user says otherwise.
+const WINDOW: usize = 2048;
+
+/// Tokens a window of llama-perplexity.
+const WINDOW_LLAMA_CPP: usize = 512;
+
+pub(crate) fn run(args: &args::Eval) -> Result<(), Failure> {
+    let opened = Opened::open(&args.model, &args.common)?;
+    let open_baseline = |model: &String| Opened::open(model, &args.common);
+    let baseline = args.baseline.as_ref().map(open_baseline).transpose()?;
+    let (cpu, pool) = device(&args.common)?;
+    let models = Models { opened: &opened, baseline: baseline.as_ref(), backend: &cpu };
+    pool.install(|| match &args.task {
+        Some(file) => task::run(args, &models, file),
+        None => text(args, &models),
+    })
+}
+
+/// What is measured, and on what.
+pub(crate) struct Models<'a> {
+    pub(crate) opened: &'a Opened,
+    pub(crate) baseline: Option<&'a Opened>,
+    pub(crate) backend: &'a dyn Backend,
+}
+
+impl Models<'_> {
+    /// Scores `sequences` with progress; remarks how fast it went.
+    pub(crate) fn score(
+        &self,
+        sequences: &[Sequence],
+        quiet: bool,
+    ) -> Result<Vec<Scored>, Failure> {
+        let mut meter = Meter::new("scoring", quiet);
+        let baseline = self.baseline.map(Opened::streamed);
+        let scored = calibration::score(
+            self.backend,
+            self.opened.streamed(),
+            baseline,
+            sequences,
+            &mut |p| meter.at(p.done, p.total),
+        )?;
+        let (seconds, tokens) =
+            (meter.finish().as_secs_f64(), sequences.iter().map(|s| s.tokens.len()).sum());
+        if !quiet {
+            let rate = tokens as f64 / seconds;
+            let name = self.backend.name();
+            let peak = peak_memory().map_or(String::new(), |bytes| {
+                format!(", peak memory {:.1} MB", bytes as f64 / 1e6)
+            });
+            let tokens = grouped(tokens);
+            remark(&format!(
+                "{tokens} tokens in {seconds:.1} s on {name}: {rate:.0} tokens/s{peak}"
+            ));
+        }
+        Ok(scored)
+    }
+}
+
+/// A text as token ids, and where it came from.
+struct Tokens {
+    ids: Vec<u32>,
+    bos: Option<u32>,
+    from: String,
+}
+
+fn text(args: &args::Eval, models: &Models<'_>) -> Result<(), Failure> {
+    let mut tokens = tokens(args, models.opened)?;
+    tokens.ids.truncate(args.max_tokens.unwrap_or(usize::MAX));
+    let protocol = protocol(args, models.opened.spec.context, tokens.bos);
+    let places = windows(&protocol, tokens.ids.len()).map_err(Failure::refused)?;
+    let longest = places.iter().map(|w| w.end - w.begin).max().unwrap_or(0);
+    if longest > models.opened.spec.context && !args.common.quiet {
+        let context = models.opened.spec.context;
+        remark(&format!("warning: windows of {longest} exceed the model's context of {context}"));
+    }
+    let sequences: Vec<Sequence> = places.iter().map(|w| sequence(w, &tokens)).collect();
+    let scored = models.score(&sequences, args.common.quiet)?;
+    let at = || {
+        sequences
+            .iter()
+            .zip(&places)
+            .flat_map(|(s, w)| s.targets.iter().map(|t| t.position + w.begin))
+    };
+    let result = Quality::of(&scored, models)?;
+    if let Some(path) = &args.logprobs {
+        write_logprobs(path, &tokens.ids, at().zip(&scored))?;
+    }
+    if args.common.json {
+        let mut report = json!({
+            "model": models.opened.checkpoint.folder().display().to_string(),
+            "text": tokens.from,
+            "protocol": describe(&protocol),
+            "tokens": tokens.ids.len(),
+        });
+        result.write_json(&mut report);
+        return print(&format!("{report:#}"));
+    }
+    print(&result.table(&tokens, &protocol))
+}
+
+fn tokens(args: &args::Eval, opened: &Opened) -> Result<Tokens, Failure> {
+    if let Some(path) = &args.tokens {
+        let ids = parse_ids(path, &read(path)?, opened.spec.vocab)?;
+        return Ok(Tokens { ids, bos: None, from: path.display().to_string() });
+    }
+    let tokenizer = tokenizer(opened)?;
+    let (text, from) = match &args.text {
+        Some(path) => (read(path)?, path.display().to_string()),
+        None => (EVAL_TEXT.to_string(), "built-in".to_string()),
+    };
+    Ok(Tokens { ids: tokenizer.encode(&text)?, bos: tokenizer.bos(), from })
+}
+
+pub(crate) fn tokenizer(opened: &Opened) -> Result<text::Tokenizer, Failure> {
+    let folder = opened.checkpoint.folder();
+    opened.tokenizer()?.ok_or_else(|| {
+        Failure::refused(format!("{folder:?} has no tokenizer.json"))
+            .with_hint("give token ids with --tokens FILE")
+    })
+}
+
+/// Reads a text file whole. Texts are small beside models.
+pub(crate) fn read(path: &Path) -> Result<String, Failure> {
+    std::fs::read_to_string(path).map_err(|error| Failure::io(path, error))
+}
+
+fn parse_ids(path: &Path, text: &str, vocab: usize) -> Result<Vec<u32>, Failure> {
+    let separator = |c: char| c.is_whitespace() || matches!(c, ',' | '[' | ']');
+    let words = text.split(separator).filter(|w| !w.is_empty());
+    let parse = |(i, word): (usize, &str)| match word.parse::<u32>() {
+        Ok(id) if (id as usize) < vocab => Ok(id),
+        Ok(id) => Err(Failure::refused(format!(
+            "{path:?}: token {i} is {id}, but the embedding has {vocab} rows"
+        ))),
+        Err(_) => Err(Failure::refused(format!("{path:?}: token {i}, {word:?}, is not an id"))),
+    };
+    words.enumerate().map(parse).collect()
+}
+
+fn protocol(args: &args::Eval, context: usize, bos: Option<u32>) -> Protocol {
+    match args.protocol {
+        args::Protocol::Windows => {
+            let window = args.window.unwrap_or(WINDOW.min(context));
+            Protocol::Windows { window, stride: args.stride.unwrap_or(window) }
+        }
+        args::Protocol::LlamaCpp => {
+            Protocol::LlamaCpp { window: args.window.unwrap_or(WINDOW_LLAMA_CPP), bos }
+        }
+    }
+}
+
+fn describe(protocol: &Protocol) -> Value {
+    match protocol {
+        Protocol::Windows { window, stride } => {
+            json!({ "name": "windows", "window": window, "stride": stride })
+        }
+        Protocol::LlamaCpp { window, bos } => {
+            json!({ "name": "llama.cpp", "window": window, "bos": bos })
+        }
+    }
+}
+
+fn sequence(window: &Window, text: &Tokens) -> Sequence {
+    let mut tokens = text.ids[window.begin..window.end].to_vec();
+    if let (true, Some(bos), Some(first)) = (window.bos, text.bos, tokens.first_mut()) {
+        *first = bos;
+    }
+    let target = |p: usize| Target { position: p - window.begin, token: text.ids[p] };
+    Sequence { tokens, targets: window.score.clone().map(target).collect() }
+}
+
+/// What the scores of a text add up to.
+struct Quality {
+    scored: usize,
+    mean_nll: f64,
+    against: Option<Comparison>,
+}
+
+struct Comparison {
+    model: String,
+    mean_nll: f64,
+    divergence: f64,
+    agreement: f64,
+}
+
+impl Quality {
+    fn of(scored: &[Scored], models: &Models<'_>) -> Result<Self, Failure> {
+        let n = scored.len() as f64;
+        let mean_nll = -scored.iter().map(|s| s.logprob).sum::<f64>() / n;
+        if !mean_nll.is_finite() {
+            let message =
+                "the model's probabilities are not finite: a weight is NaN, infinite, or too large";
+            return Err(Failure::refused(message));
+        }
+        let pairs = || scored.iter().filter_map(|s| s.against);
+        let against = models.baseline.map(|baseline| Comparison {
+            model: baseline.checkpoint.folder().display().to_string(),
+            mean_nll: -pairs().map(|a| a.logprob).sum::<f64>() / n,
+            divergence: pairs().map(|a| a.divergence).sum::<f64>() / n,
+            agreement: pairs().filter(|a| a.agrees).count() as f64 / n,
+        });
+        Ok(Self { scored: scored.len(), mean_nll, against })
+    }
+
+    fn write_json(&self, report: &mut Value) {
+        report["scored"] = json!(self.scored);
+        report["mean_nll"] = json!(self.mean_nll);
+        report["perplexity"] = json!(self.mean_nll.exp());
+        if let Some(c) = &self.against {
+            report["baseline"] = json!({
+                "model": c.model,
+                "mean_nll": c.mean_nll,
+                "perplexity": c.mean_nll.exp(),
+                "kl_divergence": c.divergence,
+                "top1_agreement": c.agreement,
+            });
+        }
+    }
+
+    fn table(&self, tokens: &Tokens, protocol: &Protocol) -> String {
+        let (scored, all) = (grouped(self.scored), grouped(tokens.ids.len()));
+        let mut out = String::new();
+        let _ = writeln!(out, "text        {}: {all} tokens, {scored} scored", tokens.from);
+        let cut = match protocol {
+            Protocol::Windows { window, stride } if window == stride => {
+                format!("windows of {window}")
+            }
+            Protocol::Windows { window, stride } => {
+                format!("windows of {window}, one every {stride}")
+            }
+            Protocol::LlamaCpp { window, .. } => {
+                format!("second half of windows of {window}, as llama-perplexity")
+            }
+        };
+        let _ = writeln!(out, "protocol    {cut}");
+        let _ = writeln!(
+            out,
+            "perplexity  {:.4}  (mean NLL {:.5} nats a token)",
+            self.mean_nll.exp(),
+            self.mean_nll
+        );
+        if let Some(c) = &self.against {
+            let change = ((self.mean_nll - c.mean_nll).exp() - 1.0) * 100.0;
+            let _ = writeln!(out, "baseline    {:.4}  ({})", c.mean_nll.exp(), c.model);
+            let _ = writeln!(out, "change      {change:+.2} %");
+            let _ = writeln!(out, "KL          {:.6} nats a token", c.divergence);
+            let _ = writeln!(out, "top-1       {:.2} % agree", c.agreement * 100.0);
+        }
+        out
+    }
+}
+
+/// One line a token of the text; tokens that were not scored have none.
+fn write_logprobs<'a>(
+    path: &Path,
+    ids: &[u32],
+    scored: impl Iterator<Item = (usize, &'a Scored)>,
+) -> Result<(), Failure> {
+    let mut logprobs: Vec<Option<f64>> = vec![None; ids.len()];
+    scored.for_each(|(position, s)| logprobs[position] = Some(s.logprob));
+    let mut lines = String::new();
+    for (position, (token, logprob)) in ids.iter().zip(logprobs).enumerate() {
+        let line = json!({ "position": position, "token": token, "logprob": logprob });
+        let _ = writeln!(lines, "{line}");
+    }
+    write_whole(path, lines.as_bytes()).map_err(|e| Failure::new(Code::Machine, e))
+}

@@ -1,0 +1,108 @@
+//! Opens what a MODEL argument names: a folder, or a repository in the local cache.
+
+use crate::args::Common;
+use crate::failure::Failure;
+use crate::output::remark;
+use backend_cpu::{Cpu, Isa};
+use checkpoint::Checkpoint;
+use ir::ModelSpec;
+use std::path::{Path, PathBuf};
+use tensor::DType;
+use text::Tokenizer;
+
+/// A checkpoint and the programs it runs.
+pub(crate) struct Opened {
+    pub(crate) checkpoint: Checkpoint,
+    pub(crate) spec: ModelSpec,
+}
+
+impl Opened {
+    /// Opens a model, reading headers only.
+    pub(crate) fn open(model: &str, common: &Common) -> Result<Self, Failure> {
+        let folder = resolve(model, common)?;
+        let checkpoint = Checkpoint::open(&folder)?;
+        let mut config = checkpoint.config().clone();
+        for key in &common.ignore_config_key {
+            if config.shift_remove(key).is_none() {
+                let message = format!("config.json has no key {key:?} to ignore");
+                return Err(Failure::refused(message));
+            }
+        }
+        let loaded = arch::load(&config, &Tensors(&checkpoint))?;
+        if !common.quiet {
+            let warnings = checkpoint.warnings().iter().chain(&loaded.warnings);
+            warnings.for_each(|w| remark(&format!("warning: {w}")));
+        }
+        Ok(Self { checkpoint, spec: loaded.model })
+    }
+
+    /// The tokenizer, or `None` if the checkpoint has none at all.
+    pub(crate) fn tokenizer(&self) -> Result<Option<Tokenizer>, Failure> {
+        let Some(bytes) = self.checkpoint.tokenizer()? else { return Ok(None) };
+        let tokenizer = Tokenizer::from_bytes(&bytes)?;
+        let (ids, rows) = (tokenizer.size(), self.spec.vocab);
+        if ids > rows {
+            return Err(Failure::refused(format!(
+                "tokenizer.json has ids up to {}, the embedding only {rows} rows",
+                ids - 1
+            )));
+        }
+        Ok(Some(tokenizer))
+    }
+
+    /// The model as the streamed forward wants it.
+    pub(crate) fn streamed(&self) -> calibration::Model<'_> {
+        calibration::Model { spec: &self.spec, source: &self.checkpoint }
+    }
+}
+
+/// The CPU backend, and the thread pool it runs on.
+pub(crate) fn device(common: &Common) -> Result<(Cpu, rayon::ThreadPool), Failure> {
+    let cpu = match &common.isa {
+        None => Cpu::new(),
+        Some(name) => Isa::parse(name)
+            .and_then(Cpu::with_isa)
+            .ok_or_else(|| Failure::refused(format!("no instruction set {name:?} here")))?,
+    };
+    let threads = common.threads.map_or(0, usize::from);
+    let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build();
+    Ok((cpu, pool.map_err(|e| Failure::new(crate::failure::Code::Machine, e))?))
+}
+
+fn resolve(model: &str, common: &Common) -> Result<PathBuf, Failure> {
+    let path = Path::new(model);
+    if path.is_dir() {
+        return Ok(path.to_path_buf());
+    }
+    if path.is_file() {
+        let what = match path.extension().and_then(|e| e.to_str()) {
+            Some("gguf") => "GGUF files cannot be read yet",
+            _ => "a model is a folder with a config.json",
+        };
+        return Err(Failure::refused(format!("{model:?} is a file: {what}")));
+    }
+    let home = || std::env::home_dir().map(|h| h.join(".cache/huggingface/hub"));
+    let cache = common.hub_cache.clone().or_else(home).unwrap_or_default();
+    let parts = model.split('/').count();
+    if parts == 2 && !model.starts_with(['.', '/']) {
+        if let Some(snapshot) = checkpoint::hub_snapshot(model, &cache)? {
+            return Ok(snapshot);
+        }
+    }
+    Err(Failure::refused(format!("no model at {model:?}")).with_hint(format!(
+        "it is neither a folder nor a repository in the local cache {cache:?}; nothing is downloaded"
+    )))
+}
+
+/// What `arch` wants to know of the stored tensors.
+struct Tensors<'a>(&'a Checkpoint);
+
+impl arch::Stored for Tensors<'_> {
+    fn get(&self, name: &str) -> Option<(DType, &[usize])> {
+        self.0.tensor(name).map(|t| (t.dtype, &t.shape[..]))
+    }
+
+    fn names(&self) -> Box<dyn Iterator<Item = &str> + '_> {
+        Box::new(self.0.tensors().iter().map(|t| t.name.as_str()))
+    }
+}
