@@ -49,7 +49,7 @@ fn a_folder_of_a_commands_name_is_pointed_out() {
 fn refusals_name_what_is_wrong() {
     let stories = stories();
     check(&["inspect", "no/such"], 2, &[], &["no model at \"no/such\"", "nothing is downloaded"]);
-    check(&["inspect", "Cargo.toml"], 2, &[], &["no model"]);
+    check(&["inspect", "Cargo.toml"], 2, &[], &["is a file", "config.json"]);
     check(&["eval", &stories, "--text", "/no/such"], 2, &[], &["/no/such", "caused by:"]);
     check(&["eval", &stories, "--window", "1"], 2, &[], &["window"]);
     check(&["eval", &stories, "--window", "8", "--stride", "9"], 2, &[], &["stride"]);
@@ -148,4 +148,25 @@ fn threads_strides_and_instruction_sets_change_no_bit_they_should_not() {
     assert_eq!(all, nll(&["--threads", "3"]));
     assert_eq!(all, nll(&["--isa", "portable"]));
     assert_ne!(all, nll(&["--window", "128"]));
+}
+
+#[test]
+fn tasks_are_scored_and_their_requests_written() {
+    let folder = tempfile::tempdir().unwrap();
+    let (task, file) = (folder.path().join("task.jsonl"), folder.path().join("out.jsonl"));
+    fs::write(
+        &task,
+        r#"{"query": "Once upon a", "choices": ["time", "xylophone"], "gold": 0}
+"#,
+    )
+    .unwrap();
+    let (task, path) = (task.to_str().unwrap(), file.to_str().unwrap());
+    let stories = stories();
+    let report = json(&["eval", &stories, "--task", task, "--logprobs", path, "--json"]);
+    assert_eq!(report["items"], 1);
+    assert_eq!(report["acc"], 1.0);
+    let lines = read_lines(&file);
+    assert_eq!(lines.len(), 2);
+    assert!(lines[0]["logprob"].as_f64() > lines[1]["logprob"].as_f64());
+    check(&["eval", &stories, "--task", &stories], 2, &[], &["caused by:"]);
 }

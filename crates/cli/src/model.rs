@@ -84,10 +84,11 @@ fn resolve(model: &str, common: &Common) -> Result<PathBuf, Failure> {
     let home = || std::env::home_dir().map(|h| h.join(".cache/huggingface/hub"));
     let cache = common.hub_cache.clone().or_else(home).unwrap_or_default();
     let parts = model.split('/').count();
-    if parts == 2 && !model.starts_with(['.', '/']) {
-        if let Some(snapshot) = checkpoint::hub_snapshot(model, &cache)? {
-            return Ok(snapshot);
-        }
+    if parts == 2
+        && !model.starts_with(['.', '/'])
+        && let Some(snapshot) = checkpoint::hub_snapshot(model, &cache)?
+    {
+        return Ok(snapshot);
     }
     Err(Failure::refused(format!("no model at {model:?}")).with_hint(format!(
         "it is neither a folder nor a repository in the local cache {cache:?}; nothing is downloaded"
