@@ -1,5 +1,7 @@
 //! The command line's grammar and exit codes, on the built binary.
 
+#![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
+
 use std::fs;
 use std::path::Path;
 use tests::{optimize, root, run};

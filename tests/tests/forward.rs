@@ -1,6 +1,8 @@
 //! The forward against transformers: every fixture in `fixtures/families` holds a tiny checkpoint
 //! and the logits that transformers computed from it in `f32` (versions in `VERSIONS.json`).
 
+#![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
+
 use backend::{Backend, Reference};
 use backend_cpu::{Cpu, Isa};
 use calibration::{Model, logits};

@@ -1,5 +1,7 @@
 //! Memory is bounded by a block, not by the model.
 
+#![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
+
 use std::path::Path;
 
 /// Runs `eval` and returns the peak memory it reports, in bytes.
