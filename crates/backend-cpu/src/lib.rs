@@ -20,8 +20,8 @@ mod x86;
 pub use isa::Isa;
 
 use backend::{
-    Attend, Backend, BackendError, Buffer, DeviceWeight, DivergenceRow, Embed, Linear, Rope,
-    SoftmaxRow,
+    Attend, Backend, BackendError, Buffer, DeviceWeight, DivergenceRow, Embed, Linear, RankUpdate,
+    Rope, SoftmaxRow,
 };
 use half::{bf16, f16};
 use ir::{Activation, Weight};
@@ -185,6 +185,25 @@ impl Backend for Cpu {
     fn add(&self, a: &mut Buffer, b: &Buffer) -> Result<(), BackendError> {
         check(a.rows() == b.rows() && a.width() == b.width(), "summands have one shape")?;
         elementwise::add(self.level, host_mut(a)?, host(b)?);
+        Ok(())
+    }
+
+    fn gram(
+        &self,
+        input: &Buffer,
+        sequences: &[Range<usize>],
+        sum: &mut [f32],
+    ) -> Result<(), BackendError> {
+        backend::algebra::gram(host(input)?, input.width(), sequences, sum);
+        Ok(())
+    }
+
+    fn inverse_factor(&self, matrix: &mut [f64], n: usize) -> Result<bool, BackendError> {
+        Ok(backend::algebra::inverse_factor(matrix, n))
+    }
+
+    fn rank_update(&self, args: &mut RankUpdate<'_>) -> Result<(), BackendError> {
+        backend::algebra::rank_update(args);
         Ok(())
     }
 

@@ -5,6 +5,7 @@
 //! The default numerics class is defined here, in [`numerics`]: the order of every sum and the
 //! exponential. A backend of that class gives the same bits as [`Reference`].
 
+pub mod algebra;
 mod buffer;
 mod interpreter;
 pub mod numerics;
@@ -68,6 +69,29 @@ pub trait Backend: Send + Sync {
 
     /// `a += b`.
     fn add(&self, a: &mut Buffer, b: &Buffer) -> Result<(), BackendError>;
+
+    /// Adds `x^T x` over the rows of each sequence to the lower triangle (diagonal included) of
+    /// `sum` `[width, width]`; what lies above is not touched.
+    ///
+    /// Order of the sums: [`algebra::gram`].
+    fn gram(
+        &self,
+        input: &Buffer,
+        sequences: &[Range<usize>],
+        sum: &mut [f32],
+    ) -> Result<(), BackendError>;
+
+    /// Replaces a symmetric matrix `H` `[n, n]`, of which the lower triangle is read, by the upper
+    /// triangular `U` with `H^-1 = U^T U`; zeros below the diagonal. `false`, and a `matrix` of no
+    /// meaning, if `H` is not positive definite to working precision.
+    ///
+    /// Order of the sums: [`algebra::inverse_factor`].
+    fn inverse_factor(&self, matrix: &mut [f64], n: usize) -> Result<bool, BackendError>;
+
+    /// `c -= a b` on some columns of `c`: what a solved block of columns does to those after it.
+    ///
+    /// Order of the sums: [`algebra::rank_update`].
+    fn rank_update(&self, args: &mut RankUpdate<'_>) -> Result<(), BackendError>;
 
     /// Folds a slice of each row's logits into that row's running soft-max.
     fn fold_softmax(
@@ -136,6 +160,23 @@ pub struct Attend<'a> {
     pub window: Option<u32>,
     /// The rows of each sequence; the first row is position 0.
     pub sequences: &'a [Range<usize>],
+}
+
+/// Arguments of [`Backend::rank_update`].
+#[derive(Debug)]
+pub struct RankUpdate<'a> {
+    /// `[rows, width]`.
+    pub c: &'a mut [f32],
+    /// Elements a row of `c`.
+    pub width: usize,
+    /// The columns of `c` that change.
+    pub columns: Range<usize>,
+    /// `[rows, depth]`.
+    pub a: &'a [f32],
+    /// `[depth, columns.len()]`.
+    pub b: &'a [f32],
+    /// Columns of `a`, rows of `b`; at most [`numerics::LINEAR_CHUNK`].
+    pub depth: usize,
 }
 
 /// Why a backend did not execute an op.

@@ -10,6 +10,9 @@ pub const LANES: usize = 16;
 /// zero with fused multiply-adds; the pieces are added in order.
 pub const LINEAR_CHUNK: usize = 256;
 
+/// A Gram matrix sums over tokens in pieces of so many of a sequence, as a linear's dot product.
+pub const GRAM_CHUNK: usize = 256;
+
 /// Attention over keys is cut at multiples of this position. Each piece has its own soft-max, and
 /// the pieces are merged in order.
 pub const ATTEND_CHUNK: usize = 128;

@@ -5,8 +5,8 @@
 
 use crate::numerics::{ATTEND_CHUNK, LINEAR_CHUNK, exp, inverse_rms, max, rotate, silu, sum_by};
 use crate::{
-    Attend, Backend, BackendError, Buffer, DeviceWeight, DivergenceRow, Embed, Linear, Rope,
-    SoftmaxRow,
+    Attend, Backend, BackendError, Buffer, DeviceWeight, DivergenceRow, Embed, Linear, RankUpdate,
+    Rope, SoftmaxRow, algebra,
 };
 use ir::{Activation, Weight};
 use std::ops::Range;
@@ -129,6 +129,25 @@ impl Backend for Reference {
 
     fn add(&self, a: &mut Buffer, b: &Buffer) -> Result<(), BackendError> {
         host_mut(a)?.iter_mut().zip(host(b)?).for_each(|(a, b)| *a += b);
+        Ok(())
+    }
+
+    fn gram(
+        &self,
+        input: &Buffer,
+        sequences: &[Range<usize>],
+        sum: &mut [f32],
+    ) -> Result<(), BackendError> {
+        algebra::gram(host(input)?, input.width(), sequences, sum);
+        Ok(())
+    }
+
+    fn inverse_factor(&self, matrix: &mut [f64], n: usize) -> Result<bool, BackendError> {
+        Ok(algebra::inverse_factor(matrix, n))
+    }
+
+    fn rank_update(&self, args: &mut RankUpdate<'_>) -> Result<(), BackendError> {
+        algebra::rank_update(args);
         Ok(())
     }
 

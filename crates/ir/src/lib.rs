@@ -5,6 +5,7 @@
 //! passes rewrite them. Nothing here knows a file layout, a device or a model family.
 
 mod block;
+mod grid;
 mod model;
 mod op;
 mod print;
@@ -12,6 +13,7 @@ mod source;
 mod verify;
 
 pub use block::{Block, BlockId, Spec, Value, Weight, WeightId};
+pub use grid::{Grid, Quantized, Span};
 pub use model::ModelSpec;
 pub use op::{Activation, Heads, Op, Rope};
 pub use source::{ReadError, Source};

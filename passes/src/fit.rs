@@ -1,0 +1,106 @@
+//! Fits an integer grid to weights: the scale and zero point of each group, and the nearest codes.
+
+use ir::{Grid, Quantized};
+
+/// How a scale is chosen.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Range {
+    /// So that the largest magnitude is representable: no value is clipped.
+    MinMax,
+    /// So that the squared error of the nearest codes is least, among [`SHRINKS`] ranges.
+    MeanSquare,
+}
+
+/// Ranges tried by [`Range::MeanSquare`]: from the whole down to 40 % of it.
+const SHRINKS: usize = 61;
+
+/// The scale, as stored, and the zero point of one group.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Params {
+    /// Multiplied into a code less the zero point; finite and above zero.
+    pub scale: f32,
+    /// The code of the value 0; 0 on a symmetric grid.
+    pub zero: i32,
+    low: i32,
+    high: i32,
+}
+
+impl Params {
+    /// The nearest code to `x`, ties to even.
+    #[inline]
+    pub fn code(&self, x: f32) -> i32 {
+        let code = (x / self.scale).round_ties_even() + self.zero as f32;
+        // NaN becomes the zero point: no garbage is ever written.
+        if code.is_nan() { self.zero } else { code.clamp(self.low as f32, self.high as f32) as i32 }
+    }
+
+    /// The value of a code.
+    #[inline]
+    pub fn value(&self, code: i32) -> f32 {
+        (code - self.zero) as f32 * self.scale
+    }
+}
+
+/// Fits one group.
+pub fn fit(grid: Grid, range: Range, group: &[f32]) -> Params {
+    let shrinks = match range {
+        Range::MinMax => 1,
+        Range::MeanSquare => SHRINKS,
+    };
+    let mut best = (f64::INFINITY, candidate(grid, group, 1.0));
+    for i in 0..shrinks {
+        let params = candidate(grid, group, 1.0 - i as f32 / 100.0);
+        let error = squared_error(&params, group);
+        if error < best.0 {
+            best = (error, params);
+        }
+    }
+    best.1
+}
+
+fn squared_error(params: &Params, group: &[f32]) -> f64 {
+    group.iter().map(|&x| f64::from(x - params.value(params.code(x))).powi(2)).sum()
+}
+
+/// The parameters whose range is `share` of the group's.
+fn candidate(grid: Grid, group: &[f32], share: f32) -> Params {
+    let Grid::Int { symmetric, .. } = grid;
+    let (low, high) = grid.codes();
+    // Zero is always in range, so that a zero weight stays zero.
+    let min = group.iter().fold(0.0f32, |m, &x| m.min(x)) * share;
+    let max = group.iter().fold(0.0f32, |m, &x| m.max(x)) * share;
+    if symmetric {
+        // The centre of the code range: halfway beyond the highest code, clamped.
+        let scale = min.abs().max(max) / ((high - low) as f32 / 2.0);
+        return Params { scale: sound(grid, scale), zero: 0, low, high };
+    }
+    let scale = sound(grid, (max - min) / (high - low) as f32);
+    let zero = (low as f32 - min / scale).round_ties_even().clamp(low as f32, high as f32) as i32;
+    Params { scale, zero, low, high }
+}
+
+/// The scale as stored; 1 for a group of zeros, and the least that is not zero for tiny ones.
+fn sound(grid: Grid, scale: f32) -> f32 {
+    let stored = grid.stored_scale(scale);
+    if scale == 0.0 || !scale.is_finite() {
+        1.0
+    } else if stored == 0.0 || !stored.is_finite() {
+        let least = [1e-7f32, 65504.0][usize::from(!stored.is_finite())];
+        grid.stored_scale(least)
+    } else {
+        stored
+    }
+}
+
+/// The fits of every group of a matrix `[out, in]`, `[out, groups]`.
+pub fn fit_rows(grid: Grid, range: Range, weights: &[f32], width: usize) -> Vec<Params> {
+    let size = grid.span().size(width);
+    weights.chunks(width).flat_map(|row| row.chunks(size).map(|g| fit(grid, range, g))).collect()
+}
+
+/// A matrix from its codes `[out, in]` and its fits `[out, groups]`.
+pub fn assemble(grid: Grid, shape: [usize; 2], codes: Vec<i8>, params: &[Params]) -> Quantized {
+    let Grid::Int { symmetric, .. } = grid;
+    let zeros = if symmetric { vec![] } else { params.iter().map(|p| p.zero as i8).collect() };
+    Quantized { grid, shape, codes, scales: params.iter().map(|p| p.scale).collect(), zeros }
+}
