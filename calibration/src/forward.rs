@@ -27,16 +27,16 @@ pub struct Model<'a> {
 }
 
 /// Some sequences that go through the model together.
-pub(crate) struct Group {
+pub struct Group {
     /// The rows of each sequence.
-    pub(crate) sequences: Vec<Range<usize>>,
+    pub sequences: Vec<Range<usize>>,
     /// Their token ids, concatenated.
-    pub(crate) tokens: Vec<u32>,
+    pub tokens: Vec<u32>,
 }
 
 impl Group {
     /// Cuts `sequences` into groups of about [`GROUP_ROWS`], a sequence at least.
-    pub(crate) fn cut<'t>(sequences: impl Iterator<Item = &'t [u32]>) -> Vec<Self> {
+    pub fn cut<'t>(sequences: impl Iterator<Item = &'t [u32]>) -> Vec<Self> {
         let mut groups: Vec<Self> = Vec::new();
         for tokens in sequences {
             let fits = |g: &&mut Self| g.tokens.len() + tokens.len() <= GROUP_ROWS;
@@ -106,8 +106,8 @@ pub(crate) fn slices(vocab: usize) -> impl Iterator<Item = Range<usize>> {
     (0..vocab).step_by(SLICE_ROWS).map(move |begin| begin..(begin + SLICE_ROWS).min(vocab))
 }
 
-/// Reads a block's weights, one at a time.
-fn load(
+/// Reads a block's weights, one at a time, and lays them out for the device.
+pub(crate) fn load(
     interpreter: &Interpreter<'_>,
     source: &dyn Source,
     block: &Block<Spec>,
@@ -129,7 +129,8 @@ fn prepare(
     Ok(interpreter.backend().prepare(Weight { spec, tensor })?)
 }
 
-fn embed(
+/// The rows of the embedding of every token: a buffer `[rows, hidden]` a group.
+pub(crate) fn embed(
     interpreter: &Interpreter<'_>,
     model: Model<'_>,
     groups: &[Group],

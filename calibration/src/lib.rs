@@ -1,14 +1,18 @@
 //! What is measured of a model by running it: tokens' log-probabilities, perplexity, divergence
 //! from an original, tasks. The forward is streamed; it is the same one that serves.
 
+mod activations;
 pub mod builtin;
 mod forward;
 mod score;
 pub mod tasks;
 pub mod windows;
 
-pub use forward::{Model, SLICE_ROWS, largest_block};
-pub use score::{ACTIVATION_BYTES_MAX, Against, Progress, Scored, Sequence, Target, logits, score};
+pub use activations::{Activations, Room};
+pub use forward::{Group, Model, SLICE_ROWS, largest_block};
+pub use score::{
+    ACTIVATION_BYTES_MAX, Against, Progress, Scored, Sequence, Target, logits, score, score_states,
+};
 
 /// Why a measurement failed.
 #[derive(Debug, thiserror::Error)]

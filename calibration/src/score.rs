@@ -2,6 +2,7 @@
 //! original model and a result of it.
 
 use crate::EvalError;
+use crate::activations::Activations;
 use crate::forward::{Group, Model, bytes_a_token, head_slice, hidden_states, slices};
 use backend::{Backend, Buffer, DivergenceRow, Interpreter, SoftmaxRow};
 use std::ops::Range;
@@ -98,6 +99,25 @@ pub fn score(
     Ok(scored)
 }
 
+/// Scores every target of `sequences` from hidden states that have gone through all layers: `ours`
+/// through those of `model`, `theirs` through those of `baseline`.
+///
+/// # Errors
+/// If a weight of a head cannot be read, or states were spilled and cannot be read back.
+pub fn score_states(
+    interpreter: &Interpreter<'_>,
+    [model, baseline]: [Model<'_>; 2],
+    [ours, theirs]: [Activations; 2],
+    sequences: &[Sequence],
+) -> Result<Vec<Scored>, EvalError> {
+    let head = Heads { interpreter, model, baseline: Some(baseline) };
+    let (groups, ours) = ours.into_states(interpreter)?;
+    let rows = target_rows(sequences, &groups);
+    let ours = head.select(model, ours, &rows)?;
+    let theirs = head.select(baseline, theirs.into_states(interpreter)?.1, &rows)?;
+    head.against(baseline, &ours, &theirs, &targets_of(sequences), &mut || {})
+}
+
 /// Ranges of sequences whose hidden states fit together in [`ACTIVATION_BYTES_MAX`].
 fn sweeps(
     model: Model<'_>,
@@ -132,8 +152,7 @@ impl Heads<'_> {
     ) -> Result<Vec<Scored>, EvalError> {
         let groups = Group::cut(sequences.iter().map(|s| &s.tokens[..]));
         let rows = target_rows(sequences, &groups);
-        let targets: Vec<u32> =
-            sequences.iter().flat_map(|s| s.targets.iter().map(|t| t.token)).collect();
+        let targets = targets_of(sequences);
         let mut select = |model| {
             let states = hidden_states(self.interpreter, model, &groups, step)?;
             self.select(model, states, &rows)
@@ -224,6 +243,10 @@ impl Heads<'_> {
         };
         Ok(rows.into_iter().map(scored).collect())
     }
+}
+
+fn targets_of(sequences: &[Sequence]) -> Vec<u32> {
+    sequences.iter().flat_map(|s| s.targets.iter().map(|t| t.token)).collect()
 }
 
 /// For each group, the rows that the targets of its sequences are predicted from.

@@ -11,6 +11,9 @@ pub struct Interpreter<'a> {
     tables: Mutex<Vec<(Arc<ir::Rope>, Arc<RopeTable>)>>,
 }
 
+/// Sees the input of the linear at an index of the program.
+pub type See<'a> = dyn FnMut(usize, &Buffer) -> Result<(), BackendError> + 'a;
+
 impl<'a> Interpreter<'a> {
     /// An interpreter over `backend`.
     pub fn new(backend: &'a dyn Backend) -> Self {
@@ -35,9 +38,45 @@ impl<'a> Interpreter<'a> {
         input: Buffer,
         sequences: &[Range<usize>],
     ) -> Result<Buffer, BackendError> {
+        let (end, mut see) = (block.ops.len(), |_, _: &Buffer| Ok(()));
+        let output = self.walk(block, input, sequences, end, &mut see)?;
+        output.ok_or_else(|| BackendError::Internal("a block without ops".into()))
+    }
+
+    /// Runs `block` up to the linear `ops[last]`, showing `see` the input of every linear on the
+    /// way, that one included: the index of the op and its input. Nothing after it is computed.
+    ///
+    /// # Errors
+    /// As [`Self::run`], and those of `see`.
+    pub fn observe(
+        &self,
+        block: &Block<DeviceWeight>,
+        input: Buffer,
+        sequences: &[Range<usize>],
+        last: usize,
+        see: &mut See<'_>,
+    ) -> Result<(), BackendError> {
+        self.walk(block, input, sequences, last, see).map(drop)
+    }
+
+    /// The output of `ops[end - 1]`; `ops[end]` is seen, if it is a linear, and not executed.
+    fn walk(
+        &self,
+        block: &Block<DeviceWeight>,
+        input: Buffer,
+        sequences: &[Range<usize>],
+        end: usize,
+        see: &mut See<'_>,
+    ) -> Result<Option<Buffer>, BackendError> {
         let last_use = last_uses(block);
         let mut values: Vec<Option<Buffer>> = vec![Some(input)];
-        for (index, op) in block.ops.iter().enumerate() {
+        for (index, op) in block.ops.iter().enumerate().take(end + 1) {
+            if let Op::Linear { input, .. } = op {
+                see(index, get(&values, *input)?)?;
+            }
+            if index == end {
+                return Ok(None);
+            }
             let result =
                 self.op(block, op, sequences, &mut values, |v| last_use[v.0 as usize] == index)?;
             values.push(Some(result));
@@ -47,7 +86,7 @@ impl<'a> Interpreter<'a> {
                 }
             }
         }
-        values.pop().flatten().ok_or_else(|| BackendError::Internal("a block without ops".into()))
+        Ok(values.pop().flatten())
     }
 
     fn op(

@@ -14,7 +14,7 @@ mod rope;
 mod score;
 
 pub use buffer::{Buffer, DeviceWeight};
-pub use interpreter::Interpreter;
+pub use interpreter::{Interpreter, See};
 pub use reference::Reference;
 pub use rope::RopeTable;
 pub use score::{DivergenceRow, SoftmaxRow};
