@@ -159,6 +159,16 @@ impl Checkpoint {
         &self.files
     }
 
+    /// The names of the folder's files.
+    pub(crate) fn names(&self) -> &BTreeSet<String> {
+        &self.names
+    }
+
+    /// The bytes of the file `name`, at most so many; `None` if there is no such file.
+    pub(crate) fn side_file(&self, name: &str, most: usize) -> Result<Option<Vec<u8>>, Error> {
+        self.folder.bytes(name, most)
+    }
+
     /// What is legal but worth a word.
     pub fn warnings(&self) -> &[String] {
         &self.warnings

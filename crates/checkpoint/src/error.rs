@@ -41,6 +41,29 @@ pub enum Error {
         /// What is wrong with it.
         fault: IndexError,
     },
+    /// A tensor cannot be stored, or is not stored as it must be.
+    #[error("tensor {tensor:?}: {rule}")]
+    Tensor {
+        /// The tensor.
+        tensor: String,
+        /// The rule it breaks, and what to do.
+        rule: String,
+    },
+    /// What is to be written is not what was planned: a bug of the writer's caller.
+    #[error("internal error: {0}")]
+    Internal(String),
+    /// A file could not be written: a full or broken disk.
+    #[error("{path:?}: cannot {doing}: {fault} (the file takes {bytes} bytes)")]
+    Write {
+        /// The file or its folder.
+        path: PathBuf,
+        /// What was being done.
+        doing: &'static str,
+        /// How long the file is to become.
+        bytes: u64,
+        /// What the operating system answered.
+        fault: io::Error,
+    },
     /// The operating system refused or failed.
     #[error("{path:?}: cannot {doing}: {fault}")]
     Io {
@@ -57,12 +80,35 @@ impl Error {
     /// Whether the machine is to blame: the same command may succeed later, the checkpoint
     /// unchanged. Otherwise the input is bad, or not there.
     pub fn is_machine(&self) -> bool {
-        matches!(self, Self::Io { .. })
+        matches!(self, Self::Io { .. } | Self::Write { .. })
+    }
+
+    /// Whether this program is to blame: what was put is not what was planned.
+    pub fn is_internal(&self) -> bool {
+        matches!(self, Self::Internal(_))
     }
 
     /// A rule that the folder or file at `path` breaks.
     pub(crate) fn broken(path: &Path, rule: impl Into<String>) -> Self {
         Self::Folder { path: path.to_owned(), rule: rule.into() }
+    }
+
+    /// A rule that a tensor breaks.
+    pub(crate) fn tensor(tensor: &str, rule: impl Into<String>) -> Self {
+        Self::Tensor { tensor: tensor.to_owned(), rule: rule.into() }
+    }
+
+    /// What the operating system answered to a write: a place where nothing can be written, or
+    /// where something already is, is a bad request, all else the machine's.
+    pub(crate) fn write(path: &Path, doing: &'static str, bytes: u64, fault: io::Error) -> Self {
+        match fault.kind() {
+            io::ErrorKind::AlreadyExists => Self::broken(path, "exists already"),
+            io::ErrorKind::NotFound
+            | io::ErrorKind::NotADirectory
+            | io::ErrorKind::InvalidFilename
+            | io::ErrorKind::InvalidInput => Self::io(path, doing, fault),
+            _ => Self::Write { path: path.to_owned(), doing, bytes, fault },
+        }
     }
 
     /// What the operating system answered: a name that cannot be is bad input, all else the

@@ -3,6 +3,8 @@
 //! [`Checkpoint::open`] reads the headers of a Hugging Face folder of safetensors files, checks
 //! every byte of them, and then serves rows of tensors by position. Nothing is mapped: resident
 //! memory does not grow with the model, and a file that shrinks is an error, never a signal.
+//! [`Sink`] is its mirror: it writes such a folder, headers first, and [`pack_quantized`] lays out
+//! the bytes of integer weights as compressed-tensors does.
 //! Pickle is never read and nothing that a folder brings is ever executed.
 
 mod checkpoint;
@@ -13,8 +15,13 @@ pub mod header;
 mod hub;
 pub mod index;
 pub mod json;
+pub mod pack_quantized;
 mod shard;
+mod sink;
+mod write;
 
 pub use checkpoint::{Checkpoint, FileInfo, TensorInfo};
 pub use error::Error;
 pub use hub::hub_snapshot;
+pub use sink::{Planned, SHARD_BYTES, Sink};
+pub use write::{Written, hash_file, write_file};
