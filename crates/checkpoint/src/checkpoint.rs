@@ -5,7 +5,11 @@ use crate::folder::Folder;
 use crate::header::Header;
 use crate::index::{self, Index, IndexError};
 use crate::json::{self, Limits};
+use crate::pack_quantized::{self, Rows};
+use crate::packed::{Packed, PackedWeight, Stored};
+use crate::quantization;
 use crate::shard::Shard;
+use ir::{Grid, Quantized};
 use serde_json::{Map, Value};
 use std::collections::{BTreeMap, BTreeSet};
 use std::ops::Range;
@@ -14,22 +18,28 @@ use tensor::{Bytes, DType, Tensor};
 
 const SINGLE: &str = "model.safetensors";
 const INDEX: &str = "model.safetensors.index.json";
+/// How many elements of a packed weight are unpacked at a time.
+const UNPACKED: usize = 1 << 20;
 const CONVERT: &str = "convert it with transformers: \
                        AutoModelForCausalLM.from_pretrained(dir).save_pretrained(out)";
 
-/// A stored tensor.
+/// A tensor of a checkpoint.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct TensorInfo {
     /// Its name.
     pub name: String,
-    /// Its element type.
+    /// Its element type, as it is read: `F32` for a packed weight.
     pub dtype: DType,
     /// Its sizes, slowest dimension first.
     pub shape: Vec<usize>,
-    /// Which of [`Checkpoint::files`] holds it.
+    /// Which of [`Checkpoint::files`] holds it; its codes, if it is packed.
     pub file: usize,
-    /// Where its data begins, in bytes from the start of the file.
+    /// Where its data begins, in bytes from the start of the file; its codes, if it is packed.
     pub begin: u64,
+    /// The grid of a packed weight.
+    pub grid: Option<Grid>,
+    /// The bytes that all its parts take.
+    pub(crate) stored: u64,
 }
 
 /// A file of weights.
@@ -49,18 +59,19 @@ pub struct Checkpoint {
     folder: Folder,
     names: BTreeSet<String>,
     config: Map<String, Value>,
+    quantization: Option<Value>,
     generation_config: Option<Map<String, Value>>,
-    tensors: Vec<TensorInfo>,
+    stored: Vec<TensorInfo>,
+    packed: Option<Packed>,
     files: Vec<FileInfo>,
     shards: Vec<Shard>,
     warnings: Vec<String>,
 }
 
 impl TensorInfo {
-    /// The bytes its data takes.
+    /// The bytes it takes in the files: those of its data, or of every part of a packed weight.
     pub fn bytes(&self) -> u64 {
-        // The header was refused if this overflowed.
-        self.dtype.bytes_of(&self.shape).unwrap_or(usize::MAX) as u64
+        self.stored
     }
 }
 
@@ -82,13 +93,16 @@ impl Checkpoint {
             folder,
             names,
             config,
+            quantization: None,
             generation_config,
-            tensors: Vec::new(),
+            stored: Vec::new(),
+            packed: None,
             files: Vec::new(),
             shards: Vec::new(),
             warnings: Vec::new(),
         };
         opened.open_weights()?;
+        opened.find_packed()?;
         opened.warn_of_oddities();
         Ok(opened)
     }
@@ -98,9 +112,15 @@ impl Checkpoint {
         &self.folder.path
     }
 
-    /// What `config.json` says.
+    /// What `config.json` says of the model; without `quantization_config` where the weights read
+    /// as if they were dense.
     pub fn config(&self) -> &Map<String, Value> {
         &self.config
+    }
+
+    /// The `quantization_config` of packed weights that are read as if they were dense.
+    pub fn quantization(&self) -> Option<&Value> {
+        self.quantization.as_ref()
     }
 
     /// What `generation_config.json` says, if there is one.
@@ -143,15 +163,36 @@ impl Checkpoint {
         self.folder.object("tokenizer_config.json", &Limits::CONFIG)
     }
 
-    /// Every stored tensor, by name.
+    /// Every tensor that can be read, by name: a packed weight is one, of `F32`, and what it is
+    /// stored as is not among them.
     pub fn tensors(&self) -> &[TensorInfo] {
-        &self.tensors
+        self.packed.as_ref().map_or(&self.stored, |packed| &packed.tensors)
     }
 
-    /// The stored tensor of this name.
+    /// Every tensor as the files hold it, by name.
+    pub fn stored(&self) -> &[TensorInfo] {
+        &self.stored
+    }
+
+    /// The tensor of this name that can be read.
     pub fn tensor(&self, name: &str) -> Option<&TensorInfo> {
-        let found = self.tensors.binary_search_by(|t| t.name.as_str().cmp(name));
-        found.ok().and_then(|i| self.tensors.get(i))
+        let tensors = self.tensors();
+        let found = tensors.binary_search_by(|t| t.name.as_str().cmp(name));
+        found.ok().and_then(|i| tensors.get(i))
+    }
+
+    /// The codes, scales and zero points of rows `rows` of the packed weight `name`, whose shape is
+    /// that of these rows; `None` if the tensor is not packed.
+    ///
+    /// # Errors
+    /// If the range exceeds the weight, a scale is not finite, or the file cannot be read.
+    pub fn quantized_rows(
+        &self,
+        name: &str,
+        rows: Range<usize>,
+    ) -> Result<Option<Quantized>, Error> {
+        let weight = self.packed.as_ref().and_then(|packed| packed.weights.get(name));
+        weight.map(|weight| self.codes(name, weight, rows)).transpose()
     }
 
     /// The files of weights, by name.
@@ -192,7 +233,7 @@ impl Checkpoint {
         } else {
             return Err(self.no_weights());
         }
-        self.tensors.sort_unstable_by(|a, b| a.name.cmp(&b.name));
+        self.stored.sort_unstable_by(|a, b| a.name.cmp(&b.name));
         Ok(())
     }
 
@@ -244,14 +285,16 @@ impl Checkpoint {
             shape: e.shape,
             file,
             begin: data + e.begin,
+            grid: None,
+            stored: e.end - e.begin,
         };
-        self.tensors.extend(header.entries.into_iter().map(info));
+        self.stored.extend(header.entries.into_iter().map(info));
         self.shards.push(shard);
     }
 
     fn check_total(&mut self, index: &Index) {
         let Some(said) = &index.total_size else { return };
-        let found = self.tensors.iter().fold(0u64, |n, t| n.saturating_add(t.bytes()));
+        let found = self.stored.iter().fold(0u64, |n, t| n.saturating_add(t.bytes()));
         // Some writers leave a float, exact up to 2^53.
         if said.as_u64() != Some(found) && said.as_f64() != Some(found as f64) {
             let said: String = said.to_string().chars().take(80).collect();
@@ -297,27 +340,134 @@ impl Checkpoint {
         Error::broken(self.folder(), rule)
     }
 
+    /// Finds the weights that compressed-tensors packed, if config.json says that it did.
+    fn find_packed(&mut self) -> Result<(), Error> {
+        const KEY: &str = "quantization_config";
+        let Some(said) = self.config.get(KEY).filter(|said| quantization::is_ours(said)) else {
+            return Ok(());
+        };
+        let path = self.folder().join("config.json");
+        let groups = quantization::parse(said)
+            .map_err(|rule| Error::broken(&path, format!("{KEY}: {rule}")))?;
+        let read_shape = |info: &TensorInfo| {
+            let read = self.stored_rows(info, 0..2)?;
+            let numbers: Vec<u64> =
+                read.bytes().as_chunks().0.iter().map(|&b| u64::from_le_bytes(b)).collect();
+            let two = numbers.first_chunk().copied();
+            two.ok_or_else(|| Error::tensor(&info.name, "does not hold two numbers"))
+        };
+        let stored = Stored { tensors: &self.stored, read_shape: &read_shape };
+        self.packed = Some(Packed::find(&stored, &groups).map_err(|e| self.locate(e))?);
+        self.quantization = self.config.shift_remove(KEY);
+        Ok(())
+    }
+
     /// Reads the rows; see [`ir::Source::read_rows`].
     fn rows(&self, name: &str, rows: Range<usize>) -> Result<Tensor, Error> {
+        if let Some(weight) = self.packed.as_ref().and_then(|packed| packed.weights.get(name)) {
+            return self.unpacked_rows(name, weight, rows);
+        }
         let missing = || Error::broken(self.folder(), format!("has no tensor {name:?}"));
-        let info = self.tensor(name).ok_or_else(missing)?;
-        let shard = self.shards.get(info.file).ok_or_else(missing)?;
+        self.stored_rows(self.tensor(name).ok_or_else(missing)?, rows)
+    }
+
+    /// Reads rows of a tensor as it is stored.
+    fn stored_rows(&self, info: &TensorInfo, rows: Range<usize>) -> Result<Tensor, Error> {
+        let TensorInfo { name, dtype, shape, file, begin, .. } = info;
+        let missing = || Error::broken(self.folder(), format!("has no tensor {name:?}"));
+        let shard = self.shards.get(*file).ok_or_else(missing)?;
         let broken = |rule| Error::broken(&shard.path, format!("tensor {name:?}: {rule}"));
         // A scalar is one row of one element.
-        let (height, row) = info.shape.split_first().map_or((1, &[][..]), |(&h, row)| (h, row));
+        let (height, row) = shape.split_first().map_or((1, &[][..]), |(&h, row)| (h, row));
         if rows.start > rows.end || rows.end > height {
             return Err(broken(format!("rows {rows:?} of {height}")));
         }
         let whole = "the rows do not begin at whole bytes";
-        let row_bytes = info.dtype.bytes_of(row).ok_or_else(|| broken(whole.into()))?;
+        let row_bytes = dtype.bytes_of(row).ok_or_else(|| broken(whole.into()))?;
         let too_large = || broken("the rows exceed the address space".into());
         let bytes = rows.len().checked_mul(row_bytes).ok_or_else(too_large)?;
         let skip = rows.start.checked_mul(row_bytes).ok_or_else(too_large)? as u64;
-        let at = info.begin.checked_add(skip).ok_or_else(too_large)?;
+        let at = begin.checked_add(skip).ok_or_else(too_large)?;
         let mut buffer = allocate(&shard.path, bytes)?;
         shard.read(buffer.as_mut_slice(), at)?;
         let shape = std::iter::once(rows.len()).chain(row.iter().copied()).collect();
-        Tensor::new(info.dtype, shape, buffer).ok_or_else(too_large)
+        Tensor::new(*dtype, shape, buffer).ok_or_else(too_large)
+    }
+
+    /// Reads rows of a packed weight as the `f32` they stand for, some of them at a time.
+    fn unpacked_rows(
+        &self,
+        name: &str,
+        weight: &PackedWeight,
+        rows: Range<usize>,
+    ) -> Result<Tensor, Error> {
+        let [height, width] = weight.shape;
+        self.check_rows(name, &rows, height)?;
+        let too_large = || Error::tensor(name, "the rows exceed the address space");
+        let shape = vec![rows.len(), width];
+        let bytes = DType::F32.bytes_of(&shape).ok_or_else(too_large)?;
+        let mut buffer = allocate(self.folder(), bytes)?;
+        let mut values = vec![0.0; width];
+        // Whole words of zero points.
+        let step = (UNPACKED / width.max(1)).next_multiple_of(32).max(32);
+        let mut out = buffer.as_mut_slice().chunks_exact_mut(width.max(1) * size_of::<f32>());
+        for first in rows.clone().step_by(step) {
+            let part = first..rows.end.min(first.saturating_add(step));
+            let part = self.codes(name, weight, part)?;
+            for (row, out) in (0..part.shape[0]).zip(&mut out) {
+                part.dequantize_row(row, &mut values);
+                let (out, _) = out.as_chunks_mut();
+                out.iter_mut().zip(&values).for_each(|(out, value)| *out = value.to_le_bytes());
+            }
+        }
+        Tensor::new(DType::F32, shape, buffer).ok_or_else(too_large)
+    }
+
+    /// Reads rows of a packed weight as they are stored, and nothing else.
+    fn codes(
+        &self,
+        name: &str,
+        weight: &PackedWeight,
+        rows: Range<usize>,
+    ) -> Result<Quantized, Error> {
+        let [height, width] = weight.shape;
+        self.check_rows(name, &rows, height)?;
+        let Grid::Int { bits, .. } = weight.grid;
+        let read = |part: usize, rows: Range<usize>| {
+            let missing = || Error::tensor(name, "a part of it is missing");
+            self.stored_rows(self.stored.get(part).ok_or_else(missing)?, rows)
+        };
+        let packed = read(weight.packed, rows.clone())?;
+        let scales = read(weight.scale, rows.clone())?;
+        let zero_rows = pack_quantized::zero_rows(bits, rows.clone());
+        let zeros = weight.zero.map(|zero| read(zero, zero_rows)).transpose()?;
+        let stored = Rows {
+            grid: weight.grid,
+            rows,
+            width,
+            packed: packed.bytes(),
+            scales: scales.bytes(),
+            zeros: zeros.as_ref().map_or(&[], |zeros| zeros.bytes()),
+        };
+        pack_quantized::decode(name, &stored).map_err(|e| self.locate(e))
+    }
+
+    /// An error of a tensor, with the folder that it is in.
+    fn locate(&self, error: Error) -> Error {
+        match error {
+            Error::Tensor { tensor, rule } => {
+                Error::broken(self.folder(), format!("tensor {tensor:?}: {rule}"))
+            }
+            other => other,
+        }
+    }
+
+    fn check_rows(&self, name: &str, rows: &Range<usize>, height: usize) -> Result<(), Error> {
+        if rows.start <= rows.end && rows.end <= height {
+            return Ok(());
+        }
+        let rule = format!("tensor {name:?}: rows {rows:?} of {height}");
+        Err(Error::broken(self.folder(), rule))
     }
 }
 

@@ -3,6 +3,7 @@
 //! [`Checkpoint::open`] reads the headers of a Hugging Face folder of safetensors files, checks
 //! every byte of them, and then serves rows of tensors by position. Nothing is mapped: resident
 //! memory does not grow with the model, and a file that shrinks is an error, never a signal.
+//! Weights that compressed-tensors packed read as the `f32` that they stand for.
 //! [`Sink`] is its mirror: it writes such a folder, headers first, and [`pack_quantized`] lays out
 //! the bytes of integer weights as compressed-tensors does.
 //! Pickle is never read and nothing that a folder brings is ever executed.
@@ -16,6 +17,8 @@ mod hub;
 pub mod index;
 pub mod json;
 pub mod pack_quantized;
+mod packed;
+mod quantization;
 mod shard;
 mod sink;
 mod write;

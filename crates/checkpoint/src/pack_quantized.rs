@@ -153,7 +153,12 @@ pub fn decode(tensor: &str, stored: &Rows<'_>) -> Result<Quantized, Error> {
     // The layout of as many rows: it refuses what cannot be, and tells the lengths.
     let whole = [out.max(1), width];
     layout(tensor, whole, grid)?;
-    let words = words(width, bits).ok_or_else(|| broken("its rows overflow"))?;
+    let overflows = || broken("its rows overflow");
+    let words = words(width, bits).ok_or_else(overflows)?;
+    rows.end
+        .checked_mul(usize::from(bits))
+        .filter(|_| rows.start <= rows.end)
+        .ok_or_else(overflows)?;
     let zero_words = if symmetric { 0..0 } else { zero_rows(bits, rows.clone()) };
     let expected = [
         (out.checked_mul(words), 4, stored.packed),
