@@ -3,7 +3,9 @@
 
 mod activations;
 pub mod builtin;
+pub mod documents;
 mod forward;
+pub mod samples;
 mod score;
 pub mod tasks;
 pub mod windows;
@@ -34,4 +36,66 @@ pub enum EvalError {
     /// A bug.
     #[error("internal: {0}")]
     Internal(String),
+}
+
+/// Why calibration data cannot be used.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum CalibrationError {
+    /// A line of a calibration file; line 0 is the file as a whole.
+    #[error("{file:?}{}{rule}", at(*.line))]
+    Line {
+        /// The file.
+        file: String,
+        /// The line, from 1.
+        line: usize,
+        /// What must hold and does not.
+        rule: String,
+    },
+    /// There is next to nothing to calibrate on.
+    #[error("the calibration data has {tokens} tokens; it takes at least 2, better some thousands")]
+    TooFew {
+        /// Tokens there are.
+        tokens: usize,
+    },
+    /// A draw that nothing can satisfy.
+    #[error("{samples} samples of {seq_len} tokens: it takes at least 1 sample of 2 tokens")]
+    Draw {
+        /// Samples asked for.
+        samples: usize,
+        /// Tokens of each.
+        seq_len: usize,
+    },
+    /// An id that the model has no row for.
+    #[error(
+        "document {document} of the calibration data: token {id}, but the embedding has {vocab} \
+         rows"
+    )]
+    Id {
+        /// Which document, from 1.
+        document: usize,
+        /// The id.
+        id: u32,
+        /// Rows of the embedding.
+        vocab: usize,
+    },
+    /// Text, and nothing to make tokens of it.
+    #[error(
+        "the model has no tokenizer.json: calibration data must be token ids, a list a line of a \
+         .jsonl file"
+    )]
+    NoTokenizer,
+    /// A text cannot be encoded, or a conversation not rendered.
+    #[error("document {document} of the calibration data: {source}")]
+    Text {
+        /// Which document, from 1.
+        document: usize,
+        /// What is wrong with it.
+        source: text::Error,
+    },
+}
+
+/// Where in a file an error is.
+fn at(line: usize) -> String {
+    if line == 0 { " ".into() } else { format!(" line {line} ") }
 }
