@@ -3,6 +3,7 @@
 
 mod activations;
 pub mod builtin;
+pub mod corpus;
 pub mod documents;
 mod forward;
 pub mod samples;

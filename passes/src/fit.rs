@@ -15,7 +15,7 @@ pub enum Range {
 const SHRINKS: usize = 61;
 
 /// The scale, as stored, and the zero point of one group.
-#[derive(Clone, Copy, Debug, PartialEq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
 pub struct Params {
     /// Multiplied into a code less the zero point; finite and above zero.
     pub scale: f32,
@@ -29,9 +29,21 @@ impl Params {
     /// The nearest code to `x`, ties to even.
     #[inline]
     pub fn code(&self, x: f32) -> i32 {
-        let code = (x / self.scale).round_ties_even() + self.zero as f32;
-        // NaN becomes the zero point: no garbage is ever written.
-        if code.is_nan() { self.zero } else { code.clamp(self.low as f32, self.high as f32) as i32 }
+        // Clamped first, so that adding 1.5 * 2^23 rounds to the nearest integer, ties to even; a
+        // NaN becomes the lowest code.
+        const ROUND: f32 = 12_582_912.0;
+        let (low, high) = ((self.low - self.zero) as f32, (self.high - self.zero) as f32);
+        let code = x / self.scale;
+        let code = if code > low { code } else { low };
+        let code = if code < high { code } else { high };
+        (code + ROUND).to_bits() as i32 - ROUND.to_bits() as i32 + self.zero
+    }
+
+    /// The nearest codes to `values`.
+    pub fn codes(&self, values: &[f32], codes: &mut [i8]) {
+        for (code, &x) in codes.iter_mut().zip(values) {
+            *code = self.code(x) as i8;
+        }
     }
 
     /// The value of a code.

@@ -9,6 +9,7 @@ use std::path::PathBuf;
 /// `org/name`. Nothing is ever downloaded, and nothing that a checkpoint brings is executed.
 #[derive(Debug, Parser)]
 #[command(name = "optimize", version, max_term_width = 100, help_expected = true)]
+#[command(override_usage = "optimize --quant NAME [OPTIONS] MODEL\n       optimize COMMAND ...")]
 #[command(subcommand_required = true, arg_required_else_help = true)]
 pub(crate) struct CommandLine {
     #[command(subcommand)]
@@ -24,6 +25,185 @@ pub(crate) enum Command {
     /// Measure a model's perplexity, or its score on a task, on this machine. Use it to know what a
     /// model is worth, and with --baseline what a smaller version of it lost.
     Eval(Eval),
+    /// Hold every file of an artifact against the manifest in its report. Use it after a copy or a
+    /// download, before the artifact is trusted.
+    Verify(Verify),
+}
+
+/// Arguments of `verify`.
+#[derive(Debug, Args)]
+pub(crate) struct Verify {
+    /// The artifact's folder.
+    pub(crate) artifact: PathBuf,
+    /// Print one JSON object instead of lines. Use it in a pipeline.
+    #[arg(long)]
+    pub(crate) json: bool,
+}
+
+/// Make a smaller model that other runtimes load as it is, and say what it cost.
+#[derive(Debug, Parser)]
+#[command(
+    name = "optimize",
+    max_term_width = 100,
+    help_expected = true,
+    disable_version_flag = true
+)]
+pub(crate) struct Compile {
+    /// The checkpoint: a folder, or a repository id in the local cache. Quote it with a leading `./`
+    /// if a folder has a command's name.
+    pub(crate) model: String,
+    /// The built-in recipe: int2 to int8. Use int4 for the smallest model that still answers right,
+    /// int8 for one that is hard to tell from the original.
+    #[arg(long, value_name = "NAME", conflicts_with = "recipe")]
+    pub(crate) quant: Option<String>,
+    /// A recipe file, TOML. Use it for what the options cannot say; they still override it.
+    #[arg(long, value_name = "FILE")]
+    pub(crate) recipe: Option<PathBuf>,
+    /// How codes are chosen [default: gptq]. Use rtn (nearest rounding) when there is no time to
+    /// calibrate; it loses more.
+    #[arg(long, value_enum)]
+    pub(crate) method: Option<Method>,
+    /// Weights that share a scale: 32, 64, 128, or channel for a whole row [default: 128; int8:
+    /// channel]. Use smaller groups for quality, larger ones for size.
+    #[arg(long, value_name = "N", value_parser = ["32", "64", "128", "channel"])]
+    pub(crate) group_size: Option<String>,
+    /// Symmetric grids, without zero points (the default). Use it for readers that know no other.
+    #[arg(long, conflicts_with = "asym")]
+    pub(crate) sym: bool,
+    /// Grids with zero points. Use it for a little more quality at 4 bits and fewer.
+    #[arg(long)]
+    pub(crate) asym: bool,
+    /// Solve columns in order of falling activation [default: on]. Use off to match a tool that
+    /// does not.
+    #[arg(long, value_enum, value_name = "ON")]
+    pub(crate) act_order: Option<Switch>,
+    /// What the head is stored as [default: as-source]. Use int8 when the head is a large share of
+    /// a small model; a tied head is then untied.
+    #[arg(long, value_enum, value_name = "GRID")]
+    pub(crate) head: Option<HeadGrid>,
+    /// Calibration data: .txt; .jsonl with text, prompt and completion, messages, or token ids
+    /// [default: built-in]. Use text like what the model will see.
+    #[arg(long, value_name = "FILE")]
+    pub(crate) calibration: Option<PathBuf>,
+    /// Calibration samples [default: 128]. Use more for quality, fewer for speed.
+    #[arg(long, value_name = "N")]
+    pub(crate) samples: Option<usize>,
+    /// Tokens of a sample [default: 512, or the model's context if that is less]. Use the length at
+    /// which the model will work.
+    #[arg(long, value_name = "N")]
+    pub(crate) seq_len: Option<usize>,
+    /// Decides which windows of the calibration text are drawn [default: 0]. Use others to see how
+    /// much the result depends on the draw.
+    #[arg(long, value_name = "N")]
+    pub(crate) seed: Option<u64>,
+    /// Keep the process under this much memory, such as 2G or 800M, by keeping activations on disk.
+    /// Use it on a small machine; the result is the same.
+    #[arg(long, value_name = "SIZE", value_parser = size)]
+    pub(crate) memory: Option<u64>,
+    /// Leave modules of this name alone; `*` stands for any characters; repeatable. Use it for
+    /// layers that must stay exact.
+    #[arg(long, value_name = "PATTERN")]
+    pub(crate) ignore: Vec<String>,
+    /// Store what is not quantized, and scales, as bf16 [default: as the source]. Use it to shrink
+    /// an f32 checkpoint.
+    #[arg(long, value_enum)]
+    pub(crate) dtype: Option<StoreDtype>,
+    /// Publish only if perplexity rises by at most this, such as 2%. Use it to stop a pipeline
+    /// before a bad model leaves it.
+    #[arg(long, value_name = "SHARE", value_parser = share)]
+    pub(crate) max_ppl_increase: Option<f64>,
+    /// Publish only if the mean KL divergence from the original is at most this, in nats a token.
+    /// Use it as a gate that is stricter than perplexity.
+    #[arg(long, value_name = "NATS")]
+    pub(crate) max_kl: Option<f64>,
+    /// The held-out text, UTF-8 [default: built-in]. Use your own domain's text, never that of the
+    /// calibration.
+    #[arg(long, value_name = "FILE")]
+    pub(crate) gate_text: Option<PathBuf>,
+    /// Do not measure the result. Use it when speed is all, and eval is run afterwards.
+    #[arg(long, conflicts_with_all = ["max_ppl_increase", "max_kl", "gate_text"])]
+    pub(crate) no_gate: bool,
+    /// The output folder [default: the model's last name and the recipe's, here]. Use it to put
+    /// the artifact where a pipeline expects it.
+    #[arg(short, long, value_name = "DIR")]
+    pub(crate) output: Option<PathBuf>,
+    /// Replace an artifact that is in the output's place. Use it to build again; the old one stays
+    /// until the new one is complete.
+    #[arg(long)]
+    pub(crate) force: bool,
+    /// Print the plan and do nothing: tensors, bytes, refusals, memory, time. Use it before a long
+    /// run; no weight is read.
+    #[arg(long)]
+    pub(crate) dry_run: bool,
+    #[command(flatten)]
+    pub(crate) common: Common,
+}
+
+/// How codes are chosen.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub(crate) enum Method {
+    /// Errors are made up for by later weights.
+    Gptq,
+    /// Nearest rounding.
+    Rtn,
+}
+
+/// On or off.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub(crate) enum Switch {
+    /// On.
+    On,
+    /// Off.
+    Off,
+}
+
+/// What the head is stored as.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub(crate) enum HeadGrid {
+    /// As it is.
+    AsSource,
+    /// bfloat16.
+    Bf16,
+    /// 8 bits, groups of 128.
+    Int8,
+    /// 4 bits, groups of 128.
+    Int4,
+}
+
+/// What is not quantized is stored as.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub(crate) enum StoreDtype {
+    /// bfloat16.
+    Bf16,
+}
+
+/// `2G`, `800M`, `1.5GiB`, or bytes.
+fn size(text: &str) -> Result<u64, String> {
+    let digits = text.trim_end_matches(|c: char| c.is_ascii_alphabetic());
+    let unit = match text[digits.len()..].to_ascii_lowercase().as_str() {
+        "" | "b" => 1.0,
+        "k" | "kb" => 1e3,
+        "m" | "mb" => 1e6,
+        "g" | "gb" => 1e9,
+        "t" | "tb" => 1e12,
+        "kib" => 1024.0,
+        "mib" => 1048576.0,
+        "gib" => 1073741824.0,
+        unit => return Err(format!("{unit:?} is no unit; write 2G or 800M")),
+    };
+    match digits.parse::<f64>() {
+        Ok(n) if n.is_finite() && n >= 0.0 => Ok((n * unit) as u64),
+        _ => Err("a size is a number with a unit, such as 2G or 800M".into()),
+    }
+}
+
+/// `2%` or `0.02`.
+fn share(text: &str) -> Result<f64, String> {
+    let (digits, unit) = text.strip_suffix('%').map_or((text, 1.0), |digits| (digits, 0.01));
+    match digits.trim().parse::<f64>() {
+        Ok(n) if n.is_finite() && n >= 0.0 => Ok(n * unit),
+        _ => Err("a share is a number of at least 0, such as 2% or 0.02".into()),
+    }
 }
 
 /// Arguments of `inspect`.

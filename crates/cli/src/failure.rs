@@ -9,6 +9,8 @@ pub(crate) enum Code {
     Bug = 1,
     /// The request or its input is refused: the same command fails again.
     Refused = 2,
+    /// The result does not keep the limits that were asked for.
+    Gate = 3,
     /// The machine failed (disk, memory, I/O): the same command may succeed later.
     Machine = 4,
 }
@@ -57,7 +59,11 @@ impl fmt::Display for Failure {
 
 impl From<checkpoint::Error> for Failure {
     fn from(error: checkpoint::Error) -> Self {
-        let code = if error.is_machine() { Code::Machine } else { Code::Refused };
+        let code = match () {
+            () if error.is_machine() => Code::Machine,
+            () if error.is_internal() => Code::Bug,
+            () => Code::Refused,
+        };
         Self::new(code, error)
     }
 }
@@ -83,5 +89,45 @@ impl From<calibration::EvalError> for Failure {
             _ => Code::Refused,
         };
         Self::new(code, error)
+    }
+}
+
+impl From<compiler::Refusal> for Failure {
+    fn from(refusal: compiler::Refusal) -> Self {
+        Self::new(Code::Refused, refusal)
+    }
+}
+
+impl From<compiler::CompileError> for Failure {
+    fn from(error: compiler::CompileError) -> Self {
+        use compiler::{CompileError as E, PassError};
+        let (code, hint) = match error {
+            E::Eval(error) => return error.into(),
+            E::Checkpoint(error) => return error.into(),
+            E::Refused(_) | E::Occupied { .. } | E::Pass(PassError::Weight { .. }) => {
+                (Code::Refused, None)
+            }
+            E::Gate { ref kept, .. } => (
+                Code::Gate,
+                Some(format!(
+                    "the finished work is kept in {}; the same command with a looser gate \
+                     publishes it without computing again",
+                    kept.display()
+                )),
+            ),
+            E::Io { ref path, error: ref cause, .. } => {
+                let missing = cause.kind() == std::io::ErrorKind::NotFound;
+                let hint = missing.then(|| format!("{} must exist", path.display()));
+                (if missing { Code::Refused } else { Code::Machine }, hint)
+            }
+            E::Unreadable(_) | E::Pass(_) | E::Internal(_) => (Code::Bug, None),
+        };
+        Self { code, error: error.into(), hint }
+    }
+}
+
+impl From<calibration::CalibrationError> for Failure {
+    fn from(error: calibration::CalibrationError) -> Self {
+        Self::new(Code::Refused, error)
     }
 }

@@ -5,10 +5,15 @@ mod eval;
 mod failure;
 mod inspect;
 mod model;
+mod optimize;
 mod output;
+mod plan;
+mod request;
 mod task;
+mod tokens;
+mod verify;
 
-use args::{Command, CommandLine};
+use args::{Command, CommandLine, Compile};
 use clap::error::ErrorKind;
 use clap::{CommandFactory, Parser};
 use failure::{Code, Failure};
@@ -37,9 +42,17 @@ fn main() -> ExitCode {
 }
 
 fn run(arguments: &[OsString]) -> Result<(), Failure> {
-    match first_word(arguments) {
-        Some(word) if !is_command(word) => return Err(nothing_to_do(word)),
-        _ => {}
+    let asks_for_help = || arguments[1..].iter().any(|a| a == "--help" || a == "-h");
+    match arguments.get(1).and_then(|a| a.to_str()) {
+        Some("--help" | "-h" | "help") if arguments.len() == 2 => return help(),
+        // The version, or nothing at all.
+        None | Some("--version" | "-V") => {}
+        Some(word) if is_command(word) => {}
+        Some(_) => match Compile::try_parse_from(arguments) {
+            Ok(args) => return optimize::run(&args),
+            Err(error) if asks_for_help() => return print(&error.to_string()),
+            Err(error) => return Err(usage(arguments, &error)),
+        },
     }
     let line = match CommandLine::try_parse_from(arguments) {
         Ok(line) => line,
@@ -53,7 +66,15 @@ fn run(arguments: &[OsString]) -> Result<(), Failure> {
     match line.command {
         Command::Inspect(args) => inspect::run(&args),
         Command::Eval(args) => eval::run(&args),
+        Command::Verify(args) => verify::run(&args),
     }
+}
+
+/// What the program can do: the main job with its options, and the commands.
+fn help() -> Result<(), Failure> {
+    let commands = CommandLine::command().render_help();
+    let main = Compile::command().render_help();
+    print(&format!("{commands}\nThe main job:\n\n{main}"))
 }
 
 /// The first argument, unless it is an option.
@@ -63,16 +84,6 @@ fn first_word(arguments: &[OsString]) -> Option<&str> {
 
 fn is_command(word: &str) -> bool {
     word == "help" || CommandLine::command().find_subcommand(word).is_some()
-}
-
-/// `optimize MODEL` alone: says what could be done with it.
-fn nothing_to_do(model: &str) -> Failure {
-    let commands: Vec<String> = CommandLine::command()
-        .get_subcommands()
-        .map(|c| format!("  optimize {} {model}", c.get_name()))
-        .collect();
-    Failure::refused(format!("nothing to do with {model:?}"))
-        .with_hint(format!("what can be done with a model:\n{}", commands.join("\n")))
 }
 
 /// A command line that does not parse. A folder of the command's name may be what was meant.

@@ -5,9 +5,9 @@ use crate::failure::Failure;
 use crate::output::remark;
 use backend_cpu::{Cpu, Isa};
 use checkpoint::Checkpoint;
+use compiler::Tensors;
 use ir::ModelSpec;
 use std::path::{Path, PathBuf};
-use tensor::DType;
 use text::Tokenizer;
 
 /// A checkpoint and the programs it runs.
@@ -93,17 +93,4 @@ fn resolve(model: &str, common: &Common) -> Result<PathBuf, Failure> {
     Err(Failure::refused(format!("no model at {model:?}")).with_hint(format!(
         "it is neither a folder nor a repository in the local cache {cache:?}; nothing is downloaded"
     )))
-}
-
-/// What `arch` wants to know of the stored tensors.
-struct Tensors<'a>(&'a Checkpoint);
-
-impl arch::Stored for Tensors<'_> {
-    fn get(&self, name: &str) -> Option<(DType, &[usize])> {
-        self.0.tensor(name).map(|t| (t.dtype, &t.shape[..]))
-    }
-
-    fn names(&self) -> Box<dyn Iterator<Item = &str> + '_> {
-        Box::new(self.0.tensors().iter().map(|t| t.name.as_str()))
-    }
 }

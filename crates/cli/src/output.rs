@@ -1,6 +1,7 @@
 //! Results go to standard output, progress and remarks to standard error.
 
 use crate::failure::{Code, Failure};
+use compiler::Event;
 use indicatif::{ProgressBar, ProgressStyle};
 use std::fs::{self, File};
 use std::io::{self, ErrorKind, IsTerminal, Write};
@@ -62,6 +63,90 @@ impl Meter {
             bar.finish_and_clear();
         }
         self.started.elapsed()
+    }
+}
+
+/// Progress of a compilation: the layer, what it does, its error, the time left.
+pub(crate) struct CompileMeter {
+    bar: Option<ProgressBar>,
+    quiet: bool,
+    started: Instant,
+    said: Instant,
+    done: usize,
+    total: usize,
+    errors: Vec<f64>,
+}
+
+impl CompileMeter {
+    pub(crate) fn new(quiet: bool) -> Self {
+        let bar = (!quiet && io::stderr().is_terminal()).then(|| {
+            let style = ProgressStyle::with_template("[{bar:32}] {pos}/{len}  {msg}");
+            let bar = ProgressBar::new(0);
+            style.map_or(bar.clone(), |style| bar.with_style(style.progress_chars("=> ")))
+        });
+        let now = Instant::now();
+        Self { bar, quiet, started: now, said: now, done: 0, total: 0, errors: Vec::new() }
+    }
+
+    pub(crate) fn event(&mut self, event: &Event<'_>) {
+        match event {
+            Event::Block(id, done, total) => {
+                (self.done, self.total) = (*done, *total);
+                self.say(&id.to_string());
+                self.errors.clear();
+            }
+            Event::Stage { block, pass } => {
+                if let Some(bar) = &self.bar {
+                    bar.set_message(format!("{block}: {pass}, {}", self.left()));
+                }
+            }
+            Event::Weight(weight) => {
+                self.errors.push(weight.relative_error);
+                if let Some(bar) = &self.bar {
+                    let error = weight.relative_error;
+                    bar.set_message(format!(
+                        "{}: error {error:.5}, {}",
+                        weight.tensor,
+                        self.left()
+                    ));
+                }
+            }
+            Event::Measure => self.say("measuring the result"),
+            Event::Kept => self.say("an earlier run had finished this work"),
+        }
+    }
+
+    /// A step begins; lines say what the one before came to.
+    fn say(&mut self, what: &str) {
+        if let Some(bar) = &self.bar {
+            bar.set_length(self.total as u64);
+            bar.set_position(self.done as u64);
+            bar.set_message(format!("{what}, {}", self.left()));
+        } else if !self.quiet && self.said.elapsed() >= LINE_EVERY {
+            self.said = Instant::now();
+            let worst = self.errors.iter().copied().fold(0.0, f64::max);
+            let error = match self.errors[..] {
+                [] => String::new(),
+                _ => format!(", error of the last at most {worst:.5}"),
+            };
+            let (done, total, left) = (self.done, self.total, self.left());
+            remark(&format!("{what}: {done} of {total} blocks done{error}, {left}"));
+        }
+    }
+
+    fn left(&self) -> String {
+        if self.done == 0 {
+            return "time left not known yet".into();
+        }
+        let seconds = self.started.elapsed().as_secs_f64();
+        let left = seconds * (self.total - self.done) as f64 / self.done as f64;
+        format!("about {left:.0} s left")
+    }
+
+    pub(crate) fn finish(self) {
+        if let Some(bar) = self.bar {
+            bar.finish_and_clear();
+        }
     }
 }
 

@@ -1,0 +1,154 @@
+//! `optimize --quant int4 model/`: the main job.
+
+use crate::args::Compile;
+use crate::failure::{Code, Failure};
+use crate::model::{Opened, device};
+use crate::output::{CompileMeter, peak_memory, print, remark, size, write_whole};
+use crate::plan;
+use crate::request::Request;
+use crate::tokens::{self, Streams};
+use compiler::{Destination, Done, Job, Plan, Quality, Tokens, compile, log_beside};
+use serde_json::{Value, json};
+use std::fmt::Write;
+use std::path::Path;
+use std::time::Instant;
+
+pub(crate) fn run(args: &Compile) -> Result<(), Failure> {
+    let started = Instant::now();
+    let request = Request::of(args)?;
+    let passes = passes::passes(&request.recipe).map_err(compiler::CompileError::Refused)?;
+    let opened = Opened::open(&args.model, &args.common)?;
+    let out = request.output(args)?;
+    let make = |tokens: Tokens| {
+        let plan = Plan::new(&opened.spec, &request.recipe, &passes, tokens);
+        plan.map_err(|refusals| Failure::from(compiler::CompileError::Refused(refusals)))
+    };
+    let planned = make(tokens::planned(args, &request.recipe, opened.spec.context))?;
+    let (cpu, pool) = device(&args.common)?;
+    if args.dry_run {
+        let context = plan::Context { args, opened: &opened, recipe: &request.recipe, out: &out };
+        return pool.install(|| plan::show(&context, &planned, &cpu));
+    }
+    // Before any work: whether the result could be put anywhere.
+    let destination = Destination::claim(&out, args.force)?;
+    pool.install(|| {
+        let streams = tokens::streams(args, &request.recipe, &opened, planned.observes)?;
+        let plan = make(streams.tokens())?;
+        let job = Job {
+            checkpoint: &opened.checkpoint,
+            model: opened.streamed(),
+            ignored_keys: &args.common.ignore_config_key,
+            recipe: &request.recipe,
+            passes: &passes,
+            plan: &plan,
+            backend: &cpu,
+            samples: streams.samples(),
+            held_out: streams.held_out(),
+            activations: room(args, &plan)?,
+        };
+        let mut meter = CompileMeter::new(args.common.quiet);
+        let done = compile(&job, destination, &mut |event| meter.event(&event));
+        meter.finish();
+        let done = done?;
+        let run = run_log(&done, &streams, started, &pool);
+        write_whole(&log_beside(&out), format!("{run:#}\n").as_bytes())
+            .map_err(|e| Failure::new(Code::Machine, e))?;
+        tell(args, &out, &done, &run)
+    })
+}
+
+/// How much of the activations may stay in memory.
+fn room(args: &Compile, plan: &Plan) -> Result<u64, Failure> {
+    let Some(memory) = args.memory else { return Ok(u64::MAX) };
+    // A group of hidden states at least is resident.
+    let least = plan.activation_bytes.min(64 << 20);
+    memory.checked_sub(plan.working_bytes).filter(|room| *room >= least).ok_or_else(|| {
+        let needed = size(plan.working_bytes + least);
+        Failure::refused(format!("{} of memory is too little: this takes {needed}", size(memory)))
+    })
+}
+
+/// What the run alone determines.
+fn run_log(done: &Done, streams: &Streams, started: Instant, pool: &rayon::ThreadPool) -> Value {
+    let s = &done.spent;
+    json!({
+        "seconds": {
+            "total": started.elapsed().as_secs_f64(),
+            "load": s.load.as_secs_f64(),
+            "calibrate": s.forward.as_secs_f64(),
+            "solve": s.solve.as_secs_f64(),
+            "write": s.write.as_secs_f64(),
+            "measure": s.measure.as_secs_f64(),
+        },
+        "threads": pool.current_num_threads(),
+        "calibration_tokens": streams.tokens().calibration,
+        "peak_memory": peak_memory(),
+    })
+}
+
+fn tell(args: &Compile, out: &Path, done: &Done, run: &Value) -> Result<(), Failure> {
+    if args.common.json {
+        let result =
+            json!({ "output": out.display().to_string(), "report": done.report, "run": run });
+        return print(&format!("{result:#}"));
+    }
+    if !args.common.quiet {
+        let seconds = |key: &str| run["seconds"][key].as_f64().unwrap_or(0.0);
+        let peak = run["peak_memory"]
+            .as_u64()
+            .map_or(String::new(), |b| format!(", peak memory {}", size(b)));
+        remark(&format!(
+            "{:.1} s: load {:.1}, calibrate {:.1}, solve {:.1}, write {:.1}, measure {:.1}{peak}",
+            seconds("total"),
+            seconds("load"),
+            seconds("calibrate"),
+            seconds("solve"),
+            seconds("write"),
+            seconds("measure"),
+        ));
+    }
+    print(&table(out, done))
+}
+
+fn table(out: &Path, done: &Done) -> String {
+    let report = &done.report;
+    let mut text = String::new();
+    let share = 100.0 * report.sizes.artifact as f64 / report.sizes.source.max(1) as f64;
+    let _ = writeln!(text, "artifact    {}", out.display());
+    let _ = writeln!(
+        text,
+        "size        {} -> {}  ({share:.1} %)",
+        size(report.sizes.source),
+        size(report.sizes.artifact)
+    );
+    for (what, weights, mean, worst) in plan::grouped_weights(&report.weights) {
+        let _ = writeln!(
+            text,
+            "weights     {weights} by {what}: relative error {mean:.5} on average, {worst:.5} at worst"
+        );
+    }
+    let fallbacks: Vec<_> = report.weights.iter().filter(|w| w.fallback.is_some()).collect();
+    for weight in &fallbacks {
+        let why = weight.fallback.as_deref().unwrap_or_default();
+        let _ = writeln!(text, "fallback    {} by {}: {why}", weight.tensor, weight.method);
+    }
+    match &report.quality {
+        Some(quality) => text.push_str(&self::quality(quality)),
+        None => text.push_str("quality     not measured\n"),
+    }
+    text
+}
+
+fn quality(q: &Quality) -> String {
+    format!(
+        "perplexity  {:.4} -> {:.4}  ({:+.2} %), on {} held-out tokens\n\
+         KL          {:.6} nats a token\n\
+         top-1       {:.2} % agree\n",
+        q.original_perplexity,
+        q.perplexity,
+        100.0 * q.perplexity_increase,
+        q.scored,
+        q.kl_divergence,
+        100.0 * q.top1_agreement,
+    )
+}

@@ -1,0 +1,161 @@
+//! `--dry-run`: the plan, before a weight is read.
+
+use crate::args::Compile;
+use crate::failure::Failure;
+use crate::model::Opened;
+use crate::output::{grouped, print, size};
+use crate::tokens::sample_len;
+use backend::{Backend, Linear};
+use compiler::{Choice, Plan, Recipe, WeightReport};
+use ir::{Spec, Weight};
+use serde_json::{Value, json};
+use std::collections::BTreeMap;
+use std::fmt::Write;
+use std::path::Path;
+use std::time::Instant;
+use tensor::{DType, Tensor};
+
+/// A head of more than this share of the artifact is worth a word.
+const HEAD_SHARE: f64 = 0.2;
+
+/// What a plan is shown with.
+pub(crate) struct Context<'a> {
+    pub(crate) args: &'a Compile,
+    pub(crate) opened: &'a Opened,
+    pub(crate) recipe: &'a Recipe,
+    pub(crate) out: &'a Path,
+}
+
+/// Prints the plan.
+pub(crate) fn show(cx: &Context<'_>, plan: &Plan, backend: &dyn Backend) -> Result<(), Failure> {
+    let peak = plan.peak_memory(u64::MAX);
+    let seconds = plan.operations / rate(backend)? + plan.source_bytes as f64 / 5e8;
+    if cx.args.common.json {
+        return print(&format!("{:#}", as_json(cx, plan, peak, seconds)));
+    }
+    let mut text = String::new();
+    let _ = writeln!(text, "output      {}", cx.out.display());
+    if plan.observes {
+        let c = &cx.recipe.calibration;
+        let _ = writeln!(
+            text,
+            "calibrate   {} samples of {} tokens, seed {}, from {}",
+            c.samples,
+            sample_len(cx.recipe, cx.opened.spec.context),
+            c.seed,
+            cx.args
+                .calibration
+                .as_ref()
+                .map_or("built-in text".into(), |p| p.display().to_string()),
+        );
+    }
+    for pass in &cx.recipe.passes {
+        let settings: Vec<String> = pass.settings.iter().map(|(k, v)| format!("{k} {v}")).collect();
+        let _ = writeln!(text, "pass        {}: {}", pass.name, settings.join(", "));
+    }
+    for ((choice, _), (count, bytes)) in by_choice(plan) {
+        let _ = writeln!(text, "weights     {count:4} {choice}, from {}", size(bytes));
+    }
+    let share = 100.0 * plan.artifact_bytes as f64 / plan.source_bytes.max(1) as f64;
+    let (from, to) = (size(plan.source_bytes), size(plan.artifact_bytes));
+    let _ = writeln!(text, "size        {from} -> {to}  ({share:.1} %)");
+    let _ = writeln!(text, "memory      about {} at peak", size(peak));
+    if plan.activation_bytes > 0 {
+        let _ = writeln!(
+            text,
+            "            {} of it are activations, which --memory moves to disk",
+            size(plan.activation_bytes)
+        );
+    }
+    let tera = plan.operations / 1e12;
+    let _ = writeln!(text, "time        about {seconds:.0} s here, for {tera:.2} TFLOP");
+    if let Some(advice) = head_advice(plan) {
+        let _ = writeln!(text, "advice      {advice}");
+    }
+    print(&text)
+}
+
+/// Tensors and source bytes by what becomes of them.
+fn by_choice(plan: &Plan) -> BTreeMap<(String, bool), (usize, u64)> {
+    let mut kinds = BTreeMap::new();
+    for weight in plan.blocks.iter().flat_map(|(_, weights)| weights) {
+        let what = match weight.choice {
+            Choice::Dense(dtype) => (format!("stay {dtype}"), false),
+            Choice::Quantized { grid, .. } => (format!("to {grid}"), true),
+            Choice::Shared => ("shared with the embedding".into(), false),
+        };
+        let entry = kinds.entry(what).or_insert((0, 0));
+        *entry = (entry.0 + 1, entry.1 + weight.spec.bytes() as u64);
+    }
+    kinds
+}
+
+fn head_advice(plan: &Plan) -> Option<String> {
+    let (_, head) = plan.blocks.last()?;
+    let weight = head.last()?;
+    let stored = match weight.choice {
+        Choice::Quantized { .. } => return None,
+        Choice::Dense(dtype) => dtype.bytes_of(&weight.spec.shape)?,
+        Choice::Shared => weight.spec.bytes(),
+    };
+    let share = stored as f64 / plan.artifact_bytes.max(1) as f64;
+    (share > HEAD_SHARE).then(|| {
+        let percent = 100.0 * share;
+        format!("the head is {percent:.0} % of the artifact: --head int8 makes every token cheaper")
+    })
+}
+
+/// Operations a second that this machine reaches, from a short trial.
+fn rate(backend: &dyn Backend) -> Result<f64, Failure> {
+    const ROWS: usize = 256;
+    const WIDTH: usize = 1024;
+    let spec = Spec { tensor: "trial".into(), shape: vec![WIDTH, WIDTH], dtype: DType::F32 };
+    let tensor = Tensor::from_f32(spec.shape.clone(), &vec![0.5; WIDTH * WIDTH]);
+    let tensor = tensor.ok_or_else(|| Failure::refused("no trial weight"))?;
+    let prepared =
+        backend.prepare(Weight { spec, tensor }).map_err(calibration::EvalError::from)?;
+    let input =
+        backend.upload(WIDTH, vec![0.5; ROWS * WIDTH]).map_err(calibration::EvalError::from)?;
+    let mut best = f64::INFINITY;
+    for _ in 0..4 {
+        let clock = Instant::now();
+        let linear = Linear { input: &input, weight: &prepared, bias: None };
+        backend.linear(&linear).map_err(calibration::EvalError::from)?;
+        best = best.min(clock.elapsed().as_secs_f64());
+    }
+    Ok(2.0 * (ROWS * WIDTH * WIDTH) as f64 / best)
+}
+
+fn as_json(cx: &Context<'_>, plan: &Plan, peak: u64, seconds: f64) -> Value {
+    let tensors: Vec<Value> = plan
+        .tensors
+        .iter()
+        .map(|t| json!({ "name": t.name, "dtype": t.dtype.to_string(), "shape": t.shape }))
+        .collect();
+    json!({
+        "output": cx.out.display().to_string(),
+        "recipe": cx.recipe,
+        "tensors": tensors,
+        "bytes": { "source": plan.source_bytes, "artifact": plan.artifact_bytes },
+        "peak_memory": peak,
+        "activation_bytes": plan.activation_bytes,
+        "operations": plan.operations,
+        "seconds": seconds,
+        "advice": head_advice(plan),
+    })
+}
+
+/// Weights by solver and grid: how many, and their mean and worst relative error.
+pub(crate) fn grouped_weights(weights: &[WeightReport]) -> Vec<(String, String, f64, f64)> {
+    let mut kinds: BTreeMap<String, Vec<f64>> = BTreeMap::new();
+    for weight in weights {
+        let what = format!("{}, {}", weight.method, weight.grid);
+        kinds.entry(what).or_default().push(weight.relative_error);
+    }
+    let summary = |(what, errors): (String, Vec<f64>)| {
+        let mean = errors.iter().sum::<f64>() / errors.len() as f64;
+        let worst = errors.iter().copied().fold(0.0, f64::max);
+        (what, grouped(errors.len()), mean, worst)
+    };
+    kinds.into_iter().map(summary).collect()
+}

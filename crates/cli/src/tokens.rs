@@ -1,0 +1,153 @@
+//! The token streams of a compilation: calibration samples, and the held-out text.
+
+use crate::args::Compile;
+use crate::eval::{read, tokenizer};
+use crate::failure::Failure;
+use crate::model::Opened;
+use crate::output::{grouped, remark};
+use calibration::builtin::EVAL_TEXT;
+use calibration::corpus::builtin_calibration;
+use calibration::documents::{self, Document};
+use calibration::samples::{self, Draw};
+use compiler::{Recipe, Text, Tokens};
+use std::path::Path;
+
+/// Tokens of the held-out stream.
+const HELD_OUT: usize = 4096;
+
+/// Samples, and what they are held against.
+pub(crate) struct Streams {
+    samples: Stream,
+    held_out: Stream,
+}
+
+#[derive(Default)]
+struct Stream {
+    from: String,
+    sequences: Vec<Vec<u32>>,
+}
+
+impl Stream {
+    fn text(&self) -> Text<'_> {
+        Text { from: &self.from, sequences: &self.sequences }
+    }
+}
+
+impl Streams {
+    pub(crate) fn samples(&self) -> Text<'_> {
+        self.samples.text()
+    }
+
+    pub(crate) fn held_out(&self) -> Text<'_> {
+        self.held_out.text()
+    }
+
+    pub(crate) fn tokens(&self) -> Tokens {
+        let count = |s: &Stream| s.sequences.iter().map(Vec::len).sum();
+        Tokens { calibration: count(&self.samples), held_out: count(&self.held_out) }
+    }
+}
+
+/// The length of a sample: the recipe's, or the model's context if that is less.
+pub(crate) fn sample_len(recipe: &Recipe, context: usize) -> usize {
+    recipe.calibration.seq_len.min(context)
+}
+
+/// What the plan assumes before a text is read.
+pub(crate) fn planned(args: &Compile, recipe: &Recipe, context: usize) -> Tokens {
+    Tokens {
+        calibration: recipe.calibration.samples * sample_len(recipe, context),
+        held_out: if args.no_gate { 0 } else { HELD_OUT },
+    }
+}
+
+/// Reads, tokenizes and draws what the compilation needs.
+pub(crate) fn streams(
+    args: &Compile,
+    recipe: &Recipe,
+    opened: &Opened,
+    observes: bool,
+) -> Result<Streams, Failure> {
+    let mut streams = Streams { samples: Stream::default(), held_out: Stream::default() };
+    let len = sample_len(recipe, opened.spec.context);
+    let mut held = None;
+    if observes {
+        let (documents, from) = calibration_documents(args, opened)?;
+        let mut documents = documents;
+        if !args.no_gate && args.gate_text.is_none() && opened.tokenizer()?.is_none() {
+            let (rest, last) = samples::hold_out(documents, HELD_OUT);
+            (documents, held) = (rest, Some((last, format!("end of {from}"))));
+        }
+        let draw = Draw {
+            samples: recipe.calibration.samples,
+            seq_len: len,
+            seed: recipe.calibration.seed,
+        };
+        let drawn = samples::draw(&documents, &draw)?;
+        if drawn.samples.len() < draw.samples && !args.common.quiet {
+            remark(&format!(
+                "warning: {from} has {} tokens, enough for {} samples of {len}, not {}",
+                grouped(drawn.tokens_available),
+                drawn.samples.len(),
+                draw.samples
+            ));
+        }
+        streams.samples = Stream { from, sequences: drawn.samples };
+    }
+    if !args.no_gate {
+        let (ids, from) = match held {
+            Some(held) => held,
+            None => held_out_ids(args, opened)?,
+        };
+        let ids = &ids[..ids.len().min(HELD_OUT)];
+        if ids.len() < 2 {
+            return Err(Failure::refused(format!(
+                "the held-out text, {from}, has {} tokens",
+                ids.len()
+            ))
+            .with_hint("give a longer one with --gate-text FILE, or --no-gate"));
+        }
+        // A last window of one token would score nothing.
+        let windows = ids.chunks(len).filter(|w| w.len() > 1).map(<[u32]>::to_vec);
+        streams.held_out = Stream { from, sequences: windows.collect() };
+    }
+    Ok(streams)
+}
+
+fn held_out_ids(args: &Compile, opened: &Opened) -> Result<(Vec<u32>, String), Failure> {
+    let (text, from) = match &args.gate_text {
+        Some(path) => (read(path)?, name(path)),
+        None => (EVAL_TEXT.to_string(), "built-in".to_string()),
+    };
+    let tokenizer = tokenizer(opened).map_err(|failure| {
+        failure.with_hint("without one, give token ids with --calibration FILE.jsonl, or --no-gate")
+    })?;
+    Ok((tokenizer.encode(&text)?, from))
+}
+
+fn calibration_documents(
+    args: &Compile,
+    opened: &Opened,
+) -> Result<(Vec<Vec<u32>>, String), Failure> {
+    let (documents, from) = match &args.calibration {
+        Some(path) => (documents::parse(&name(path), bytes(path)?)?, name(path)),
+        None => (vec![Document::Text(builtin_calibration().into())], "built-in".to_string()),
+    };
+    let ids = documents.iter().all(|d| matches!(d, Document::Tokens(_)));
+    let tokenizer = if ids { None } else { Some(self::tokenizer(opened)?) };
+    if documents.iter().any(|d| matches!(d, Document::Messages(_))) {
+        return Err(Failure::refused(format!("{from} has messages, which cannot be rendered yet")));
+    }
+    let render = |_: &serde_json::Value| Ok(String::new());
+    let tokens = documents::tokenize(documents, tokenizer.as_ref(), &render, opened.spec.vocab)?;
+    Ok((tokens, from))
+}
+
+fn bytes(path: &Path) -> Result<Vec<u8>, Failure> {
+    std::fs::read(path).map_err(|error| Failure::io(path, error))
+}
+
+/// A file as reports name it: without its folder, so that they do not depend on it.
+fn name(path: &Path) -> String {
+    path.file_name().unwrap_or_default().to_string_lossy().into_owned()
+}

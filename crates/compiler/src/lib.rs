@@ -1,0 +1,29 @@
+//! The compiler: what the user asked for ([`Recipe`]), everything known before a weight is read
+//! ([`Plan`]), the streaming driver that runs passes block by block ([`compile`]), and what it says
+//! of the result ([`Report`]).
+//!
+//! One block is resident. Each finished block is written, and the calibration samples go on through
+//! what was written, so a later block is fitted to the errors of the earlier ones.
+
+mod drive;
+mod error;
+mod layer;
+mod output;
+mod pass;
+mod plan;
+mod proof;
+mod publish;
+mod recipe;
+mod report;
+mod rows;
+mod verify;
+
+pub use drive::{Done, Event, Job, Spent, Text, compile};
+pub use error::CompileError;
+pub use pass::{Outcome, Pass, PassCx, PassError, Refusal, Rewrite, Stage};
+pub use plan::{Choice, Plan, PlannedWeight, Tokens};
+pub use proof::Tensors;
+pub use publish::{Destination, log_beside};
+pub use recipe::{Calibration, Dtype, Gate, PassRecipe, Recipe};
+pub use report::{FileHash, Quality, Report, Sizes, TokensReport, WeightReport};
+pub use verify::{Difference, verify};

@@ -1,0 +1,275 @@
+//! Everything known before a weight is read: every output tensor, every refusal, memory and work.
+
+use crate::output;
+use crate::pass::{Pass, Refusal};
+use crate::recipe::{Dtype, Recipe};
+use calibration::SLICE_ROWS;
+use ir::{Block, BlockId, Grid, ModelSpec, Op, Spec, Value};
+use std::collections::BTreeSet;
+use tensor::DType;
+
+/// Rows that go through a block together; see `calibration::Group`.
+const GROUP_ROWS: usize = 2048;
+
+/// Resident before any model is read: the program, its tokenizer and its texts.
+const BASE_BYTES: u64 = 40 << 20;
+
+/// What a compilation will do.
+#[derive(Clone, Debug)]
+pub struct Plan {
+    /// Each block's weights: the embedding, the layers, the head.
+    pub blocks: Vec<(BlockId, Vec<PlannedWeight>)>,
+    /// The tensors of the artifact, in order.
+    pub tensors: Vec<checkpoint::Planned>,
+    /// Whether the artifact's head reads its embedding.
+    pub tied: bool,
+    /// Bytes of the source's tensors.
+    pub source_bytes: u64,
+    /// Bytes of the artifact's tensors.
+    pub artifact_bytes: u64,
+    /// Bytes of hidden states between blocks, if all stay in memory.
+    pub activation_bytes: u64,
+    /// The most memory that all else takes at once.
+    pub working_bytes: u64,
+    /// Floating-point operations of forwards and Gram matrices.
+    pub operations: f64,
+    /// Whether a pass needs calibration samples.
+    pub observes: bool,
+}
+
+/// A weight and what becomes of it.
+#[derive(Clone, Debug, PartialEq)]
+pub struct PlannedWeight {
+    /// The stored tensor.
+    pub spec: Spec,
+    /// The name that the artifact gives it.
+    pub name: String,
+    /// What becomes of it.
+    pub choice: Choice,
+}
+
+/// What becomes of a weight.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub enum Choice {
+    /// It is stored as it is, in this dtype.
+    Dense(DType),
+    /// The pass of this index puts it on this grid.
+    Quantized {
+        /// Which pass.
+        pass: usize,
+        /// Its grid.
+        grid: Grid,
+    },
+    /// Another block stores it.
+    Shared,
+}
+
+/// How many tokens go through the model.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Tokens {
+    /// Of the calibration samples.
+    pub calibration: usize,
+    /// Of the held-out stream.
+    pub held_out: usize,
+}
+
+impl PlannedWeight {
+    /// Its grid, if it is to be on one.
+    pub fn grid(&self) -> Option<Grid> {
+        match self.choice {
+            Choice::Quantized { grid, .. } => Some(grid),
+            _ => None,
+        }
+    }
+}
+
+impl Plan {
+    /// Plans a compilation of `model`.
+    ///
+    /// # Errors
+    /// Everything that was asked for and cannot be done.
+    pub fn new(
+        model: &ModelSpec,
+        recipe: &Recipe,
+        passes: &[Box<dyn Pass>],
+        tokens: Tokens,
+    ) -> Result<Self, Vec<Refusal>> {
+        let mut refusals = Vec::new();
+        let mut blocks = Vec::new();
+        for block in model.blocks() {
+            match plan_block(model, block, recipe, passes) {
+                Ok(weights) => blocks.push((block.id, weights)),
+                Err(refused) => refusals.extend(refused),
+            }
+        }
+        let weights = || blocks.iter().flat_map(|(_, w)| w);
+        let tensors = output::tensors(weights(), &mut refusals);
+        if !refusals.is_empty() {
+            refusals.dedup();
+            return Err(refusals);
+        }
+        let observes = model
+            .blocks()
+            .any(|b| passes.iter().flat_map(|p| p.stages(b)).any(|stage| stage.observes));
+        let calibration = if observes { tokens.calibration } else { 0 };
+        let tokens = Tokens { calibration, ..tokens };
+        let sum = |bytes: &dyn Fn(&PlannedWeight) -> u64| weights().map(bytes).sum::<u64>();
+        let stored =
+            |w: &PlannedWeight| if w.choice == Choice::Shared { 0 } else { w.spec.bytes() as u64 };
+        let untied = weights().any(|w| w.choice != Choice::Shared && w.name != w.spec.tensor);
+        let mut plan = Self {
+            tied: model.tied && !untied,
+            source_bytes: sum(&stored),
+            artifact_bytes: tensors.iter().filter_map(checkpoint::Planned::bytes).sum(),
+            activation_bytes: ((tokens.calibration + 2 * tokens.held_out) * model.hidden * 4)
+                as u64,
+            working_bytes: 0,
+            operations: 0.0,
+            observes,
+            tensors,
+            blocks: Vec::new(),
+        };
+        let streams = tokens.calibration + tokens.held_out > 0;
+        let layers = model.layers.iter().zip(&blocks[1..]);
+        let work = layers.map(|(block, (_, weights))| Work::of(block, weights, observes, streams));
+        plan.working_bytes =
+            BASE_BYTES + work.clone().map(|w| w.bytes).max().unwrap_or(0).max(slices(model));
+        plan.operations = work.map(|w| w.operations(tokens)).sum::<f64>();
+        plan.operations += 4.0 * (tokens.held_out * model.vocab * model.hidden) as f64;
+        plan.blocks = blocks;
+        Ok(plan)
+    }
+
+    /// The peak memory it predicts: what may stay in memory of the hidden states is `activations`.
+    pub fn peak_memory(&self, activations: u64) -> u64 {
+        self.working_bytes + self.activation_bytes.min(activations)
+    }
+}
+
+fn plan_block(
+    model: &ModelSpec,
+    block: &Block<Spec>,
+    recipe: &Recipe,
+    passes: &[Box<dyn Pass>],
+) -> Result<Vec<PlannedWeight>, Vec<Refusal>> {
+    let as_asked = |asked, stored| match asked {
+        Dtype::AsSource => stored,
+        Dtype::Bf16 => DType::BF16,
+    };
+    let mut shown = block.clone();
+    shown.weights.iter_mut().for_each(|s| s.dtype = as_asked(recipe.dtype, s.dtype));
+    let projection = shown.weights.last_mut().filter(|_| block.id == BlockId::Head);
+    projection.into_iter().for_each(|s| s.dtype = as_asked(recipe.head, s.dtype));
+    let mut grids = vec![None; block.weights.len()];
+    let mut refusals = Vec::new();
+    for (pass, planned) in passes.iter().map(|p| p.plan(&shown)).enumerate() {
+        match planned {
+            Ok(planned) => grids.iter_mut().zip(planned).for_each(|(grid, new)| {
+                *grid = grid.or(new.map(|grid| (pass, grid)));
+            }),
+            Err(refusal) => refusals.push(refusal),
+        }
+    }
+    if !refusals.is_empty() {
+        return Err(refusals);
+    }
+    let embedding = &model.embedding.weights[0];
+    let tied =
+        |spec: &Spec| model.tied && block.id == BlockId::Head && spec.tensor == embedding.tensor;
+    let weights = block.weights.iter().zip(&shown.weights).zip(grids);
+    let planned = weights.map(|((spec, shown), grid)| PlannedWeight {
+        name: if tied(spec) { output::HEAD.into() } else { spec.tensor.clone() },
+        choice: match grid {
+            Some((pass, grid)) => Choice::Quantized { pass, grid },
+            None if tied(spec) && shown.dtype == as_asked(recipe.dtype, embedding.dtype) => {
+                Choice::Shared
+            }
+            None => Choice::Dense(shown.dtype),
+        },
+        spec: spec.clone(),
+    });
+    Ok(planned.collect())
+}
+
+/// What a layer costs.
+#[derive(Clone, Copy)]
+struct Work {
+    bytes: u64,
+    /// Elements of linears.
+    linear: f64,
+    /// Elements of the last linear, whose output is not observed.
+    last: f64,
+    /// Squares of the widths that are observed.
+    gram: f64,
+    rewritten: bool,
+}
+
+impl Work {
+    fn of(block: &Block<Spec>, weights: &[PlannedWeight], observes: bool, streams: bool) -> Self {
+        let elements = |s: &Spec| s.shape.iter().product::<usize>();
+        let mut inputs = BTreeSet::new();
+        let (mut gram, mut solver, mut linear, mut last) = (0u64, 0u64, 0f64, 0f64);
+        for op in &block.ops {
+            let Op::Linear { input, weight, .. } = op else { continue };
+            let planned = &weights[weight.0 as usize];
+            let n = elements(&planned.spec);
+            (linear, last) = (linear + n as f64, n as f64);
+            let width = planned.spec.shape[1];
+            if planned.grid().is_some() {
+                let square = if observes { (width * width) as u64 } else { 0 };
+                solver = solver.max(square * 12 + n as u64 * 17);
+                if observes && inputs.insert(*input) {
+                    gram += square;
+                }
+            }
+        }
+        let host: u64 = weights.iter().map(|w| w.spec.bytes() as u64).sum();
+        let after: u64 = weights
+            .iter()
+            .map(|w| w.grid().map_or(w.spec.bytes(), |_| elements(&w.spec) * 4) as u64)
+            .sum();
+        let device = if streams { host.max(after) } else { 0 };
+        let values = if streams { GROUP_ROWS as u64 * 4 * live(block, weights) } else { 0 };
+        let solving = host + device + gram * 4 + solver;
+        let running = host + device + gram * 4 + values;
+        let rewritten = weights.iter().any(|w| w.grid().is_some());
+        Self { bytes: solving.max(running), linear, last, gram: gram as f64, rewritten }
+    }
+
+    fn operations(&self, tokens: Tokens) -> f64 {
+        let (t, h) = (tokens.calibration as f64, tokens.held_out as f64);
+        let observed =
+            if self.gram > 0.0 { 2.0 * (self.linear - self.last) + self.gram } else { 0.0 };
+        let held = if self.rewritten { 4.0 } else { 2.0 };
+        t * (observed + 2.0 * self.linear) + h * held * self.linear
+    }
+}
+
+/// The most elements a token has in values that are alive at once.
+fn live(block: &Block<Spec>, weights: &[PlannedWeight]) -> u64 {
+    let hidden = weights.iter().map(|w| w.spec.shape[0]).next().unwrap_or(0);
+    let mut widths = vec![hidden];
+    for op in &block.ops {
+        let width = |v: Value| widths[v.0 as usize];
+        widths.push(match *op {
+            Op::Linear { weight, .. } => weights[weight.0 as usize].spec.shape[0],
+            Op::Attend { q, .. } => width(q),
+            ref op => op.inputs().first().map_or(0, |&v| width(v)),
+        });
+    }
+    let last = |v: usize| block.uses(Value(v as u32)).last();
+    (0..block.ops.len())
+        .map(|at| {
+            let alive =
+                |v: &usize| *v <= at + 1 && (*v == at + 1 || last(*v).is_some_and(|l| l >= at));
+            (0..widths.len()).filter(alive).map(|v| widths[v] as u64).sum()
+        })
+        .max()
+        .unwrap_or(0)
+}
+
+/// Slices of the embedding and the head, as stored and as laid out, and their logits.
+fn slices(model: &ModelSpec) -> u64 {
+    let rows = SLICE_ROWS.min(model.vocab);
+    (rows * model.hidden * 12 + 2 * 512 * rows * 4) as u64
+}

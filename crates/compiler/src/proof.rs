@@ -1,0 +1,70 @@
+//! What the result is worth: original and artifact on the held-out tokens.
+
+use crate::drive::Job;
+use crate::report::Quality;
+use crate::{CompileError, PassError};
+use backend::Interpreter;
+use calibration::{Activations, Model, Sequence, Target, score_states};
+use checkpoint::Checkpoint;
+use std::path::Path;
+use tensor::DType;
+
+/// Compares the head's output for the two forms of the held-out stream, which have gone through
+/// all layers. The artifact's head is read from what was written.
+pub(crate) fn measure(
+    job: &Job<'_>,
+    interpreter: &Interpreter<'_>,
+    folder: &Path,
+    held: [Activations; 2],
+) -> Result<Quality, CompileError> {
+    let artifact = Checkpoint::open(folder)?;
+    let mut config = artifact.config().clone();
+    job.ignored_keys.iter().for_each(|key| drop(config.shift_remove(key)));
+    let spec = arch::load(&config, &Tensors(&artifact))?.model;
+    let result = Model { spec: &spec, source: &artifact };
+    let sequences: Vec<Sequence> = job.held_out.sequences.iter().map(|s| sequence(s)).collect();
+    let scored = score_states(interpreter, [result, job.model], held, &sequences)?;
+    let n = scored.len() as f64;
+    let pairs = || scored.iter().filter_map(|s| s.against);
+    let perplexity = (-scored.iter().map(|s| s.logprob).sum::<f64>() / n).exp();
+    let original = (-pairs().map(|a| a.logprob).sum::<f64>() / n).exp();
+    let quality = Quality {
+        scored: scored.len(),
+        original_perplexity: original,
+        perplexity,
+        perplexity_increase: perplexity / original - 1.0,
+        kl_divergence: pairs().map(|a| a.divergence).sum::<f64>() / n,
+        top1_agreement: pairs().filter(|a| a.agrees).count() as f64 / n,
+    };
+    let finite = [quality.original_perplexity, quality.perplexity, quality.kl_divergence];
+    if finite.iter().any(|x| !x.is_finite()) {
+        let which = if original.is_finite() { "the result's" } else { "the original's" };
+        let rule = format!("{which} probabilities are not finite on the held-out text");
+        return Err(
+            PassError::Weight { tensor: spec.embedding.weights[0].tensor.clone(), rule }.into()
+        );
+    }
+    Ok(quality)
+}
+
+/// Every token but the first is predicted from those before it.
+fn sequence(tokens: &[u32]) -> Sequence {
+    let target = |(position, &token)| Target { position, token };
+    Sequence {
+        tokens: tokens.to_vec(),
+        targets: tokens.iter().enumerate().skip(1).map(target).collect(),
+    }
+}
+
+/// What `arch` wants to know of a checkpoint's tensors.
+pub struct Tensors<'a>(pub &'a Checkpoint);
+
+impl arch::Stored for Tensors<'_> {
+    fn get(&self, name: &str) -> Option<(DType, &[usize])> {
+        self.0.tensor(name).map(|t| (t.dtype, &t.shape[..]))
+    }
+
+    fn names(&self) -> Box<dyn Iterator<Item = &str> + '_> {
+        Box::new(self.0.tensors().iter().map(|t| t.name.as_str()))
+    }
+}

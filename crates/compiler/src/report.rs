@@ -1,0 +1,119 @@
+//! What an artifact says of itself: the same bytes on every run of the same recipe.
+
+use crate::recipe::Recipe;
+use serde::{Deserialize, Serialize};
+use std::collections::BTreeMap;
+
+/// The contents of `report.json`: what the recipe determines, and nothing of the run.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Report {
+    /// The tool that made the artifact.
+    pub tool: String,
+    /// Its version.
+    pub version: String,
+    /// The numerics class: which machines give these bytes.
+    pub numerics: String,
+    /// What was asked for.
+    pub recipe: Recipe,
+    /// Everything that decides the bytes, hashed.
+    pub identity: String,
+    /// The model's family.
+    pub family: String,
+    /// SHA-256 of each source tensor the model reads, as it was read.
+    pub source: BTreeMap<String, String>,
+    /// The calibration tokens.
+    pub calibration: TokensReport,
+    /// The held-out tokens, never used for statistics.
+    pub held_out: TokensReport,
+    /// Each weight that was rewritten, in order.
+    pub weights: Vec<WeightReport>,
+    /// Bytes.
+    pub sizes: Sizes,
+    /// What the result is worth on the held-out tokens; none if it was not asked for.
+    pub quality: Option<Quality>,
+    /// Every other file of the artifact.
+    pub files: BTreeMap<String, FileHash>,
+}
+
+/// Some token sequences.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct TokensReport {
+    /// Where the text came from: `built-in`, or the name of a file.
+    pub from: String,
+    /// How many sequences.
+    pub sequences: usize,
+    /// Tokens in all of them.
+    pub tokens: usize,
+    /// SHA-256 of the ids.
+    pub hash: String,
+}
+
+/// How a weight was rewritten.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct WeightReport {
+    /// The block.
+    pub block: String,
+    /// The tensor.
+    pub tensor: String,
+    /// The solver that chose the codes.
+    pub method: String,
+    /// The grid, for people.
+    pub grid: String,
+    /// Squared error of the output over its square on the calibration tokens; of the weight itself
+    /// where no input was observed.
+    pub relative_error: f64,
+    /// Rows of the weight.
+    pub rows: usize,
+    /// Rows for which nearest rounding did better than the solver, and was kept.
+    pub rows_rounded: usize,
+    /// What was added to the Gram matrix's diagonal, as a share of its mean.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub damping: Option<f64>,
+    /// Why another solver than the one asked for was used.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub fallback: Option<String>,
+}
+
+/// Bytes of tensors, before and after.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Sizes {
+    /// Of the source.
+    pub source: u64,
+    /// Of the artifact.
+    pub artifact: u64,
+}
+
+/// What the original and the result say of the held-out tokens.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Quality {
+    /// Tokens scored.
+    pub scored: usize,
+    /// Perplexity of the original.
+    pub original_perplexity: f64,
+    /// Perplexity of the result.
+    pub perplexity: f64,
+    /// The increase, as a share.
+    pub perplexity_increase: f64,
+    /// Mean KL divergence of the result from the original, in nats a token.
+    pub kl_divergence: f64,
+    /// The share of tokens at which both have the same first choice.
+    pub top1_agreement: f64,
+}
+
+/// A file of the artifact.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct FileHash {
+    /// Its length.
+    pub bytes: u64,
+    /// SHA-256 of its contents.
+    pub sha256: String,
+}
+
+impl Report {
+    /// The bytes of `report.json`.
+    pub fn to_json(&self) -> String {
+        let text = serde_json::to_string_pretty(self);
+        // Maps have string keys and floats are finite, so there is nothing to fail.
+        text.unwrap_or_default() + "\n"
+    }
+}

@@ -1,0 +1,65 @@
+//! Holds a published artifact against the manifest in its report.
+
+use crate::CompileError;
+use crate::report::Report;
+use std::collections::BTreeSet;
+use std::fs;
+use std::path::Path;
+
+/// How an artifact differs from what its report says.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum Difference {
+    /// A file of the manifest is not there.
+    #[error("{0:?} is missing")]
+    Missing(String),
+    /// A file has other contents.
+    #[error("{name:?} is not what was written: {found}")]
+    Changed {
+        /// Which file.
+        name: String,
+        /// Its length or its hash, and those it should have.
+        found: String,
+    },
+    /// A file that the manifest does not name.
+    #[error("{0:?} is not in the manifest")]
+    Unknown(String),
+}
+
+/// Every difference between the folder and the manifest in its `report.json`, by name.
+///
+/// # Errors
+/// If the folder has no report that can be read, or a file cannot be.
+pub fn verify(folder: &Path) -> Result<(Report, Vec<Difference>), CompileError> {
+    let path = folder.join("report.json");
+    let text = fs::read_to_string(&path).map_err(|e| CompileError::io("read", &path, e))?;
+    let report: Report = serde_json::from_str(&text).map_err(|e| CompileError::Occupied {
+        path,
+        rule: format!("is no report of this tool: {e}"),
+    })?;
+    let mut differences = Vec::new();
+    let mut names = BTreeSet::new();
+    let entries = fs::read_dir(folder).map_err(|e| CompileError::io("list", folder, e))?;
+    for entry in entries {
+        let entry = entry.map_err(|e| CompileError::io("list", folder, e))?;
+        names.insert(entry.file_name().to_string_lossy().into_owned());
+    }
+    names.remove("report.json");
+    for (name, expected) in &report.files {
+        // The manifest is input: a name in it must not lead out of the folder.
+        if !names.remove(name) {
+            differences.push(Difference::Missing(name.clone()));
+            continue;
+        }
+        let (sha256, bytes) = checkpoint::hash_file(&folder.join(name))?;
+        let found = if bytes != expected.bytes {
+            format!("{bytes} bytes, not {}", expected.bytes)
+        } else if sha256 != expected.sha256 {
+            format!("sha256 {sha256}, not {}", expected.sha256)
+        } else {
+            continue;
+        };
+        differences.push(Difference::Changed { name: name.clone(), found });
+    }
+    differences.extend(names.into_iter().map(Difference::Unknown));
+    Ok((report, differences))
+}

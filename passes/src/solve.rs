@@ -1,0 +1,129 @@
+//! From solvers to what a pass reports: the weight's name, its error, why another solver was used.
+
+use crate::factor::Factor;
+use crate::fit::Range;
+use crate::gptq::{Settings, SolveError, gptq};
+use crate::rtn::rtn;
+use backend::Backend;
+use compiler::{Outcome, PassError, Rewrite};
+use ir::{Grid, Quantized, Weight, WeightId};
+use rayon::prelude::*;
+use std::borrow::Cow;
+
+/// The weight of a linear that is to be put on a grid.
+pub(crate) struct Matrix<'a> {
+    id: WeightId,
+    name: &'a str,
+    values: Cow<'a, [f32]>,
+    shape: [usize; 2],
+    grid: Grid,
+}
+
+impl<'a> Matrix<'a> {
+    /// A weight's values, which must all be finite.
+    pub(crate) fn new(id: WeightId, weight: &'a Weight, grid: Grid) -> Result<Self, PassError> {
+        let name = &weight.spec.tensor;
+        let wrong = |rule| PassError::Weight { tensor: name.clone(), rule };
+        let shape: [usize; 2] =
+            weight.tensor.shape().try_into().map_err(|_| wrong("is no matrix".into()))?;
+        let values = match weight.tensor.f32s() {
+            Some(values) => Cow::Borrowed(values),
+            None => Cow::Owned(weight.tensor.to_f32().ok_or_else(|| {
+                wrong(format!("dtype {} is F32, F16 or BF16", weight.tensor.dtype()))
+            })?),
+        };
+        let rows = values.par_chunks(shape[1].max(1)).enumerate();
+        let bad = rows.find_map_first(|(row, values)| {
+            Some((row, values.iter().position(|v| !v.is_finite())?))
+        });
+        if let Some((row, column)) = bad {
+            let value = values[row * shape[1] + column];
+            return Err(wrong(format!("element [{row}, {column}] is {value}")));
+        }
+        Ok(Self { id, name, values, shape, grid })
+    }
+}
+
+/// Nearest rounding, and why it was used if it is not what was asked for.
+pub(crate) fn rounded(
+    matrix: &Matrix<'_>,
+    range: Range,
+    fallback: Option<String>,
+) -> Result<Rewrite, PassError> {
+    let quantized = rtn(&matrix.values, matrix.shape, matrix.grid, range);
+    let outcome = Outcome {
+        method: "rtn",
+        relative_error: weight_error(&matrix.values, &quantized),
+        rows_rounded: 0,
+        damping: None,
+        fallback,
+    };
+    Ok(Rewrite { weight: matrix.id, quantized, outcome })
+}
+
+/// GPTQ on weights that read the same input, whose Gram matrix is given.
+pub(crate) fn solved(
+    backend: &dyn Backend,
+    matrices: &[&Matrix<'_>],
+    gram: Option<&[f32]>,
+    range: Range,
+    settings: &Settings,
+) -> Result<Vec<Rewrite>, PassError> {
+    let Some(first) = matrices.first() else { return Ok(Vec::new()) };
+    let round = |why: &str| -> Result<Vec<Rewrite>, PassError> {
+        matrices.iter().map(|m| rounded(m, range, Some(why.into()))).collect()
+    };
+    let Some(gram) = gram else { return round("no calibration tokens") };
+    let factor = match Factor::new(backend, gram, first.shape[1], settings) {
+        Ok(factor) => factor,
+        Err(SolveError::Unsound(why)) => return round(&why),
+        Err(error) => return Err(failed(first, error)),
+    };
+    let solve = |m: &&Matrix<'_>| {
+        let solved = gptq(backend, &m.values, m.shape, m.grid, range, &factor, settings);
+        match solved {
+            Ok(solved) => Ok(Rewrite {
+                weight: m.id,
+                outcome: Outcome {
+                    method: "gptq",
+                    relative_error: if solved.energy > 0.0 {
+                        solved.loss / solved.energy
+                    } else {
+                        0.0
+                    },
+                    rows_rounded: solved.rows_kept_from_rtn,
+                    damping: Some(solved.damping),
+                    fallback: None,
+                },
+                quantized: solved.quantized,
+            }),
+            Err(SolveError::Unsound(why)) => rounded(m, range, Some(why)),
+            Err(error) => Err(failed(m, error)),
+        }
+    };
+    matrices.iter().map(solve).collect()
+}
+
+fn failed(matrix: &Matrix<'_>, error: SolveError) -> PassError {
+    match error {
+        SolveError::Backend(error) => error.into(),
+        error => PassError::Weight { tensor: matrix.name.into(), rule: error.to_string() },
+    }
+}
+
+/// Squared error over square, summed by rows so that the order is fixed.
+fn weight_error(values: &[f32], codes: &Quantized) -> f64 {
+    let [rows, width] = codes.shape;
+    let row = |row: usize| {
+        let mut stored = vec![0.0; width];
+        codes.dequantize_row(row, &mut stored);
+        let pairs = values[row * width..(row + 1) * width].iter().zip(&stored);
+        pairs.fold((0.0, 0.0), |(error, square), (&x, &y)| {
+            let (x, y) = (f64::from(x), f64::from(y));
+            (error + (x - y) * (x - y), square + x * x)
+        })
+    };
+    let sums: Vec<(f64, f64)> = (0..rows).into_par_iter().map(row).collect();
+    let (error, square) = sums.iter().fold((0.0, 0.0), |s, r| (s.0 + r.0, s.1 + r.1));
+    if square > 0.0 { error / square } else { 0.0 }
+}
