@@ -41,7 +41,12 @@ impl Destination {
             return Err(occupied(&partial, "is in the way, and no run made it; move it"));
         }
         let io = |what| move |path: &Path, error| CompileError::io(what, path, error);
-        fs::create_dir_all(&partial).map_err(|e| io("create")(&partial, e))?;
+        match fs::create_dir(&partial) {
+            Err(e) if e.kind() != std::io::ErrorKind::AlreadyExists => {
+                return Err(io("create")(&partial, e));
+            }
+            _ => {}
+        }
         let path = partial.join(LOCK);
         let mut options = OpenOptions::new();
         let lock = options.create(true).write(true).truncate(false).open(&path);

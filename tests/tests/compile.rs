@@ -1,0 +1,307 @@
+//! The main job on the built binary: what it writes, that it is the same on every run, what it
+//! refuses, and that nothing half-made is visible.
+
+#![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
+
+use serde_json::Value;
+use std::collections::BTreeMap;
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::Output;
+use tempfile::TempDir;
+use tests::{optimize, root};
+
+/// Quick settings: what is tested does not depend on how much is calibrated.
+const QUICK: [&str; 4] = ["--samples", "4", "--seq-len", "64"];
+
+fn stories() -> PathBuf {
+    root().join("tests/models/stories260k")
+}
+
+/// A folder to work in, and the command in it.
+struct Bench(TempDir);
+
+impl Bench {
+    fn new() -> Self {
+        Self(tempfile::tempdir().unwrap())
+    }
+
+    fn path(&self, name: &str) -> PathBuf {
+        self.0.path().join(name)
+    }
+
+    fn run(&self, model: &Path, arguments: &[&str]) -> Output {
+        optimize().args(arguments).arg(model).current_dir(self.0.path()).output().unwrap()
+    }
+
+    /// Runs the main job and returns what it prints.
+    fn make(&self, model: &Path, arguments: &[&str]) -> Value {
+        let arguments = [arguments, &QUICK, &["--json"]].concat();
+        let out = self.run(model, &arguments);
+        assert!(out.status.success(), "{arguments:?}: {}", String::from_utf8_lossy(&out.stderr));
+        serde_json::from_slice(&out.stdout).unwrap()
+    }
+
+    fn refuses(&self, model: &Path, arguments: &[&str], code: i32, said: &str) {
+        let out = self.run(model, arguments);
+        let text = String::from_utf8_lossy(&out.stderr);
+        assert_eq!(out.status.code(), Some(code), "{arguments:?}: {text}");
+        assert!(text.contains(said), "{arguments:?}: no {said:?} in {text}");
+        assert!(out.stdout.is_empty(), "{arguments:?}");
+    }
+}
+
+/// Every file of a folder.
+fn files(folder: &Path) -> BTreeMap<String, Vec<u8>> {
+    let entries = fs::read_dir(folder).unwrap().map(|e| e.unwrap());
+    let read =
+        |e: fs::DirEntry| (e.file_name().into_string().unwrap(), fs::read(e.path()).unwrap());
+    entries.map(read).collect()
+}
+
+/// The result's perplexity over the original's.
+fn quality(folder: &Path) -> f64 {
+    let report: Value =
+        serde_json::from_slice(&fs::read(folder.join("report.json")).unwrap()).unwrap();
+    1.0 + report["quality"]["perplexity_increase"].as_f64().unwrap()
+}
+
+#[test]
+fn the_default_output_is_an_artifact_that_verifies() {
+    let bench = Bench::new();
+    let result = bench.make(&stories(), &["--quant", "int4"]);
+    assert_eq!(result["output"], "stories260k-int4");
+    let report = &result["report"];
+    let stored: Value =
+        serde_json::from_slice(&fs::read(bench.path("stories260k-int4/report.json")).unwrap())
+            .unwrap();
+    assert_eq!(*report, stored);
+    assert_eq!(report["weights"].as_array().unwrap().len(), 35);
+    let grids: Vec<&str> =
+        report["weights"].as_array().unwrap().iter().map(|w| w["grid"].as_str().unwrap()).collect();
+    // 128 divides neither 64 nor 172; 64 divides the one, and nothing the other.
+    assert_eq!(grids.iter().filter(|g| g.contains("groups of 64")).count(), 30);
+    assert_eq!(grids.iter().filter(|g| g.contains("per channel")).count(), 5);
+    let quality = &report["quality"];
+    assert_eq!(quality["scored"], 4096 - 64);
+    assert!(quality["perplexity_increase"].as_f64().unwrap() < 0.25, "{quality}");
+    assert!(report["sizes"]["artifact"].as_u64() < report["sizes"]["source"].as_u64());
+    assert!(bench.path("stories260k-int4.log.json").is_file());
+    assert!(!bench.path("stories260k-int4.partial").exists());
+
+    // What eval measures of the artifact is what the report says.
+    let out = tests::run(&[
+        "eval",
+        bench.path("stories260k-int4").to_str().unwrap(),
+        "--window",
+        "64",
+        "--max-tokens",
+        "4096",
+        "--json",
+    ]);
+    let eval: Value = serde_json::from_slice(&out.stdout).unwrap();
+    assert_eq!(eval["perplexity"], quality["perplexity"]);
+
+    let folder = bench.path("stories260k-int4");
+    let verify = || tests::run(&["verify", folder.to_str().unwrap()]);
+    assert!(verify().status.success());
+    let weights = folder.join("model.safetensors");
+    let mut bytes = fs::read(&weights).unwrap();
+    *bytes.last_mut().unwrap() ^= 1;
+    fs::write(&weights, bytes).unwrap();
+    fs::remove_file(folder.join("tokenizer.json")).unwrap();
+    fs::write(folder.join("new"), "").unwrap();
+    let out = verify();
+    let said = String::from_utf8_lossy(&out.stderr).into_owned();
+    assert_eq!(out.status.code(), Some(2), "{said}");
+    for expected in ["\"tokenizer.json\" is missing", "\"model.safetensors\"", "\"new\" is not in"]
+    {
+        assert!(said.contains(expected), "{said}");
+    }
+}
+
+#[test]
+fn every_run_gives_the_same_bytes() {
+    let bench = Bench::new();
+    let mut first = None;
+    let variants: [&[&str]; 5] = [
+        &["--threads", "1"],
+        &["--threads", "2"],
+        &["--threads", "8"],
+        &["--threads", "2", "--memory", "140M"],
+        &["--isa", "portable"],
+    ];
+    for (i, variant) in variants.into_iter().enumerate() {
+        let out = format!("out{i}");
+        let settings: [&[&str]; 2] = [&["--quant", "int4", "-o", &out], variant];
+        bench.make(&stories(), &settings.concat());
+        let files = files(&bench.path(&out));
+        let first = first.get_or_insert_with(|| files.clone());
+        assert_eq!(first.keys().collect::<Vec<_>>(), files.keys().collect::<Vec<_>>());
+        for (name, bytes) in &files {
+            assert!(first[name] == *bytes, "{variant:?}: {name} differs");
+        }
+    }
+}
+
+#[test]
+fn methods_and_grids_differ_as_they_should() {
+    let bench = Bench::new();
+    let perplexity = |name: &str, arguments: &[&str]| {
+        let arguments = [arguments, &["-o", name]].concat();
+        bench.make(&stories(), &arguments);
+        quality(&bench.path(name))
+    };
+    let many = ["--samples", "32", "--seq-len", "256"];
+    let original = perplexity("int8", &["--quant", "int8"]);
+    let gptq = {
+        let out = bench.run(&stories(), &[&["--quant", "int4", "-o", "gptq"], &many[..]].concat());
+        assert!(out.status.success());
+        quality(&bench.path("gptq"))
+    };
+    let rtn = perplexity("rtn", &["--quant", "int4", "--method", "rtn"]);
+    assert!(original < gptq && gptq < rtn, "int8 {original}, gptq {gptq}, rtn {rtn}");
+    let asymmetric =
+        perplexity("asym", &["--quant", "int4", "--method", "rtn", "--asym", "--group-size", "32"]);
+    assert!(asymmetric < rtn, "asym groups of 32 {asymmetric}, rtn {rtn}");
+    let in_order = perplexity("order", &["--quant", "int4", "--act-order", "off"]);
+    assert!(in_order < rtn * 1.05, "without act-order {in_order}, rtn {rtn}");
+    let head = perplexity("head", &["--quant", "int8", "--head", "int8"]);
+    assert!((head / original - 1.0).abs() < 0.05, "with an int8 head {head}, without {original}");
+    let config: Value =
+        serde_json::from_slice(&fs::read(bench.path("head/config.json")).unwrap()).unwrap();
+    assert_eq!(config["tie_word_embeddings"], false);
+    let dense = perplexity("bf16", &["--quant", "int8", "--dtype", "bf16"]);
+    assert!((dense / original - 1.0).abs() < 0.02, "as bf16 {dense}, {original}");
+}
+
+#[test]
+fn recipes_are_the_general_form() {
+    let bench = Bench::new();
+    let recipe = "[calibration]\nseed = 3\n[[pass]]\nname = \"gptq\"\nbits = 4\ngroup = 32\n\
+                  true-sequential = true\nscale = \"mse\"\nignore = [\"*.0.mlp.*\"]\n";
+    fs::write(bench.path("mine.toml"), recipe).unwrap();
+    let result = bench.make(&stories(), &["--recipe", "mine.toml"]);
+    assert_eq!(result["output"], "stories260k-mine");
+    assert_eq!(result["report"]["weights"].as_array().unwrap().len(), 32);
+    assert_eq!(result["report"]["recipe"]["calibration"]["seed"], 3);
+    for (text, rule) in [
+        ("", "missing field `pass`"),
+        ("pass = []", "has no pass"),
+        ("[[pass]]\nname = \"magic\"", "\"magic\" is one of rtn, gptq"),
+        ("[[pass]]\nname = \"rtn\"\nbits = 9", "9 is 2 to 8"),
+        ("[[pass]]\nname = \"rtn\"\nbits = 4\nwidth = 1", "unknown field `width`"),
+        ("[[pass]]\nname = \"rtn\"\nbits = 4\ngroup = 48", "48 is 32, 64, 128"),
+        ("turbo = true\n[[pass]]\nname = \"rtn\"\nbits = 4", "unknown field `turbo`"),
+        ("[calibration]\nsamples = 0\n[[pass]]\nname = \"rtn\"\nbits = 4", "at least 1"),
+        ("[gate]\nmax-kl = -1.0\n[[pass]]\nname = \"rtn\"\nbits = 4", "max-kl is a number"),
+        ("[[pass]]\nname = \"gptq\"\nbits = 3", "codec is not proven"),
+    ] {
+        fs::write(bench.path("bad.toml"), text).unwrap();
+        bench.refuses(&stories(), &["--recipe", "bad.toml"], 2, rule);
+        assert!(!bench.path("stories260k-bad.partial").exists(), "{text}");
+    }
+}
+
+#[test]
+fn a_gate_that_fails_keeps_the_work() {
+    let bench = Bench::new();
+    let strict = ["--quant", "int4", "--max-ppl-increase", "0.01%", "-o", "out"];
+    bench.refuses(&stories(), &[&strict, &QUICK[..]].concat(), 3, "perplexity rose by");
+    assert!(!bench.path("out").exists());
+    let finished = bench.path("out.partial/artifact/model.safetensors");
+    let made = fs::metadata(&finished).unwrap().modified().unwrap();
+    let loose = ["--quant", "int4", "--max-ppl-increase", "90%", "-o", "out"];
+    bench.make(&stories(), &loose);
+    let published = fs::metadata(bench.path("out/model.safetensors")).unwrap();
+    assert_eq!(published.modified().unwrap(), made, "it was computed again");
+    assert!(!bench.path("out.partial").exists());
+    bench.refuses(
+        &stories(),
+        &["--quant", "int4", "--max-kl", "0", "-o", "kl", "--samples", "2"],
+        3,
+        "KL",
+    );
+}
+
+#[test]
+fn outputs_are_not_overwritten() {
+    let bench = Bench::new();
+    fs::create_dir(bench.path("mine")).unwrap();
+    fs::write(bench.path("mine/notes"), "dear to somebody").unwrap();
+    let to = |out| ["--quant", "int4", "--method", "rtn", "--no-gate", "-o", out];
+    bench.refuses(&stories(), &to("mine"), 2, "exists");
+    bench.refuses(&stories(), &[&to("mine")[..], &["--force"]].concat(), 2, "no model folder");
+    bench.refuses(&stories(), &to("no/such/out"), 2, "no/such");
+    bench.make(&stories(), &to("out"));
+    bench.refuses(&stories(), &to("out"), 2, "--force");
+    let before = files(&bench.path("out"));
+    bench.make(&stories(), &[&to("out")[..], &["--force"]].concat());
+    assert_eq!(before, files(&bench.path("out")));
+    fs::create_dir(bench.path("new.partial")).unwrap();
+    bench.refuses(&stories(), &to("new"), 2, "is in the way");
+}
+
+#[test]
+fn bad_input_is_refused_before_anything_is_visible() {
+    let bench = Bench::new();
+    let model = bench.path("model");
+    tests::write_noise_model(&model, 2, 64, 100);
+    let ids = (0..3000).map(|i| (i * 37 % 100).to_string()).collect::<Vec<_>>().join(",");
+    fs::write(bench.path("ids.jsonl"), format!("[{ids}]\n")).unwrap();
+    let with_ids = ["--quant", "int4", "--calibration", "ids.jsonl", "-o", "out"];
+    bench.make(&model, &with_ids);
+    assert!(bench.path("out").is_dir());
+
+    fs::write(bench.path("far.jsonl"), "[1,2,100]").unwrap();
+    let far = ["--quant", "int4", "--calibration", "far.jsonl", "-o", "b"];
+    bench.refuses(&model, &far, 2, "token 100, but the embedding has 100 rows");
+    fs::write(bench.path("one.jsonl"), "[1]").unwrap();
+    let one = ["--quant", "int4", "--calibration", "one.jsonl", "--no-gate", "-o", "b"];
+    bench.refuses(&model, &one, 2, "tokens");
+    bench.refuses(&model, &["--quant", "int4", "-o", "b"], 2, "no tokenizer.json");
+    bench.refuses(&model, &["--quant", "int5", "-o", "b"], 2, "codec is not proven");
+    bench.refuses(&model, &["--quant", "int9"], 2, "is one of int2");
+    bench.refuses(&stories(), &["--quant", "int4", "--memory", "1M"], 2, "is too little");
+
+    // A weight that is not a number, found when its block is reached.
+    let path = model.join("model.safetensors");
+    let mut bytes = fs::read(&path).unwrap();
+    let header = u64::from_le_bytes(bytes[..8].try_into().unwrap()) as usize;
+    let names: Value = serde_json::from_slice(&bytes[8..8 + header]).unwrap();
+    let offsets = &names["model.layers.1.mlp.up_proj.weight"]["data_offsets"];
+    let at = 8 + header + offsets[0].as_u64().unwrap() as usize + 4 * 70;
+    bytes[at..at + 4].copy_from_slice(&f32::NAN.to_le_bytes());
+    fs::write(&path, bytes).unwrap();
+    let rtn = ["--quant", "int4", "--method", "rtn", "--no-gate", "-o", "b"];
+    bench.refuses(&model, &rtn, 2, "\"model.layers.1.mlp.up_proj.weight\": element [1, 6] is NaN");
+    assert!(!bench.path("b").exists());
+}
+
+#[test]
+fn a_plan_reads_no_weight() {
+    let bench = Bench::new();
+    let plan = |arguments: &[&str]| -> Value {
+        let arguments = [arguments, &["--dry-run", "--json"]].concat();
+        let out = bench.run(&stories(), &arguments);
+        assert!(out.status.success(), "{}", String::from_utf8_lossy(&out.stderr));
+        serde_json::from_slice(&out.stdout).unwrap()
+    };
+    let planned = plan(&["--quant", "int4"]);
+    let made = bench.make(&stories(), &["--quant", "int4"]);
+    assert_eq!(planned["bytes"], made["report"]["sizes"]);
+    assert!(planned["advice"].as_str().unwrap().contains("--head int8"));
+    assert!(plan(&["--quant", "int4", "--head", "int8"])["advice"].is_null());
+    // The tensors are those that are then written.
+    let bytes = fs::read(bench.path("stories260k-int4/model.safetensors")).unwrap();
+    let written = safetensors::SafeTensors::deserialize(&bytes).unwrap();
+    let names: Vec<&str> = planned["tensors"]
+        .as_array()
+        .unwrap()
+        .iter()
+        .map(|t| t["name"].as_str().unwrap())
+        .collect();
+    assert_eq!(names.len(), written.len());
+    assert!(names.iter().all(|name| written.tensor(name).is_ok()));
+    assert!(!bench.path("stories260k-int4.partial").exists());
+}
