@@ -4,10 +4,12 @@
 //! One file a kernel family; each kernel is written once over vectors ([`simd`]) and compiled for
 //! every [`Isa`]. Work runs on the current rayon pool.
 
+mod algebra;
 mod attend;
 mod elementwise;
 mod isa;
 mod linear;
+mod outer;
 mod panel;
 mod rows;
 mod score;
@@ -19,6 +21,7 @@ mod x86;
 
 pub use isa::Isa;
 
+use backend::numerics::LINEAR_CHUNK;
 use backend::{
     Attend, Backend, BackendError, Buffer, DeviceWeight, DivergenceRow, Embed, Linear, RankUpdate,
     Rope, SoftmaxRow,
@@ -194,17 +197,24 @@ impl Backend for Cpu {
         sequences: &[Range<usize>],
         sum: &mut [f32],
     ) -> Result<(), BackendError> {
-        backend::algebra::gram(host(input)?, input.width(), sequences, sum);
-        Ok(())
+        let (rows, width) = (input.rows(), input.width());
+        check(Some(sum.len()) == width.checked_mul(width), "a Gram matrix has its input's width")?;
+        let within = |s: &Range<usize>| s.start <= s.end && s.end <= rows;
+        check(sequences.iter().all(within), "sequences are rows")?;
+        algebra::gram(self.level, (host(input)?, width), sequences, sum).ok_or_else(short)
     }
 
     fn inverse_factor(&self, matrix: &mut [f64], n: usize) -> Result<bool, BackendError> {
-        Ok(backend::algebra::inverse_factor(matrix, n))
+        check(n.checked_mul(n) == Some(matrix.len()), "a matrix to be factored is square")?;
+        algebra::inverse_factor(self.level, matrix, n).ok_or_else(short)
     }
 
     fn rank_update(&self, args: &mut RankUpdate<'_>) -> Result<(), BackendError> {
-        backend::algebra::rank_update(args);
-        Ok(())
+        check_update(args)?;
+        if args.c.is_empty() || args.columns.is_empty() {
+            return Ok(());
+        }
+        algebra::rank_update(self.level, args).ok_or_else(short)
     }
 
     fn fold_softmax(
@@ -318,6 +328,17 @@ fn check_attend(args: &Attend<'_>) -> Result<Vec<Range<usize>>, BackendError> {
     Ok(gaps)
 }
 
+fn check_update(args: &RankUpdate<'_>) -> Result<(), BackendError> {
+    let (width, depth, columns) = (args.width, args.depth, &args.columns);
+    check((1..=LINEAR_CHUNK).contains(&depth), "an update's depth is that of one sum")?;
+    check(columns.start <= columns.end && columns.end <= width, "an update's columns are in c")?;
+    check(args.b.len() / depth == columns.len(), "b has a row a term, a column an updated one")?;
+    check(args.b.len().is_multiple_of(depth), "the rows of b are whole")?;
+    let rows = args.a.len() / depth;
+    check(args.a.len().is_multiple_of(depth), "the rows of a are whole")?;
+    check(rows.checked_mul(width) == Some(args.c.len()), "a and c have the same rows")
+}
+
 fn host(buffer: &Buffer) -> Result<&[f32], BackendError> {
     buffer.data::<Rows>().map(Rows::values)
 }
@@ -335,6 +356,10 @@ fn vector(weight: &DeviceWeight) -> Result<&[f32], BackendError> {
 
 fn check(holds: bool, rule: &str) -> Result<(), BackendError> {
     holds.then_some(()).ok_or_else(|| internal(rule))
+}
+
+fn short() -> BackendError {
+    BackendError::Internal("memory for packed panels is short".into())
 }
 
 fn internal(rule: &str) -> BackendError {

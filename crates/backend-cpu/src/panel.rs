@@ -126,6 +126,11 @@ impl<T: Word> Panels<T> {
         self.out.div_ceil(PANEL)
     }
 
+    /// The rows of every panel.
+    pub(crate) fn rows(&self) -> &[Row<T>] {
+        &self.rows
+    }
+
     /// The rows of panel `index`, one an input.
     pub(crate) fn panel(&self, index: usize) -> &[Row<T>] {
         &self.rows[index * self.inputs..(index + 1) * self.inputs]

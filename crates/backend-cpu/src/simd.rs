@@ -1,37 +1,88 @@
-//! Vectors of `f32`: the few operations the kernels are written in, and their portable version.
+//! Vectors of `f32` and `f64`: the few operations the kernels are written in, and their portable
+//! version.
 #![expect(unsafe_code, reason = "vectors are loaded and stored through pointers")]
 
 use half::{bf16, f16};
 
-/// Vectors of one instruction set.
+/// A vector of `E`.
+///
+/// # Safety
+/// As [`Simd`].
+pub(crate) trait Vector<E>: Copy {
+    /// Elements a vector.
+    const LANES: usize;
+
+    /// `x` in every lane.
+    unsafe fn splat(x: E) -> Self;
+
+    /// `LANES` elements.
+    unsafe fn load(at: *const E) -> Self;
+
+    /// Writes `LANES` elements.
+    unsafe fn store(self, at: *mut E);
+
+    /// `self * b + c`, rounded once.
+    unsafe fn fma(self, b: Self, c: Self) -> Self;
+
+    /// `self + b`.
+    unsafe fn add(self, b: Self) -> Self;
+
+    /// `self - b`.
+    unsafe fn sub(self, b: Self) -> Self;
+}
+
+/// Vectors of one instruction set; the operations are those of vectors of `f32`.
 ///
 /// # Safety
 /// Every function must run where the instruction set is enabled (see [`crate::isa::Level::run`]);
 /// loads and stores touch exactly the elements they name, of any alignment.
 pub(crate) trait Simd {
-    /// A vector.
-    type V: Copy;
+    /// A vector of `f32`.
+    type V: Vector<f32>;
 
-    /// Elements a vector; divides 16.
-    const LANES: usize;
+    /// A vector of `f64`.
+    type Wide: Vector<f64>;
+
+    /// Elements a vector of `f32`; divides 16.
+    const LANES: usize = Self::V::LANES;
 
     /// Rows of the tallest tile whose sums stay in registers.
     const ROWS: usize;
 
     /// `x` in every lane.
-    unsafe fn splat(x: f32) -> Self::V;
+    #[inline(always)]
+    unsafe fn splat(x: f32) -> Self::V {
+        // SAFETY: the caller's promise is passed on, here and below.
+        unsafe { Self::V::splat(x) }
+    }
 
     /// `LANES` elements.
-    unsafe fn load(at: *const f32) -> Self::V;
+    #[inline(always)]
+    unsafe fn load(at: *const f32) -> Self::V {
+        // SAFETY: see above.
+        unsafe { Self::V::load(at) }
+    }
 
     /// Writes `LANES` elements.
-    unsafe fn store(at: *mut f32, v: Self::V);
+    #[inline(always)]
+    unsafe fn store(at: *mut f32, v: Self::V) {
+        // SAFETY: see above.
+        unsafe { v.store(at) }
+    }
 
     /// `a * b + c`, rounded once.
-    unsafe fn fma(a: Self::V, b: Self::V, c: Self::V) -> Self::V;
+    #[inline(always)]
+    unsafe fn fma(a: Self::V, b: Self::V, c: Self::V) -> Self::V {
+        // SAFETY: see above.
+        unsafe { a.fma(b, c) }
+    }
 
     /// `a + b`.
-    unsafe fn add(a: Self::V, b: Self::V) -> Self::V;
+    #[inline(always)]
+    unsafe fn add(a: Self::V, b: Self::V) -> Self::V {
+        // SAFETY: see above.
+        unsafe { a.add(b) }
+    }
 
     /// `2 * LANES` elements: those at even places, those at odd places.
     unsafe fn load_bf16_pair(at: *const bf16) -> [Self::V; 2];
@@ -46,39 +97,55 @@ pub(crate) struct Portable;
 
 const LANES: usize = 8;
 
+macro_rules! array {
+    ($element:ty, $lanes:expr) => {
+        impl Vector<$element> for [$element; $lanes] {
+            const LANES: usize = $lanes;
+
+            #[inline(always)]
+            unsafe fn splat(x: $element) -> Self {
+                [x; $lanes]
+            }
+
+            #[inline(always)]
+            unsafe fn load(at: *const $element) -> Self {
+                // SAFETY: the caller vouches for `LANES` elements.
+                unsafe { at.cast::<Self>().read_unaligned() }
+            }
+
+            #[inline(always)]
+            unsafe fn store(self, at: *mut $element) {
+                // SAFETY: the caller vouches for `LANES` elements.
+                unsafe { at.cast::<Self>().write_unaligned(self) }
+            }
+
+            #[inline(always)]
+            unsafe fn fma(self, b: Self, c: Self) -> Self {
+                std::array::from_fn(|i| self[i].mul_add(b[i], c[i]))
+            }
+
+            #[inline(always)]
+            unsafe fn add(self, b: Self) -> Self {
+                std::array::from_fn(|i| self[i] + b[i])
+            }
+
+            #[inline(always)]
+            unsafe fn sub(self, b: Self) -> Self {
+                std::array::from_fn(|i| self[i] - b[i])
+            }
+        }
+    };
+}
+
+array!(f32, LANES);
+array!(f64, 4);
+
 impl Simd for Portable {
     type V = [f32; LANES];
 
-    const LANES: usize = LANES;
+    type Wide = [f64; 4];
 
     const ROWS: usize = 6;
-
-    #[inline(always)]
-    unsafe fn splat(x: f32) -> Self::V {
-        [x; LANES]
-    }
-
-    #[inline(always)]
-    unsafe fn load(at: *const f32) -> Self::V {
-        // SAFETY: the caller vouches for `LANES` elements.
-        unsafe { at.cast::<Self::V>().read_unaligned() }
-    }
-
-    #[inline(always)]
-    unsafe fn store(at: *mut f32, v: Self::V) {
-        // SAFETY: the caller vouches for `LANES` elements.
-        unsafe { at.cast::<Self::V>().write_unaligned(v) }
-    }
-
-    #[inline(always)]
-    unsafe fn fma(a: Self::V, b: Self::V, c: Self::V) -> Self::V {
-        std::array::from_fn(|i| a[i].mul_add(b[i], c[i]))
-    }
-
-    #[inline(always)]
-    unsafe fn add(a: Self::V, b: Self::V) -> Self::V {
-        std::array::from_fn(|i| a[i] + b[i])
-    }
 
     #[inline(always)]
     unsafe fn load_bf16_pair(at: *const bf16) -> [Self::V; 2] {

@@ -32,23 +32,30 @@ pub(crate) fn run<S>(
 }
 
 /// An output that several tasks write, each its own elements.
-#[derive(Clone, Copy)]
-pub(crate) struct Output(*mut f32);
+pub(crate) struct Output<E = f32>(*mut E);
+
+impl<E> Clone for Output<E> {
+    fn clone(&self) -> Self {
+        *self
+    }
+}
+
+impl<E> Copy for Output<E> {}
 
 // SAFETY: the pointer is only written through, by tasks whose elements are disjoint, while the
 // borrow it was made from is held by the function that started them.
-unsafe impl Send for Output {}
+unsafe impl<E: Send> Send for Output<E> {}
 // SAFETY: as above.
-unsafe impl Sync for Output {}
+unsafe impl<E: Send> Sync for Output<E> {}
 
-impl Output {
+impl<E> Output<E> {
     /// The start of `values`, which must outlive the tasks.
-    pub(crate) fn new(values: &mut [f32]) -> Self {
+    pub(crate) fn new(values: &mut [E]) -> Self {
         Self(values.as_mut_ptr())
     }
 
     /// The first element.
-    pub(crate) fn start(self) -> *mut f32 {
+    pub(crate) fn start(self) -> *mut E {
         self.0
     }
 }

@@ -1,7 +1,7 @@
 //! The vectors of x86-64: AVX-512 and AVX2.
 #![expect(unsafe_code, reason = "intrinsics that need target features and take pointers")]
 
-use crate::simd::Simd;
+use crate::simd::{Simd, Vector};
 use half::{bf16, f16};
 use std::arch::x86_64::*;
 
@@ -18,42 +18,110 @@ const ODD: i32 = 0xffff_0000_u32 as i32;
 
 // SAFETY of every block below: the trait's contract says that the features are enabled and that the
 // pointers reach as many elements as the function names; none of the loads asks for alignment.
+macro_rules! vector {
+    ($vector:ty, $element:ty, $lanes:expr,
+     [$set1:ident, $load:ident, $store:ident, $fma:ident, $add:ident, $sub:ident]) => {
+        impl Vector<$element> for $vector {
+            const LANES: usize = $lanes;
+
+            #[inline(always)]
+            unsafe fn splat(x: $element) -> Self {
+                // SAFETY: see above.
+                unsafe { $set1(x) }
+            }
+
+            #[inline(always)]
+            unsafe fn load(at: *const $element) -> Self {
+                // SAFETY: see above.
+                unsafe { $load(at) }
+            }
+
+            #[inline(always)]
+            unsafe fn store(self, at: *mut $element) {
+                // SAFETY: see above.
+                unsafe { $store(at, self) }
+            }
+
+            #[inline(always)]
+            unsafe fn fma(self, b: Self, c: Self) -> Self {
+                // SAFETY: see above.
+                unsafe { $fma(self, b, c) }
+            }
+
+            #[inline(always)]
+            unsafe fn add(self, b: Self) -> Self {
+                // SAFETY: see above.
+                unsafe { $add(self, b) }
+            }
+
+            #[inline(always)]
+            unsafe fn sub(self, b: Self) -> Self {
+                // SAFETY: see above.
+                unsafe { $sub(self, b) }
+            }
+        }
+    };
+}
+
+vector!(
+    __m512,
+    f32,
+    16,
+    [
+        _mm512_set1_ps,
+        _mm512_loadu_ps,
+        _mm512_storeu_ps,
+        _mm512_fmadd_ps,
+        _mm512_add_ps,
+        _mm512_sub_ps
+    ]
+);
+vector!(
+    __m512d,
+    f64,
+    8,
+    [
+        _mm512_set1_pd,
+        _mm512_loadu_pd,
+        _mm512_storeu_pd,
+        _mm512_fmadd_pd,
+        _mm512_add_pd,
+        _mm512_sub_pd
+    ]
+);
+vector!(
+    __m256,
+    f32,
+    8,
+    [
+        _mm256_set1_ps,
+        _mm256_loadu_ps,
+        _mm256_storeu_ps,
+        _mm256_fmadd_ps,
+        _mm256_add_ps,
+        _mm256_sub_ps
+    ]
+);
+vector!(
+    __m256d,
+    f64,
+    4,
+    [
+        _mm256_set1_pd,
+        _mm256_loadu_pd,
+        _mm256_storeu_pd,
+        _mm256_fmadd_pd,
+        _mm256_add_pd,
+        _mm256_sub_pd
+    ]
+);
+
 impl Simd for Avx512 {
     type V = __m512;
 
-    const LANES: usize = 16;
+    type Wide = __m512d;
 
     const ROWS: usize = 12;
-
-    #[inline(always)]
-    unsafe fn splat(x: f32) -> Self::V {
-        // SAFETY: see above.
-        unsafe { _mm512_set1_ps(x) }
-    }
-
-    #[inline(always)]
-    unsafe fn load(at: *const f32) -> Self::V {
-        // SAFETY: see above.
-        unsafe { _mm512_loadu_ps(at) }
-    }
-
-    #[inline(always)]
-    unsafe fn store(at: *mut f32, v: Self::V) {
-        // SAFETY: see above.
-        unsafe { _mm512_storeu_ps(at, v) }
-    }
-
-    #[inline(always)]
-    unsafe fn fma(a: Self::V, b: Self::V, c: Self::V) -> Self::V {
-        // SAFETY: see above.
-        unsafe { _mm512_fmadd_ps(a, b, c) }
-    }
-
-    #[inline(always)]
-    unsafe fn add(a: Self::V, b: Self::V) -> Self::V {
-        // SAFETY: see above.
-        unsafe { _mm512_add_ps(a, b) }
-    }
 
     #[inline(always)]
     unsafe fn load_bf16_pair(at: *const bf16) -> [Self::V; 2] {
@@ -76,39 +144,9 @@ impl Simd for Avx512 {
 impl Simd for Avx2 {
     type V = __m256;
 
-    const LANES: usize = 8;
+    type Wide = __m256d;
 
     const ROWS: usize = 6;
-
-    #[inline(always)]
-    unsafe fn splat(x: f32) -> Self::V {
-        // SAFETY: see above.
-        unsafe { _mm256_set1_ps(x) }
-    }
-
-    #[inline(always)]
-    unsafe fn load(at: *const f32) -> Self::V {
-        // SAFETY: see above.
-        unsafe { _mm256_loadu_ps(at) }
-    }
-
-    #[inline(always)]
-    unsafe fn store(at: *mut f32, v: Self::V) {
-        // SAFETY: see above.
-        unsafe { _mm256_storeu_ps(at, v) }
-    }
-
-    #[inline(always)]
-    unsafe fn fma(a: Self::V, b: Self::V, c: Self::V) -> Self::V {
-        // SAFETY: see above.
-        unsafe { _mm256_fmadd_ps(a, b, c) }
-    }
-
-    #[inline(always)]
-    unsafe fn add(a: Self::V, b: Self::V) -> Self::V {
-        // SAFETY: see above.
-        unsafe { _mm256_add_ps(a, b) }
-    }
 
     #[inline(always)]
     unsafe fn load_bf16_pair(at: *const bf16) -> [Self::V; 2] {

@@ -2,6 +2,7 @@
 //! machine has.
 #![expect(clippy::unwrap_used, reason = "a test that cannot go on fails")]
 
+mod algebra;
 mod attend;
 mod common;
 mod elements;
