@@ -1,6 +1,6 @@
 """Task metrics and token pairs, by lm-evaluation-harness's own code.
 
-    lm_eval_tasks.py TASK.jsonl ANSWERS.jsonl [METRICS.json] [--tokenizer DIR]
+    lm_eval_tasks.py TASK.jsonl ANSWERS.jsonl [METRICS.json] [--tokenizer DIR] [--model DIR]
 
 TASK.jsonl      the task, as `optimize eval --task` reads it
 ANSWERS.jsonl   a line a request: {"item", "choice", "logprob", "greedy", "context_tokens",
@@ -9,11 +9,11 @@ ANSWERS.jsonl   a line a request: {"item", "choice", "logprob", "greedy", "conte
 METRICS.json    what `optimize eval --task FILE --json` printed; compared with the harness's
 --tokenizer     the folder of the model's tokenizer.json: the harness cuts each pair too, and the
                 tokens of ANSWERS.jsonl are compared with its own
+--model         a checkpoint: the harness answers every request with transformers in float32, and
+                the log-likelihoods of ANSWERS.jsonl must be its own to 1e-4, and the scores equal
 
 Without METRICS.json the harness's metrics (and with --tokenizer its ids) are printed: this is how
-tests/fixtures/tasks/expected.json was made. Exits with 1 if anything differs.
-
-Needs: pip install lm-eval==0.4.13 tokenizers
+tests/fixtures/tasks/*_expected.json were made. Exits with 1 if anything differs.
 """
 
 import argparse
@@ -27,6 +27,9 @@ from lm_eval.api.model import TemplateLM
 from lm_eval.api.task import MultipleChoiceTask
 
 TOLERANCE = 1e-9
+
+# Log-likelihoods come from two forwards in float32.
+FORWARD_TOLERANCE = 1e-4
 
 
 def read_lines(path):
@@ -89,6 +92,39 @@ class Pair:
         self.args = args
 
 
+def answered_by_harness(folder, docs):
+    """Every request answered by the harness's own model class, as ANSWERS.jsonl holds them."""
+    from lm_eval.models.huggingface import HFLM
+
+    model = HFLM(pretrained=folder, dtype="float32", device="cpu", batch_size=8)
+    places = [(i, c) for i, doc in enumerate(docs) for c in range(len(contexts(doc)))]
+    requests = [Pair(pair) for doc in docs for pair in contexts(doc)]
+    results = model.loglikelihood(requests, disable_tqdm=True)
+    return [
+        {"item": item, "choice": choice, "logprob": logprob, "greedy": bool(greedy)}
+        for (item, choice), (logprob, greedy) in zip(places, results)
+    ]
+
+
+def compare_answers(ours, theirs, docs):
+    """Complaints: log-likelihoods that differ, and scores that do."""
+    wrong = []
+    for a, b in zip(ours, theirs):
+        if not math.isclose(
+            a["logprob"], b["logprob"], rel_tol=FORWARD_TOLERANCE, abs_tol=FORWARD_TOLERANCE
+        ):
+            at = f"item {a['item']}, choice {a['choice']}"
+            wrong.append(f"{at}: log-likelihood {a['logprob']}, the harness's {b['logprob']}")
+    ours, theirs = metrics(docs, ours), metrics(docs, theirs)
+    for key in theirs:
+        tolerance = FORWARD_TOLERANCE if key == "perplexity" else TOLERANCE
+        if not same(ours[key], theirs[key], tolerance):
+            wrong.append(f"{key} is {ours[key]}, by the harness's own forward {theirs[key]}")
+    scores = ", ".join(f"{key} {ours[key]} and {theirs[key]}" for key in theirs if key != "items")
+    print(f"{len(docs)} items, ours and by the harness's own forward: {scores}")
+    return wrong
+
+
 def metrics(docs, answers):
     """The harness's per-item metrics and their aggregation."""
     given = {(a["item"], a["choice"]): (a["logprob"], a["greedy"]) for a in answers}
@@ -114,10 +150,10 @@ def metrics(docs, answers):
     return out
 
 
-def same(ours, theirs):
+def same(ours, theirs, tolerance=TOLERANCE):
     if ours is None or theirs is None:
         return ours is theirs
-    return math.isclose(ours, theirs, rel_tol=TOLERANCE, abs_tol=TOLERANCE)
+    return math.isclose(ours, theirs, rel_tol=tolerance, abs_tol=tolerance)
 
 
 def same_tokens(ours, theirs):
@@ -130,17 +166,20 @@ def main():
     parser.add_argument("answers", type=pathlib.Path)
     parser.add_argument("metrics", type=pathlib.Path, nargs="?")
     parser.add_argument("--tokenizer")
+    parser.add_argument("--model")
     arguments = parser.parse_args()
     docs, answers = read_lines(arguments.task), read_lines(arguments.answers)
     theirs = metrics(docs, answers)
     wrong = []
     pairs = None
+    answers.sort(key=lambda a: (a["item"], a["choice"]))
+    if arguments.model:
+        wrong += compare_answers(answers, answered_by_harness(arguments.model, docs), docs)
     if arguments.tokenizer:
         cutter = Cutter(arguments.tokenizer)
         requests = [Pair(pair) for doc in docs for pair in contexts(doc)]
         cutter.loglikelihood(requests, disable_tqdm=True)
         pairs = cutter.pairs
-        answers.sort(key=lambda a: (a["item"], a["choice"]))
         for answer, pair in zip(answers, pairs):
             for key, ids in zip(("context_tokens", "continuation_tokens"), pair):
                 if key in answer and not same_tokens(answer[key], ids):

@@ -1,11 +1,12 @@
 #!/usr/bin/env python3
 """Perplexity of `optimize eval` against transformers in float32, to five digits.
 
-    perplexity.py OPTIMIZE MODEL TEXT [--window W] [--stride S] [--max-tokens N]
+    perplexity.py OPTIMIZE MODEL TEXT [--window W] [--stride S] [--max-tokens N] [--llama-cpp]
 
 Both tools encode the text once with the checkpoint's own tokenizer; windows of W begin every S
 tokens; a token is scored by the first window that sees it with context. With --llama-cpp the
-windows are llama-perplexity's: 512 tokens, BOS first, the second half scored.
+windows are llama-perplexity's: 512 tokens, BOS first, the second half scored. Prints one line:
+both perplexities, and the tokens that each tool scored.
 """
 import argparse
 import json
@@ -43,7 +44,8 @@ def theirs(args):
     model = transformers.AutoModelForCausalLM.from_pretrained(
         args.model, dtype=torch.float32, attn_implementation="eager"
     ).eval()
-    text = pathlib.Path(args.text).read_text()
+    # By bytes: reading as text would turn every \r\n into \n.
+    text = pathlib.Path(args.text).read_bytes().decode()
     ids = tokenizer(text, return_tensors="pt")["input_ids"][0][: args.max_tokens]
     adds_bos = len(tokenizer("")["input_ids"]) > 0
     total, scored = 0.0, 0
@@ -72,14 +74,17 @@ def main():
     parser.add_argument("--max-tokens", type=int, default=20000)
     parser.add_argument("--llama-cpp", action="store_true")
     args = parser.parse_args()
+    transformers.utils.logging.set_verbosity_error()
     args.stride = args.stride or args.window
     extra = ["--window", str(args.window), "--max-tokens", str(args.max_tokens)]
     extra += ["--protocol", "llama.cpp"] if args.llama_cpp else ["--stride", str(args.stride)]
     report = ours(args, extra)
     scored, perplexity = theirs(args)
     same = report["scored"] == scored and abs(report["perplexity"] / perplexity - 1) < 1e-5
+    cut = "llama.cpp" if args.llama_cpp else f"windows of {args.window} every {args.stride}"
     print(
-        f"{pathlib.Path(args.model).name}: optimize {report['perplexity']:.6f} on {report['scored']} tokens, "
+        f"{pathlib.Path(args.model).name}, {pathlib.Path(args.text).name}, {cut}: "
+        f"optimize {report['perplexity']:.6f} on {report['scored']} tokens, "
         f"transformers {transformers.__version__} {perplexity:.6f} on {scored}"
     )
     return 0 if same else 1
