@@ -1,5 +1,7 @@
 //! Gram matrices, factors of inverses and rank updates give the plain versions' bits.
 
+#![expect(clippy::single_range_in_vec_init, reason = "a sequence is a range of rows")]
+
 use crate::common::{Noise, cpus, equal, on_threads, upload};
 use backend::{Backend, RankUpdate, Reference};
 use backend_cpu::Cpu;
