@@ -62,7 +62,7 @@ pub(crate) fn gram(
                         c: output,
                         stride: width,
                         apply: Apply::Add,
-                        changes: |row| if row < width { 0..row + 1 } else { 0..0 },
+                        changes: &|row| if row < width { 0..row + 1 } else { 0..0 },
                     });
                 }
             },
@@ -145,7 +145,7 @@ fn multiply(
                 c: output,
                 stride: n,
                 apply: Apply::Set,
-                changes: |row| if row < block.len() { 0..n } else { 0..0 },
+                changes: &|row| if row < block.len() { 0..n } else { 0..0 },
             });
         },
     );
@@ -177,7 +177,7 @@ fn subtract(level: Level, before: &mut [f64], n: usize, block: &Range<usize>, pa
                 c: output,
                 stride: n,
                 apply: Apply::Subtract,
-                changes: |row| if lower { 0..row + 1 } else { 0..n },
+                changes: &|row| if lower { 0..row + 1 } else { 0..n },
             });
         },
     );
@@ -220,7 +220,7 @@ pub(crate) fn rank_update(level: Level, args: &mut RankUpdate<'_>) -> Option<()>
                 c: output,
                 stride: width,
                 apply: Apply::Subtract,
-                changes: |row| if row < rows { 0..columns } else { 0..0 },
+                changes: &|row| if row < rows { 0..columns } else { 0..0 },
             });
         },
     );

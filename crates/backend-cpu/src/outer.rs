@@ -11,12 +11,15 @@ use crate::simd::{Simd, Vector};
 use crate::tasks::Output;
 use std::ops::Range;
 
-/// Panels of `a` that a task should take: with a result of `f32`s they fill half of a second cache
-/// of 1 MiB together with one panel of `b`.
+/// Panels of `a` that a task should take. Each strip of their rows stays in the first cache while
+/// it goes over the panels of `b`, along rows of the result as memory likes it.
 pub(crate) const ROW_PANELS: usize = 4;
 
-/// Panels of `b` that a task should take.
+/// Panels of `b` that a task should take: of 32 KiB, they fill a quarter of a second cache of 1 MiB.
 pub(crate) const COLUMN_PANELS: usize = 8;
+
+/// Bytes of a line of the caches.
+const LINE: usize = 64;
 
 /// Rows of a tile with vectors of 512 bits, and with narrower ones: they divide a panel.
 const TALL: usize = 8;
@@ -48,7 +51,7 @@ pub(crate) enum Apply {
 }
 
 /// Some panels of `a` by some panels of `b`.
-pub(crate) struct Outer<'a, E, K> {
+pub(crate) struct Outer<'a, E> {
     /// The left matrix.
     pub(crate) a: &'a [Row<E>],
     /// The right matrix.
@@ -69,10 +72,10 @@ pub(crate) struct Outer<'a, E, K> {
     pub(crate) apply: Apply,
     /// The columns of a row that change, of all those of `b`. They must be in the result, and no
     /// other task may touch them in the meantime.
-    pub(crate) changes: K,
+    pub(crate) changes: &'a dyn Fn(usize) -> Range<usize>,
 }
 
-impl<E: Element, K: Fn(usize) -> Range<usize>> Kernel for Outer<'_, E, K> {
+impl<E: Element> Kernel for Outer<'_, E> {
     #[inline(always)]
     fn run<S: Simd>(self) {
         assert!(self.depth <= self.spacing, "rows of a panel");
@@ -85,45 +88,67 @@ impl<E: Element, K: Fn(usize) -> Range<usize>> Kernel for Outer<'_, E, K> {
     }
 }
 
-impl<E: Element, K: Fn(usize) -> Range<usize>> Outer<'_, E, K> {
+impl<E: Element> Outer<'_, E> {
     #[inline(always)]
     fn tiles<S: Simd, const R: usize>(&self) {
-        for panel in self.columns.clone() {
-            let first = panel * PANEL;
-            for row in (self.rows.start * PANEL..self.rows.end * PANEL).step_by(R) {
-                let changes: [Range<usize>; R] = std::array::from_fn(|r| {
-                    let columns = (self.changes)(row + r);
-                    let clamp = |x: usize| x.clamp(first, first + PANEL) - first;
-                    clamp(columns.start)..clamp(columns.end)
-                });
-                if changes.iter().all(|columns| columns.len() == PANEL) {
-                    // SAFETY: every element of the tile changes, and so is this task's.
-                    let c = unsafe { self.c.start().add(row * self.stride + first) };
-                    self.tile::<S, R>(row, panel, c, self.stride);
-                } else if changes.iter().any(|columns| !columns.is_empty()) {
-                    self.edge::<S, R>(row, panel, &changes);
+        let mut side = [[E::default(); PANEL]; R];
+        for row in (self.rows.start * PANEL..self.rows.end * PANEL).step_by(R) {
+            for panel in self.columns.clone() {
+                let changes: [Range<usize>; R] =
+                    std::array::from_fn(|r| self.changes(row + r, panel));
+                let whole = changes.iter().all(|columns| columns.len() == PANEL);
+                let (c, stride) = match whole {
+                    // SAFETY: every element of the tile changes, so it exists.
+                    true => unsafe { (self.at(row, panel * PANEL), self.stride) },
+                    false => (side.as_mut_ptr().cast(), PANEL),
+                };
+                if changes.iter().all(Range::is_empty) {
+                    continue;
+                }
+                if !whole {
+                    self.exchange(row, panel, &changes, |c, r, at| side[r][at].copy_from_slice(c));
+                }
+                self.tile::<S, R>(row, panel, c, stride);
+                if !whole {
+                    self.exchange(row, panel, &changes, |c, r, at| c.copy_from_slice(&side[r][at]));
                 }
             }
         }
     }
 
-    /// A tile of which only some elements change: it is computed on the side.
-    #[inline(always)]
-    fn edge<S: Simd, const R: usize>(&self, row: usize, panel: usize, changes: &[Range<usize>; R]) {
-        let mut side = [[E::default(); PANEL]; R];
-        let of = |r: usize, columns: &Range<usize>| {
-            let at = (row + r) * self.stride + panel * PANEL + columns.start;
+    /// The columns of a panel that change in a row.
+    fn changes(&self, row: usize, panel: usize) -> Range<usize> {
+        let (first, columns) = (panel * PANEL, (self.changes)(row));
+        let clamp = |x: usize| x.clamp(first, first + PANEL) - first;
+        clamp(columns.start)..clamp(columns.end)
+    }
+
+    /// Gives `f` the elements that change of a tile of which not all do, with their row and columns
+    /// in it.
+    fn exchange(
+        &self,
+        row: usize,
+        panel: usize,
+        changes: &[Range<usize>],
+        mut f: impl FnMut(&mut [E], usize, Range<usize>),
+    ) {
+        for (r, columns) in changes.iter().enumerate().filter(|(_, columns)| !columns.is_empty()) {
             // SAFETY: these elements change, so they exist and are this task's.
-            unsafe { std::slice::from_raw_parts_mut(self.c.start().add(at), columns.len()) }
-        };
-        let changing = || changes.iter().enumerate().filter(|(_, columns)| !columns.is_empty());
-        for (r, columns) in changing() {
-            side[r][columns.clone()].copy_from_slice(of(r, columns));
+            let c = unsafe {
+                let c = self.at(row + r, panel * PANEL + columns.start);
+                std::slice::from_raw_parts_mut(c, columns.len())
+            };
+            f(c, r, columns.clone());
         }
-        self.tile::<S, R>(row, panel, side.as_mut_ptr().cast(), PANEL);
-        for (r, columns) in changing() {
-            of(r, columns).copy_from_slice(&side[r][columns.clone()]);
-        }
+    }
+
+    /// An element of the result.
+    ///
+    /// # Safety
+    /// It must exist.
+    unsafe fn at(&self, row: usize, column: usize) -> *mut E {
+        // SAFETY: the caller's promise.
+        unsafe { self.c.start().add(row * self.stride + column) }
     }
 
     /// Rows `row..row + R` of `a`, all of one panel, by a panel of `b`; `c` is their result.
@@ -138,6 +163,12 @@ impl<E: Element, K: Fn(usize) -> Range<usize>> Outer<'_, E, K> {
             unsafe {
                 let (a, b) = (a.add(row % PANEL), b.add(column));
                 let mut sums = [[E::V::<S>::splat(E::default()); 2]; R];
+                // Rows of `c` are far apart: nothing else brings them near in time.
+                for r in 0..R {
+                    for element in (0..2 * lanes).step_by(LINE / size_of::<E>()) {
+                        S::prefetch(c.add(r * stride + column + element));
+                    }
+                }
                 for k in 0..self.depth {
                     let b = b.add(k * PANEL);
                     let b = [E::V::<S>::load(b), E::V::<S>::load(b.add(lanes))];

@@ -89,6 +89,10 @@ pub(crate) trait Simd {
 
     /// `LANES` elements.
     unsafe fn load_f16(at: *const f16) -> Self::V;
+
+    /// Brings the cache line of an element near, if the instruction set can say so; touches nothing.
+    #[inline(always)]
+    unsafe fn prefetch<E>(_at: *const E) {}
 }
 
 /// Arrays that the compiler makes vectors of, if it can.

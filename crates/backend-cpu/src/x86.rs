@@ -139,6 +139,12 @@ impl Simd for Avx512 {
         // SAFETY: see above.
         unsafe { _mm512_cvtph_ps(_mm256_loadu_si256(at.cast())) }
     }
+
+    #[inline(always)]
+    unsafe fn prefetch<E>(at: *const E) {
+        // SAFETY: a hint, which reads nothing.
+        unsafe { _mm_prefetch::<_MM_HINT_T0>(at.cast()) }
+    }
 }
 
 impl Simd for Avx2 {
@@ -163,5 +169,11 @@ impl Simd for Avx2 {
     unsafe fn load_f16(at: *const f16) -> Self::V {
         // SAFETY: see above.
         unsafe { _mm256_cvtph_ps(_mm_loadu_si128(at.cast())) }
+    }
+
+    #[inline(always)]
+    unsafe fn prefetch<E>(at: *const E) {
+        // SAFETY: a hint, which reads nothing.
+        unsafe { _mm_prefetch::<_MM_HINT_T0>(at.cast()) }
     }
 }
