@@ -221,17 +221,27 @@ fn linears<W>(block: &Block<W>) -> impl Iterator<Item = (usize, Value, WeightId)
     })
 }
 
-/// The linears of a stage that are to be rewritten, with their values as `f32`.
+/// The linears of a stage that are to be rewritten: input, weight, grid.
 fn asked<'a>(
     stage: &'a Stage,
     block: &'a Block,
     cx: &'a PassCx<'_>,
-) -> impl Iterator<Item = Result<(Value, Matrix<'a>), PassError>> + 'a {
+) -> impl Iterator<Item = (Value, WeightId, Grid)> + 'a {
     let chosen = linears(block).filter(|(op, ..)| stage.linears.contains(op));
     chosen.filter_map(|(_, input, id)| {
-        let grid = cx.grids.get(id.0 as usize).copied().flatten()?;
-        Some(Matrix::new(id, &block.weights[id.0 as usize], grid).map(|w| (input, w)))
+        Some((input, id, cx.grids.get(id.0 as usize).copied().flatten()?))
     })
+}
+
+/// Every weight of the stage to its nearest codes.
+fn nearest(
+    stage: &Stage,
+    block: &Block,
+    cx: &PassCx<'_>,
+    range: Range,
+) -> Result<Vec<Rewrite>, PassError> {
+    let round = |(_, id, grid)| rounded(&Matrix::new(id, block, grid)?, range, None);
+    asked(stage, block, cx).map(round).collect()
 }
 
 fn all(block: &Block<Spec>, observes: bool) -> Vec<Stage> {
@@ -260,8 +270,7 @@ impl Pass for Rtn {
         block: &Block,
         cx: &PassCx<'_>,
     ) -> Result<Vec<Rewrite>, PassError> {
-        let weights = asked(stage, block, cx);
-        weights.map(|weight| rounded(&weight?.1, self.0.scale.into(), None)).collect()
+        nearest(stage, block, cx, self.0.scale.into())
     }
 }
 
@@ -298,16 +307,15 @@ impl Pass for Gptq {
         block: &Block,
         cx: &PassCx<'_>,
     ) -> Result<Vec<Rewrite>, PassError> {
-        let mut weights: Vec<(Value, Matrix<'_>)> =
-            asked(stage, block, cx).collect::<Result<_, _>>()?;
+        let mut weights: Vec<(Value, WeightId, Grid)> = asked(stage, block, cx).collect();
         // Linears of one input share the factor of its Gram matrix.
-        weights.sort_by_key(|(input, _)| *input);
+        weights.sort_by_key(|(input, ..)| *input);
         let mut rewrites = Vec::new();
         for same in weights.chunk_by(|a, b| a.0 == b.0) {
-            let weights: Vec<&Matrix<'_>> = same.iter().map(|(_, w)| w).collect();
             let gram = cx.gram(same[0].0);
+            let weights: Vec<(WeightId, Grid)> = same.iter().map(|&(_, id, g)| (id, g)).collect();
             let (range, settings) = (self.0.scale.into(), self.0.solver());
-            rewrites.extend(solved(cx.backend, &weights, gram, range, &settings)?);
+            rewrites.extend(solved(cx.backend, block, &weights, gram, range, &settings)?);
         }
         rewrites.sort_by_key(|r: &Rewrite| r.weight);
         Ok(rewrites)
@@ -343,7 +351,6 @@ impl Pass for Head {
         block: &Block,
         cx: &PassCx<'_>,
     ) -> Result<Vec<Rewrite>, PassError> {
-        let weights = asked(stage, block, cx);
-        weights.map(|weight| rounded(&weight?.1, self.0.scale.into(), None)).collect()
+        nearest(stage, block, cx, self.0.scale.into())
     }
 }

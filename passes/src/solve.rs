@@ -6,7 +6,7 @@ use crate::gptq::{Settings, SolveError, gptq};
 use crate::rtn::rtn;
 use backend::Backend;
 use compiler::{Outcome, PassError, Rewrite};
-use ir::{Grid, Quantized, Weight, WeightId};
+use ir::{Block, Grid, Quantized, WeightId};
 use rayon::prelude::*;
 use std::borrow::Cow;
 
@@ -21,7 +21,9 @@ pub(crate) struct Matrix<'a> {
 
 impl<'a> Matrix<'a> {
     /// A weight's values, which must all be finite.
-    pub(crate) fn new(id: WeightId, weight: &'a Weight, grid: Grid) -> Result<Self, PassError> {
+    pub(crate) fn new(id: WeightId, block: &'a Block, grid: Grid) -> Result<Self, PassError> {
+        let weight = block.weights.get(id.0 as usize);
+        let weight = weight.ok_or_else(|| PassError::Internal("no such weight".into()))?;
         let name = &weight.spec.tensor;
         let wrong = |rule| PassError::Weight { tensor: name.clone(), rule };
         let shape: [usize; 2] =
@@ -61,47 +63,63 @@ pub(crate) fn rounded(
     Ok(Rewrite { weight: matrix.id, quantized, outcome })
 }
 
-/// GPTQ on weights that read the same input, whose Gram matrix is given.
+/// GPTQ on weights that read the same input, whose Gram matrix is given. One weight at a time is
+/// resident as `f32`.
 pub(crate) fn solved(
     backend: &dyn Backend,
-    matrices: &[&Matrix<'_>],
+    block: &Block,
+    weights: &[(WeightId, Grid)],
     gram: Option<&[f32]>,
     range: Range,
     settings: &Settings,
 ) -> Result<Vec<Rewrite>, PassError> {
-    let Some(first) = matrices.first() else { return Ok(Vec::new()) };
-    let round = |why: &str| -> Result<Vec<Rewrite>, PassError> {
-        matrices.iter().map(|m| rounded(m, range, Some(why.into()))).collect()
-    };
-    let Some(gram) = gram else { return round("no calibration tokens") };
-    let factor = match Factor::new(backend, gram, first.shape[1], settings) {
-        Ok(factor) => factor,
-        Err(SolveError::Unsound(why)) => return round(&why),
-        Err(error) => return Err(failed(first, error)),
-    };
-    let solve = |m: &&Matrix<'_>| {
-        let solved = gptq(backend, &m.values, m.shape, m.grid, range, &factor, settings);
-        match solved {
-            Ok(solved) => Ok(Rewrite {
-                weight: m.id,
-                outcome: Outcome {
-                    method: "gptq",
-                    relative_error: if solved.energy > 0.0 {
-                        solved.loss / solved.energy
-                    } else {
-                        0.0
-                    },
-                    rows_rounded: solved.rows_kept_from_rtn,
-                    damping: Some(solved.damping),
-                    fallback: None,
+    let mut factor: Option<Result<Factor, String>> = None;
+    let mut rewrites = Vec::with_capacity(weights.len());
+    for &(id, grid) in weights {
+        let matrix = Matrix::new(id, block, grid)?;
+        if factor.is_none() {
+            factor = Some(match gram {
+                None => Err("no calibration tokens".into()),
+                Some(gram) => match Factor::new(backend, gram, matrix.shape[1], settings) {
+                    Ok(factor) => Ok(factor),
+                    Err(SolveError::Unsound(why)) => Err(why),
+                    Err(error) => return Err(failed(&matrix, error)),
                 },
-                quantized: solved.quantized,
-            }),
-            Err(SolveError::Unsound(why)) => rounded(m, range, Some(why)),
-            Err(error) => Err(failed(m, error)),
+            });
         }
-    };
-    matrices.iter().map(solve).collect()
+        rewrites.push(match &factor {
+            Some(Ok(factor)) => solve(backend, &matrix, range, factor, settings)?,
+            Some(Err(why)) => rounded(&matrix, range, Some(why.clone()))?,
+            None => return Err(PassError::Internal("no factor".into())),
+        });
+    }
+    Ok(rewrites)
+}
+
+fn solve(
+    backend: &dyn Backend,
+    matrix: &Matrix<'_>,
+    range: Range,
+    factor: &Factor,
+    settings: &Settings,
+) -> Result<Rewrite, PassError> {
+    let (values, shape, grid) = (&matrix.values, matrix.shape, matrix.grid);
+    match gptq(backend, values, shape, grid, range, factor, settings) {
+        Ok(solved) => {
+            let relative_error =
+                if solved.energy > 0.0 { solved.loss / solved.energy } else { 0.0 };
+            let outcome = Outcome {
+                method: "gptq",
+                relative_error,
+                rows_rounded: solved.rows_kept_from_rtn,
+                damping: Some(solved.damping),
+                fallback: None,
+            };
+            Ok(Rewrite { weight: matrix.id, quantized: solved.quantized, outcome })
+        }
+        Err(SolveError::Unsound(why)) => rounded(matrix, range, Some(why)),
+        Err(error) => Err(failed(matrix, error)),
+    }
 }
 
 fn failed(matrix: &Matrix<'_>, error: SolveError) -> PassError {

@@ -39,7 +39,8 @@ fn gram(width: usize, tokens: usize, seed: u64) -> Vec<f32> {
     }
     let mut sum = vec![0f32; width * width];
     let input = Reference.upload(width, x).unwrap();
-    Reference.gram(&input, &[0..tokens], &mut sum).unwrap();
+    let all = std::iter::once(0..tokens).collect::<Vec<_>>();
+    Reference.gram(&input, &all, &mut sum).unwrap();
     sum
 }
 
@@ -212,8 +213,7 @@ fn it_is_never_worse_than_rounding_and_mostly_far_better() {
             let one = |q: &Quantized| {
                 let part = |v: &[i8]| v[row * 256..(row + 1) * 256].to_vec();
                 let scales = q.scales[row * 4..(row + 1) * 4].to_vec();
-                let row = Quantized { shape: [1, 256], codes: part(&q.codes), scales, ..q.clone() };
-                row
+                Quantized { shape: [1, 256], codes: part(&q.codes), scales, ..q.clone() }
             };
             let w = &weights[row * 256..(row + 1) * 256];
             let (ours, theirs) =
