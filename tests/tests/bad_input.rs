@@ -476,6 +476,7 @@ const ODDITIES: &[Case] = &[
     ("good", Splice(&[]), ""),
     ("good", Sharded(|_| ()), ""),
     ("ST-18", Header(|| format!("{HEADER}   ").into()), ""),
+    ("ST-31", Splice(&[("\"dtype\":\"F32\",\"shape\":[2,3]", "\"dtype\":\"BOOL\",\"shape\":[24]")]), ""),
     ("ST-33", Header(|| { many(2, |i| { [r#""m":{"dtype":"I8","shape":[2],"data_offsets":[0,2]}"#, r#""x":{"dtype":"F64","shape":[4],"data_offsets":[2,34]}"#][i].into() }) }), ""),
     ("order", Header(|| { many(2, |i| { [r#""x":{"dtype":"U8","shape":[4],"data_offsets":[30,34]}"#, r#""m":{"dtype":"U8","shape":[30],"data_offsets":[0,30]}"#][i].into() }) }), ""),
     ("empty", Splice(&[("\"c\":", r#""e":{"dtype":"F32","shape":[0,3],"data_offsets":[32,32]},"c":"#)]), ""),

@@ -55,10 +55,76 @@ fn refusals_name_what_is_wrong() {
     check(&["eval", &stories, "--text", "/no/such"], 2, &[], &["/no/such", "caused by:"]);
     check(&["eval", &stories, "--window", "1"], 2, &[], &["window"]);
     check(&["eval", &stories, "--window", "8", "--stride", "9"], 2, &[], &["stride"]);
+    check(&["eval", &stories, "--text", "Cargo.lock/x"], 2, &[], &["Cargo.lock/x"]);
+    check(&["eval", &stories, "--text", "src"], 2, &[], &["\"src\"", "caused by:"]);
+    check(&["eval", &stories, "--max-tokens", "1"], 2, &[], &["built-in", "at least 2"]);
+    check(&["eval", &stories, "--baseline", "no/such"], 2, &[], &["no model at \"no/such\""]);
     check(&["eval", &stories, "--threads", "0"], 2, &[], &["--threads"]);
     check(&["eval", &stories, "--isa", "mmx"], 2, &[], &["mmx"]);
     let unknown = ["inspect", &stories, "--ignore-config-key", "nope"];
     check(&unknown, 2, &[], &["no key \"nope\""]);
+}
+
+#[test]
+fn what_would_be_ignored_or_fail_late_is_refused_at_once() {
+    let stories = stories();
+    let folder = tempfile::tempdir().unwrap();
+    let path = |name: &str| folder.path().join(name).display().to_string();
+    let refused = |extra: &[&str], rule: &str| {
+        check(&[&["eval", &stories], extra].concat(), 2, &[], &[rule]);
+    };
+    refused(&["--logprobs", &path("no/such")], "is no folder");
+    refused(&["--logprobs", &path("")], "it is a folder");
+    refused(&["--protocol", "llama.cpp", "--stride", "8"], "--stride has no meaning");
+    let task = path("task.jsonl");
+    fs::write(&task, r#"{"query": "a", "choices": ["b", "c"], "gold": 0}"#).unwrap();
+    refused(&["--task", &task, "--window", "8"], "a task has items");
+    refused(&["--task", &task, "--protocol", "llama.cpp"], "a task has items");
+    let text = path("text");
+    for (bytes, rule) in
+        [(&b""[..], "the evaluation needs at least 2"), (b"a\xff", "is not UTF-8 at byte 1")]
+    {
+        fs::write(&text, bytes).unwrap();
+        refused(&["--text", &text], rule);
+        refused(&["--tokens", &text], rule);
+    }
+    for (line, rule) in [
+        ("", "the task has no line"),
+        ("{", "line 1 of the task: is no item"),
+        (r#"{"query": "a", "choices": ["b"], "gold": 0}"#, "has 1 choices"),
+        (r#"{"query": "a", "choices": ["b", "c"], "gold": 2}"#, "gold is 2"),
+    ] {
+        fs::write(&task, line).unwrap();
+        refused(&["--task", &task], rule);
+        refused(&["--task", &task], &task);
+    }
+    assert_eq!(fs::read_dir(folder.path()).unwrap().count(), 2, "nothing is written");
+}
+
+#[test]
+fn a_reader_that_leaves_is_no_failure() {
+    let stories = stories();
+    for arguments in [&["inspect", &stories, "--json"][..], &["eval", &stories, "--help"]] {
+        let mut child = optimize()
+            .args(arguments)
+            .stdout(std::process::Stdio::piped())
+            .stderr(std::process::Stdio::piped())
+            .spawn()
+            .unwrap();
+        drop(child.stdout.take());
+        let out = child.wait_with_output().unwrap();
+        assert!(out.status.success() && out.stderr.is_empty(), "{out:?}");
+    }
+}
+
+#[test]
+#[cfg(target_os = "linux")]
+fn a_full_disk_is_the_machines_failure() {
+    let full = fs::OpenOptions::new().write(true).open("/dev/full").unwrap();
+    let out = optimize().args(["inspect", &stories()]).stdout(full).output().unwrap();
+    assert_eq!(out.status.code(), Some(4));
+    let said = String::from_utf8_lossy(&out.stderr);
+    assert!(said.contains("cannot write to standard output"), "{said}");
 }
 
 #[test]

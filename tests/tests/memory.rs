@@ -34,7 +34,8 @@ fn four_times_the_layers_take_no_more_memory() {
         tests::write_noise_model(&model, layers, 512, 500);
         peak(&model, &tokens)
     });
-    let growth = large as f64 / small as f64;
-    assert!(growth < 1.05, "{small} bytes with 8 layers, {large} with 32");
+    // How threads happen to overlap moves the peak by a few megabytes. A source that kept what it
+    // read would take 24 layers more; less than one is asked for.
+    assert!(large < small + (12 << 20), "{small} bytes with 8 layers, {large} with 32");
     assert!(large < 120 << 20, "{large} bytes for a model of 377 MB");
 }

@@ -3,14 +3,17 @@
 use crate::args;
 use crate::failure::{Code, Failure};
 use crate::model::{Opened, device};
-use crate::output::{Meter, grouped, peak_memory, print, remark, write_whole};
+use crate::output::{Meter, grouped, has_a_place, peak_memory, print, remark, write_whole};
 use crate::task;
 use backend::Backend;
 use calibration::builtin::EVAL_TEXT;
 use calibration::windows::{Protocol, Window, windows};
 use calibration::{Scored, Sequence, Target};
+use ir::{Source, Spec};
 use serde_json::{Value, json};
 use std::fmt::Write;
+use std::fs::File;
+use std::io::Read;
 use std::path::Path;
 
 /// Tokens a window, unless the model's context is shorter or the user says otherwise.
@@ -20,6 +23,7 @@ const WINDOW: usize = 2048;
 const WINDOW_LLAMA_CPP: usize = 512;
 
 pub(crate) fn run(args: &args::Eval) -> Result<(), Failure> {
+    consistent(args)?;
     let opened = Opened::open(&args.model, &args.common)?;
     let open_baseline = |model: &String| Opened::open(model, &args.common);
     let baseline = args.baseline.as_ref().map(open_baseline).transpose()?;
@@ -29,6 +33,21 @@ pub(crate) fn run(args: &args::Eval) -> Result<(), Failure> {
         Some(file) => task::run(args, &models, file),
         None => text(args, &models),
     })
+}
+
+/// Refuses what would otherwise be ignored in silence, or fail when all the work is done.
+fn consistent(args: &args::Eval) -> Result<(), Failure> {
+    let llama_cpp = args.protocol == args::Protocol::LlamaCpp;
+    if args.task.is_some() && (llama_cpp || args.window.is_some() || args.stride.is_some()) {
+        let message = "--protocol, --window and --stride cut a text; a task has items";
+        return Err(Failure::refused(message));
+    }
+    if llama_cpp && args.stride.is_some() {
+        let message =
+            "--stride has no meaning under llama.cpp's protocol: its windows do not overlap";
+        return Err(Failure::refused(message));
+    }
+    args.logprobs.as_deref().map_or(Ok(()), has_a_place)
 }
 
 /// What is measured, and on what.
@@ -64,7 +83,7 @@ impl Models<'_> {
             });
             let tokens = grouped(tokens);
             remark(&format!(
-                "{tokens} tokens in {seconds:.1} s on {name}: {rate:.0} tokens/s{peak}"
+                "{tokens} tokens in {seconds:.2} s on {name}: {rate:.0} tokens/s{peak}"
             ));
         }
         Ok(scored)
@@ -82,7 +101,8 @@ fn text(args: &args::Eval, models: &Models<'_>) -> Result<(), Failure> {
     let mut tokens = tokens(args, models.opened)?;
     tokens.ids.truncate(args.max_tokens.unwrap_or(usize::MAX));
     let protocol = protocol(args, models.opened.spec.context, tokens.bos);
-    let places = windows(&protocol, tokens.ids.len()).map_err(Failure::refused)?;
+    let places = windows(&protocol, tokens.ids.len())
+        .map_err(|error| Failure::refused(format!("{}: {error}", tokens.from)))?;
     let longest = places.iter().map(|w| w.end - w.begin).max().unwrap_or(0);
     if longest > models.opened.spec.context && !args.common.quiet {
         let context = models.opened.spec.context;
@@ -134,9 +154,21 @@ pub(crate) fn tokenizer(opened: &Opened) -> Result<text::Tokenizer, Failure> {
     })
 }
 
-/// Reads a text file whole. Texts are small beside models.
+/// The longest text or task that is read.
+const TEXT_BYTES: u64 = 1 << 30;
+
+/// Reads a text file whole: texts are small beside models.
 pub(crate) fn read(path: &Path) -> Result<String, Failure> {
-    std::fs::read_to_string(path).map_err(|error| Failure::io(path, error))
+    let mut bytes = Vec::new();
+    let file = File::open(path).map_err(|error| Failure::io(path, error))?;
+    file.take(TEXT_BYTES + 1).read_to_end(&mut bytes).map_err(|error| Failure::io(path, error))?;
+    if bytes.len() as u64 > TEXT_BYTES {
+        return Err(Failure::refused(format!("{path:?} is longer than {TEXT_BYTES} bytes")));
+    }
+    String::from_utf8(bytes).map_err(|error| {
+        let at = error.utf8_error().valid_up_to();
+        Failure::refused(format!("{path:?} is not UTF-8 at byte {at}"))
+    })
 }
 
 fn parse_ids(path: &Path, text: &str, vocab: usize) -> Result<Vec<u32>, Failure> {
@@ -202,11 +234,7 @@ impl Quality {
     fn of(scored: &[Scored], models: &Models<'_>) -> Result<Self, Failure> {
         let n = scored.len() as f64;
         let mean_nll = -scored.iter().map(|s| s.logprob).sum::<f64>() / n;
-        if !mean_nll.is_finite() {
-            let message =
-                "the model's probabilities are not finite: a weight is NaN, infinite, or too large";
-            return Err(Failure::refused(message));
-        }
+        finite(mean_nll, models.opened)?;
         let pairs = || scored.iter().filter_map(|s| s.against);
         let against = models.baseline.map(|baseline| Comparison {
             model: baseline.checkpoint.folder().display().to_string(),
@@ -214,6 +242,9 @@ impl Quality {
             divergence: pairs().map(|a| a.divergence).sum::<f64>() / n,
             agreement: pairs().filter(|a| a.agrees).count() as f64 / n,
         });
+        if let (Some(against), Some(baseline)) = (&against, models.baseline) {
+            finite(against.mean_nll, baseline)?;
+        }
         Ok(Self { scored: scored.len(), mean_nll, against })
     }
 
@@ -263,6 +294,41 @@ impl Quality {
         }
         out
     }
+}
+
+/// Refuses a model whose probabilities are no numbers, and names the weight that is to blame.
+fn finite(mean_nll: f64, model: &Opened) -> Result<(), Failure> {
+    if mean_nll.is_finite() {
+        return Ok(());
+    }
+    let folder = model.checkpoint.folder();
+    let blame = model.spec.tensors().into_iter().find_map(|weight| not_finite(model, weight));
+    let blame =
+        blame.unwrap_or_else(|| "no weight is NaN or infinite, but some are too large".into());
+    Err(Failure::refused(format!("{folder:?}: the model's probabilities are not finite: {blame}")))
+}
+
+/// How many elements are looked at together.
+const LOOKED_AT: usize = 1 << 20;
+
+/// What is wrong with the elements of a weight, if any is no number. Only asked for when it must
+/// be: it reads the weight once more.
+fn not_finite(model: &Opened, weight: &Spec) -> Option<String> {
+    let rows = *weight.shape.first()?;
+    let width: usize = weight.shape[1..].iter().product::<usize>().max(1);
+    let step = (LOOKED_AT / width).max(1);
+    let (mut count, mut first) = (0, None);
+    for begin in (0..rows).step_by(step) {
+        let read = model.checkpoint.read_rows(&weight.tensor, begin..(begin + step).min(rows));
+        let values = read.ok()?.to_f32()?;
+        for (i, value) in values.iter().enumerate().filter(|(_, v)| !v.is_finite()) {
+            count += 1;
+            first.get_or_insert((begin * width + i, *value));
+        }
+    }
+    let (at, value) = first?;
+    let (name, all) = (&weight.tensor, rows * width);
+    Some(format!("{count} of the {all} elements of {name:?} are not, the first is {at}, {value}"))
 }
 
 /// One line a token of the text; tokens that were not scored have none.

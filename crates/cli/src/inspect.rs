@@ -4,6 +4,7 @@ use crate::args;
 use crate::failure::Failure;
 use crate::model::Opened;
 use crate::output::{grouped, print, size};
+use checkpoint::TensorInfo;
 use ir::{Block, BlockId, Heads, ModelSpec, Op, Spec};
 use serde_json::{Value, json};
 use std::collections::BTreeMap;
@@ -23,7 +24,7 @@ pub(crate) fn run(args: &args::Inspect) -> Result<(), Failure> {
     }
     let mut text = table(&opened, &tokenizer);
     if args.blocks {
-        for run in runs(&opened.spec) {
+        for run in runs(&opened) {
             let _ = write!(text, "\n{}", run.first);
         }
     }
@@ -39,10 +40,10 @@ struct Run<'a> {
     count: usize,
 }
 
-fn runs(model: &ModelSpec) -> Vec<Run<'_>> {
+fn runs(opened: &Opened) -> Vec<Run<'_>> {
     let mut runs: Vec<Run<'_>> = Vec::new();
-    for block in model.blocks() {
-        match runs.last_mut().filter(|run| alike(run.first, block)) {
+    for block in opened.spec.blocks() {
+        match runs.last_mut().filter(|run| alike(opened, run.first, block)) {
             Some(run) => (run.last, run.count) = (block.id, run.count + 1),
             None => runs.push(Run { first: block, last: block.id, count: 1 }),
         }
@@ -50,12 +51,22 @@ fn runs(model: &ModelSpec) -> Vec<Run<'_>> {
     runs
 }
 
-fn alike(a: &Block<Spec>, b: &Block<Spec>) -> bool {
+fn alike(opened: &Opened, a: &Block<Spec>, b: &Block<Spec>) -> bool {
     let layers = |id| matches!(id, BlockId::Layer(_));
     let shapes = |b: &Block<Spec>| -> Vec<_> {
-        b.weights.iter().map(|w| (w.shape.clone(), w.dtype)).collect()
+        b.weights.iter().map(|w| (w.shape.clone(), stored(opened, w))).collect()
     };
     layers(a.id) && layers(b.id) && a.ops == b.ops && shapes(a) == shapes(b)
+}
+
+/// How a weight lies in the files: its dtype, or the grid it was quantized to, and its bytes.
+fn stored(opened: &Opened, weight: &Spec) -> (String, u64) {
+    let info = opened.checkpoint.tensor(&weight.tensor);
+    let kind = match info.and_then(|info| info.grid) {
+        Some(grid) => grid.to_string(),
+        None => weight.dtype.name().to_string(),
+    };
+    (kind, info.map_or(weight.bytes() as u64, TensorInfo::bytes))
 }
 
 fn table(opened: &Opened, tokenizer: &TokenizerIds) -> String {
@@ -64,7 +75,7 @@ fn table(opened: &Opened, tokenizer: &TokenizerIds) -> String {
     let line = |out: &mut String, key: &str, value: &str| {
         let _ = writeln!(out, "{key:<11}{value}");
     };
-    let totals = totals(model);
+    let totals = totals(opened);
     let (parameters, bytes) = totals.values().fold((0, 0), |(p, b), t| (p + t.0, b + t.1));
     line(&mut out, "model", &checkpoint.folder().display().to_string());
     let summary = format!(
@@ -76,11 +87,11 @@ fn table(opened: &Opened, tokenizer: &TokenizerIds) -> String {
     );
     line(&mut out, "family", &summary);
     line(&mut out, "shape", &shape(model));
-    for (dtype, (parameters, bytes)) in &totals {
+    for (kind, (parameters, bytes)) in &totals {
         line(
             &mut out,
             "stored as",
-            &format!("{dtype}: {} parameters, {}", grouped(*parameters), size(*bytes)),
+            &format!("{kind}: {} parameters, {}", grouped(*parameters), size(*bytes)),
         );
     }
     for file in checkpoint.files() {
@@ -95,26 +106,28 @@ fn table(opened: &Opened, tokenizer: &TokenizerIds) -> String {
     };
     line(&mut out, "tokenizer", &described);
     out.push('\n');
-    for run in runs(model) {
-        write_run(&mut out, &run);
+    for run in runs(opened) {
+        write_run(&mut out, opened, &run);
     }
     let _ = write!(out, "\n{}", possible(opened, tokenizer));
     out
 }
 
-fn write_run(out: &mut String, run: &Run<'_>) {
-    let bytes: usize = run.first.weights.iter().map(Spec::bytes).sum();
+fn write_run(out: &mut String, opened: &Opened, run: &Run<'_>) {
+    let bytes: u64 = run.first.weights.iter().map(|w| stored(opened, w).1).sum();
     let title = match run.count {
         1 => run.first.id.to_string(),
         _ => format!("{} to {}", run.first.id, run.last.to_string().replace("layer ", "")),
     };
     let each = if run.count > 1 { " each" } else { "" };
-    let _ = writeln!(out, "{title}: {}{each}", size(bytes as u64));
+    let _ = writeln!(out, "{title}: {}{each}", size(bytes));
     for weight in &run.first.weights {
         let shape: Vec<String> = weight.shape.iter().map(usize::to_string).collect();
-        let (dtype, shape) = (weight.dtype, shape.join(" x "));
-        let bytes = size(weight.bytes() as u64);
-        let _ = writeln!(out, "  {:<48} {dtype:<5} {shape:>16} {bytes:>9}", weight.tensor);
+        let (kind, bytes) = stored(opened, weight);
+        // The first word; the header of the table has the rest.
+        let kind = kind.split(' ').next().unwrap_or_default();
+        let (shape, bytes) = (shape.join(" x "), size(bytes));
+        let _ = writeln!(out, "  {:<48} {kind:<5} {shape:>16} {bytes:>9}", weight.tensor);
     }
 }
 
@@ -125,10 +138,14 @@ fn possible(opened: &Opened, tokenizer: &TokenizerIds) -> String {
         _ => "--tokens FILE",
     };
     let held = size(calibration::largest_block(&opened.spec) as u64);
-    format!(
-        "can be measured: optimize eval {folder} {input}\n                 \
+    let mut text = format!(
+        "can be measured:  optimize eval {folder} {input}\n                  \
          (streams {held} of weights at a time)\n"
-    )
+    );
+    if opened.checkpoint.quantization().is_none() {
+        let _ = writeln!(text, "can be quantized: optimize --quant int4 {folder}");
+    }
+    text
 }
 
 fn shape(model: &ModelSpec) -> String {
@@ -154,13 +171,14 @@ fn heads(model: &ModelSpec) -> Option<Heads> {
     })
 }
 
-/// Parameters and bytes by dtype; a tied weight counts once.
-fn totals(model: &ModelSpec) -> BTreeMap<&'static str, (usize, u64)> {
+/// Parameters and bytes by how they are stored; a tied weight counts once.
+fn totals(opened: &Opened) -> BTreeMap<String, (usize, u64)> {
     let mut totals = BTreeMap::new();
-    for spec in model.tensors() {
-        let entry: &mut (usize, u64) = totals.entry(spec.dtype.name()).or_default();
+    for spec in opened.spec.tensors() {
+        let (kind, bytes) = stored(opened, spec);
+        let entry: &mut (usize, u64) = totals.entry(kind).or_default();
         entry.0 += spec.shape.iter().product::<usize>();
-        entry.1 += spec.bytes() as u64;
+        entry.1 += bytes;
     }
     totals
 }
@@ -169,9 +187,11 @@ fn report(opened: &Opened, tokenizer: &TokenizerIds, programs: bool) -> Value {
     let model = &opened.spec;
     let blocks = model.blocks().map(|block| {
         let weights = block.weights.iter().map(|w| {
-            json!({ "tensor": w.tensor, "dtype": w.dtype.name(), "shape": w.shape, "bytes": w.bytes() })
+            let (kind, bytes) = stored(opened, w);
+            json!({ "tensor": w.tensor, "stored": kind, "shape": w.shape, "bytes": bytes })
         });
-        let mut entry = json!({ "block": block.id.to_string(), "weights": Value::from_iter(weights) });
+        let mut entry =
+            json!({ "block": block.id.to_string(), "weights": Value::from_iter(weights) });
         if programs {
             entry["program"] = block.to_string().lines().skip(1).map(str::trim).collect();
         }
@@ -181,7 +201,11 @@ fn report(opened: &Opened, tokenizer: &TokenizerIds, programs: bool) -> Value {
         let name = f.path.file_name().unwrap_or_default().to_string_lossy();
         json!({ "name": name, "bytes": f.bytes, "tensors": f.tensors })
     });
-    let totals = totals(model);
+    let totals = totals(opened);
+    let mut commands = vec!["inspect", "eval"];
+    if opened.checkpoint.quantization().is_none() {
+        commands.push("--quant");
+    }
     json!({
         "model": opened.checkpoint.folder().display().to_string(),
         "family": model.family,
@@ -193,7 +217,7 @@ fn report(opened: &Opened, tokenizer: &TokenizerIds, programs: bool) -> Value {
         "tied": model.tied,
         "parameters": totals.values().map(|t| t.0).sum::<usize>(),
         "bytes": totals.values().map(|t| t.1).sum::<u64>(),
-        "dtypes": totals.keys().collect::<Vec<_>>(),
+        "stored": totals.keys().collect::<Vec<_>>(),
         "files": Value::from_iter(files),
         "tokenizer": match tokenizer {
             Ok(ids) => json!({ "ids": ids }),
@@ -201,6 +225,6 @@ fn report(opened: &Opened, tokenizer: &TokenizerIds, programs: bool) -> Value {
         },
         "streamed_block_bytes": calibration::largest_block(model),
         "blocks": Value::from_iter(blocks),
-        "commands": ["inspect", "eval"],
+        "commands": commands,
     })
 }

@@ -14,7 +14,10 @@ pub(crate) fn print(text: &str) -> Result<(), Failure> {
     let end = if text.ends_with('\n') { "" } else { "\n" };
     match write!(out, "{text}{end}").and_then(|()| out.flush()) {
         Err(error) if error.kind() == ErrorKind::BrokenPipe => Ok(()),
-        Err(error) => Err(Failure::new(Code::Machine, error)),
+        Err(error) => {
+            let error = anyhow::Error::new(error).context("cannot write to standard output");
+            Err(Failure::new(Code::Machine, error))
+        }
         Ok(()) => Ok(()),
     }
 }
@@ -182,6 +185,18 @@ pub(crate) fn size(bytes: u64) -> String {
         0..1000 => format!("{bytes} B"),
         _ => format!("{value:.*} {}", if value < 10.0 { 2 } else { 1 }, units[unit]),
     }
+}
+
+/// Refuses, before any work is done, a place where no file can be put.
+pub(crate) fn has_a_place(path: &Path) -> Result<(), Failure> {
+    let folder = path.parent().filter(|f| !f.as_os_str().is_empty()).unwrap_or(Path::new("."));
+    if path.file_name().is_none() || path.is_dir() {
+        return Err(Failure::refused(format!("cannot write {path:?}: it is a folder")));
+    }
+    if !folder.is_dir() {
+        return Err(Failure::refused(format!("cannot write {path:?}: {folder:?} is no folder")));
+    }
+    Ok(())
 }
 
 /// Writes a file so that nobody ever sees half of it: beside its place, then renamed.
