@@ -3,7 +3,7 @@
 
 #![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 
-use serde_json::Value;
+use serde_json::{Value, json};
 use std::collections::BTreeMap;
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -276,6 +276,44 @@ fn bad_input_is_refused_before_anything_is_visible() {
     let rtn = ["--quant", "int4", "--method", "rtn", "--no-gate", "-o", "b"];
     bench.refuses(&model, &rtn, 2, "\"model.layers.1.mlp.up_proj.weight\": element [1, 6] is NaN");
     assert!(!bench.path("b").exists());
+}
+
+/// A conversation is what its template makes of it, with the special tokens where it has them.
+#[test]
+fn messages_go_through_the_models_chat_template() {
+    let bench = Bench::new();
+    let model = bench.path("model");
+    fs::create_dir(&model).unwrap();
+    for entry in fs::read_dir(stories()).unwrap() {
+        let path = entry.unwrap().path();
+        fs::copy(&path, model.join(path.file_name().unwrap())).unwrap();
+    }
+    let tale =
+        "Once upon a time, there was a little girl named Lily. She liked to play. ".repeat(9);
+    let lines = |line: &Value| vec![line.to_string(); 4].join("\n");
+    let messages = json!({ "messages": [{ "role": "user", "content": format!("  {tale}") }] });
+    fs::write(bench.path("messages.jsonl"), lines(&messages)).unwrap();
+    fs::write(bench.path("text.jsonl"), lines(&json!({ "text": tale.trim() }))).unwrap();
+    let with = |calibration, out| {
+        ["--quant", "int4", "--no-gate", "--calibration", calibration, "-o", out]
+    };
+    bench.refuses(&model, &with("messages.jsonl", "a"), 2, "the model has no chat template");
+
+    let template = "{% for m in messages %}{{ bos_token + m['content'] | trim }}{% endfor %}";
+    fs::write(model.join("chat_template.jinja"), template).unwrap();
+    bench.make(&model, &with("messages.jsonl", "a"));
+    bench.make(&model, &with("text.jsonl", "b"));
+    let samples = |out: &str| {
+        let report = fs::read(bench.path(out).join("report.json")).unwrap();
+        serde_json::from_slice::<Value>(&report).unwrap()["calibration"]["hash"].clone()
+    };
+    assert!(samples("a").is_string() && samples("a") == samples("b"));
+    let carried = fs::read_to_string(bench.path("a").join("chat_template.jinja")).unwrap();
+    assert_eq!(carried, template);
+
+    let refuses = "{{ raise_exception('only tools may speak') }}";
+    fs::write(model.join("chat_template.jinja"), refuses).unwrap();
+    bench.refuses(&model, &with("messages.jsonl", "c"), 2, "only tools may speak");
 }
 
 #[test]

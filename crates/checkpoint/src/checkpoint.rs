@@ -206,7 +206,10 @@ impl Checkpoint {
     }
 
     /// The bytes of the file `name`, at most so many; `None` if there is no such file.
-    pub(crate) fn side_file(&self, name: &str, most: usize) -> Result<Option<Vec<u8>>, Error> {
+    ///
+    /// # Errors
+    /// If it cannot be read or is longer.
+    pub fn side_file(&self, name: &str, most: usize) -> Result<Option<Vec<u8>>, Error> {
         self.folder.bytes(name, most)
     }
 

@@ -8,7 +8,10 @@ use checkpoint::Checkpoint;
 use compiler::Tensors;
 use ir::ModelSpec;
 use std::path::{Path, PathBuf};
-use text::Tokenizer;
+use text::{ChatTemplate, TemplateFiles, Tokenizer};
+
+/// The longest file that goes with a chat template; a tokenizer_config.json may list many tokens.
+const CHAT_FILE: usize = 64 << 20;
 
 /// A checkpoint and the programs it runs.
 pub(crate) struct Opened {
@@ -48,6 +51,20 @@ impl Opened {
             )));
         }
         Ok(Some(tokenizer))
+    }
+
+    /// The chat template, or `None` if the checkpoint has none.
+    pub(crate) fn chat_template(&self) -> Result<Option<ChatTemplate>, Failure> {
+        let file = |name| self.checkpoint.side_file(name, CHAT_FILE);
+        let files = ["tokenizer_config.json", "special_tokens_map.json", "chat_template.jinja"];
+        let [config, map, template] = files.map(file);
+        let (config, map, template) = (config?, map?, template?);
+        let files = TemplateFiles {
+            tokenizer_config: config.as_deref(),
+            special_tokens_map: map.as_deref(),
+            chat_template: template.as_deref(),
+        };
+        Ok(ChatTemplate::load(&files)?)
     }
 
     /// The model as the streamed forward wants it.

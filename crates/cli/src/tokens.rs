@@ -135,10 +135,17 @@ fn calibration_documents(
     };
     let ids = documents.iter().all(|d| matches!(d, Document::Tokens(_)));
     let tokenizer = if ids { None } else { Some(self::tokenizer(opened)?) };
-    if documents.iter().any(|d| matches!(d, Document::Messages(_))) {
-        return Err(Failure::refused(format!("{from} has messages, which cannot be rendered yet")));
+    let messages = documents.iter().any(|d| matches!(d, Document::Messages(_)));
+    let template = if messages { opened.chat_template()? } else { None };
+    if messages && template.is_none() {
+        let message = format!("{from} has messages, and the model has no chat template");
+        let hint = "put a chat_template.jinja into its folder, or give text instead";
+        return Err(Failure::refused(message).with_hint(hint));
     }
-    let render = |_: &serde_json::Value| Ok(String::new());
+    let render = |messages: &serde_json::Value| match &template {
+        Some(template) => template.render(messages, false),
+        None => Err(text::Error::Messages),
+    };
     let tokens = documents::tokenize(documents, tokenizer.as_ref(), &render, opened.spec.vocab)?;
     Ok((tokens, from))
 }

@@ -1,4 +1,4 @@
-//! What can be wrong with a tokenizer file or with a text.
+//! What can be wrong with a tokenizer file, a chat template or a text.
 
 /// Why a tokenizer could not be loaded or used. The caller knows the path of the file.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -62,8 +62,39 @@ pub enum Error {
     /// The library could not turn ids into text.
     #[error("the ids cannot be decoded: {0}")]
     Decode(String),
-    /// The library panicked: the file passed every check and is malformed all the same.
-    #[error("the tokenizer library failed while {doing}: {message}; tokenizer.json is malformed")]
+    /// A file that goes with the chat template cannot be read.
+    #[error("{file}: {rule}")]
+    TemplateFile {
+        /// The file.
+        file: &'static str,
+        /// What is wrong with it.
+        rule: String,
+    },
+    /// The chat template is no template, or fails on a conversation.
+    #[error("the chat template{}: {rule}", at(*.line))]
+    Template {
+        /// Its line, from 1.
+        line: Option<usize>,
+        /// What the interpreter says.
+        rule: String,
+    },
+    /// The chat template ran for too long, or made too much.
+    #[error(
+        "the chat template{}: it takes too many steps or too much memory for this conversation",
+        at(*.line)
+    )]
+    TemplateBudget {
+        /// Its line, from 1.
+        line: Option<usize>,
+    },
+    /// The chat template called `raise_exception`.
+    #[error("the chat template refuses the conversation: {0}")]
+    TemplateRefused(String),
+    /// Something else than a conversation was to be rendered.
+    #[error("messages must be a list of objects with a role and a content, one at least")]
+    Messages,
+    /// A library panicked: the file passed every check and is malformed all the same.
+    #[error("a library failed while {doing}: {message}; the file is malformed")]
     Panicked {
         /// What was being done.
         doing: &'static str,
@@ -76,6 +107,11 @@ impl Error {
     pub(crate) fn rule(key: impl Into<String>, rule: impl Into<String>) -> Self {
         Self::Rule { key: key.into(), rule: rule.into() }
     }
+}
+
+/// Where in a template an error is.
+fn at(line: Option<usize>) -> String {
+    line.map_or(String::new(), |line| format!(", line {line}"))
 }
 
 /// A name from a hostile file, quoted, escaped and cut: safe to print.

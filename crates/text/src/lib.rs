@@ -1,4 +1,5 @@
-//! Text to token ids and back, by the tokenizer.json that a checkpoint brings.
+//! Text to token ids and back, by the tokenizer.json that a checkpoint brings, and conversations
+//! to text, by its chat template.
 //!
 //! The work is done by the `tokenizers` library, so the ids are those of the model's own
 //! tokenizer. What this crate adds is trust: the file is hostile until it has passed the rules of
@@ -7,8 +8,12 @@
 
 mod check;
 mod error;
+mod moment;
+mod pyjson;
+mod template;
 
 pub use error::Error;
+pub use template::{ChatTemplate, TemplateFiles};
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
 

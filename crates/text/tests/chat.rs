@@ -1,0 +1,252 @@
+//! Chat templates against transformers, and against templates that mean harm.
+
+#![expect(clippy::unwrap_used, reason = "a test may fail by it, in its own functions too")]
+
+use serde_json::{Value, json};
+use std::fs;
+use std::path::Path;
+use text::{ChatTemplate, Error, TemplateFiles};
+
+fn template(source: &str) -> Result<ChatTemplate, Error> {
+    let config = br#"{"bos_token": "<s>", "eos_token": {"content": "</s>"}, "add_bos_token": true,
+                      "pad_token": null}"#;
+    let files = TemplateFiles {
+        tokenizer_config: Some(config),
+        chat_template: Some(source.as_bytes()),
+        ..TemplateFiles::default()
+    };
+    Ok(ChatTemplate::load(&files)?.unwrap())
+}
+
+fn render(source: &str) -> Result<String, Error> {
+    template(source)?.render(&json!([{"role": "user", "content": "hi"}]), false)
+}
+
+/// The cases of a goldens.json whose templates are in `templates`: how many, and which differ.
+fn compare(goldens: &Path, templates: &Path) -> (usize, Vec<String>) {
+    let goldens: Value = serde_json::from_slice(&fs::read(goldens).unwrap()).unwrap();
+    let config = goldens["tokens"].to_string();
+    let cases = goldens["cases"].as_array().unwrap();
+    let mut differ = Vec::new();
+    for case in cases {
+        let name = case["template"].as_str().unwrap();
+        let source = fs::read(templates.join(name)).unwrap();
+        let files = TemplateFiles {
+            tokenizer_config: Some(config.as_bytes()),
+            chat_template: Some(&source),
+            ..TemplateFiles::default()
+        };
+        let template = ChatTemplate::load(&files).unwrap().unwrap();
+        let template = template.with_now(goldens["now"].as_i64().unwrap());
+        let conversation = case["conversation"].as_str().unwrap();
+        let prompt = case["prompt"].as_bool().unwrap();
+        let made = template.render(&goldens["conversations"][conversation], prompt);
+        let same = match (&made, case["text"].as_str(), case["refused"].as_str()) {
+            (Ok(text), Some(expected), _) => text == expected,
+            (Err(Error::TemplateRefused(said)), _, Some(expected)) => said == expected,
+            (Err(Error::Template { .. }), None, None) => true,
+            _ => false,
+        };
+        if !same {
+            let expected = [&case["text"], &case["refused"], &case["failed"]];
+            differ.push(format!("{name} {conversation} {prompt}:\n{made:?}\n{expected:?}"));
+        }
+    }
+    (cases.len(), differ)
+}
+
+#[test]
+fn templates_render_as_by_transformers() {
+    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/chat");
+    let (cases, differ) = compare(&folder.join("goldens.json"), &folder.join("templates"));
+    assert!(cases >= 80, "{cases}");
+    assert!(differ.is_empty(), "{} of {cases}:\n{}", differ.len(), differ.join("\n\n"));
+}
+
+#[test]
+fn a_checkpoint_says_where_its_template_is() {
+    let load = |config: &[u8], map: Option<&'static [u8]>, file: Option<&'static [u8]>| {
+        ChatTemplate::load(&TemplateFiles {
+            tokenizer_config: Some(config),
+            special_tokens_map: map,
+            chat_template: file,
+        })
+    };
+    let text = |loaded: Result<Option<ChatTemplate>, Error>| {
+        loaded.unwrap().unwrap().render(&json!([{"role": "user", "content": "hi"}]), true).unwrap()
+    };
+    assert!(ChatTemplate::load(&TemplateFiles::default()).unwrap().is_none());
+    assert!(load(b"{}", None, None).unwrap().is_none());
+    assert!(load(br#"{"chat_template": null}"#, None, None).unwrap().is_none());
+    let config = br#"{"chat_template": "{{ bos_token }}c", "bos_token": {"content": "<b>"}}"#;
+    assert_eq!(text(load(config, None, None)), "<b>c");
+    let map = Some(&br#"{"bos_token": "<map>", "eos_token": "<e>"}"#[..]);
+    assert_eq!(text(load(config, map, Some(b"{{ bos_token }}{{ eos_token }}f\n"))), "<b><e>f");
+    let list = br#"{"chat_template": [{"name": "tool_use", "template": "t"},
+                                      {"name": "default", "template": "d"}]}"#;
+    assert_eq!(text(load(list, None, None)), "d");
+
+    for (config, file, said) in [
+        (&b"[]"[..], None, "tokenizer_config.json: is no object"),
+        (b"{", None, "tokenizer_config.json: is no object"),
+        (br#"{"chat_template": 7}"#, None, "neither a string nor a list"),
+        (br#"{"chat_template": [{"name": "rag", "template": "r"}]}"#, None, "named default"),
+        (br#"{"chat_template": [{"name": "default"}]}"#, None, "named default"),
+        (b"{}", Some(&b"a\xff"[..]), "chat_template.jinja: is not UTF-8, from byte 1"),
+        (b"{}", Some(b"a\n{% if %}"), "the chat template, line 2"),
+    ] {
+        let error = load(config, None, file).err().unwrap().to_string();
+        assert!(error.contains(said), "{error}");
+    }
+    let long = "x".repeat((1 << 18) + 1);
+    let error = template(&long).err().unwrap().to_string();
+    assert!(error.contains("at most 262144"), "{error}");
+}
+
+#[test]
+fn what_is_no_conversation_is_refused() {
+    let template = template("{{ messages[0].role }}").unwrap();
+    for messages in [json!(null), json!([]), json!({"role": "user"}), json!(["a"]), json!([[]])] {
+        assert_eq!(template.render(&messages, false), Err(Error::Messages), "{messages}");
+    }
+}
+
+#[test]
+fn the_clock_stands_still_unless_it_is_set() {
+    let template = template("{{ strftime_now('%d %b %Y') }}").unwrap();
+    let messages = json!([{"role": "user", "content": ""}]);
+    assert_eq!(template.render(&messages, false).unwrap(), "26 Jul 2024");
+    let template = template.with_now(1_000_000_000);
+    assert_eq!(template.render(&messages, false).unwrap(), "09 Sep 2001");
+}
+
+#[test]
+fn a_failing_template_names_its_line() {
+    for (source, line, said) in [
+        ("a\nb {{ messages[0].content.no_method() }}", 2, "no_method"),
+        ("{{ nothing.at_all }}", 1, "undefined"),
+        ("\n\n{{ messages | no_filter }}", 3, "no_filter"),
+        ("{% include 'other' %}", 1, "include"),
+        ("{% import '/etc/hostname' as h %}", 1, "import"),
+        ("{{ strftime_now('%Q') }}", 1, "%Q is not known"),
+        ("{{ messages | tojson(indent=9999) }}", 1, "at most 64"),
+        ("{{ 1 / 0 }}", 1, "1 / 0"),
+    ] {
+        let error = render(source).unwrap_err().to_string();
+        assert!(error.contains(&format!("line {line}")) && error.contains(said), "{error}");
+    }
+    let error = render("{{ raise_exception('no\u{1b}[2J\u{202e} thanks') }}").unwrap_err();
+    assert_eq!(
+        error.to_string(),
+        "the chat template refuses the conversation: no\\u{1b}[2J\\u{202e} thanks"
+    );
+}
+
+/// Each would take the machine's time, memory or stack if nothing held it.
+#[test]
+fn a_template_that_means_harm_ends_soon() {
+    let doubling = |start: &str, twice: &str, use_it: &str| {
+        format!(
+            "{{% set ns = namespace(x={start}) %}}{{% for i in range(60) %}}\
+             {{% set ns.x = {twice} %}}{{% endfor %}}{{{{ {use_it} }}}}"
+        )
+    };
+    for source in [
+        "{% for a in range(99999) %}{% for b in range(99999) %}{% endfor %}{% endfor %}".into(),
+        doubling("'ab'", "ns.x ~ ns.x", "1"),
+        doubling("'ab'", "ns.x + ns.x", "1"),
+        doubling("'ab'", "ns.x * 9", "1"),
+        doubling("'ab'", "ns.x.replace('a', 'aa')", "1"),
+        doubling("'ab'", "ns.x | replace('b', 'bb')", "1"),
+        doubling("'ab'", "'%s%s' | format(ns.x, ns.x)", "1"),
+        doubling("'ab'", "'{}{}'.format(ns.x, ns.x)", "1"),
+        doubling("'ab'", "[ns.x, ns.x] | join", "1"),
+        doubling("[1]", "[ns.x, ns.x]", "ns.x | tojson"),
+        doubling("[1]", "[ns.x, ns.x]", "ns.x"),
+        doubling("[1]", "[ns.x, ns.x]", "ns.x | string | length"),
+        doubling("{}", "{'a': ns.x, 'b': ns.x}", "ns.x | tojson(indent=60)"),
+        "{% set ns = namespace(x=[1], y=[1]) %}{% for i in range(60) %}\
+         {% set ns.x = [ns.x, ns.x] %}{% set ns.y = [ns.y, ns.y] %}{% endfor %}\
+         {{ ns.x == ns.y }}"
+            .into(),
+        doubling("[1]", "ns.x + ns.x", "ns.x | list | length"),
+        doubling("[1]", "ns.x * 99", "ns.x | sort | length"),
+        "{{ 'x' * 99999999 }}{{ 'x' * 99999999 }}".into(),
+        "{{ range(99999999999) | list | length }}".into(),
+        "{{ messages[0].content.join(range(99999) | list) * 99999 }}".into(),
+        "{{ 'x'.center(99999999999) }}".into(),
+        "{{ '%99999999999d' | format(1) }}".into(),
+        "{{ 'x' | indent(99999999999) }}".into(),
+        "{{ 9 ** 9 ** 9 ** 9 }}".into(),
+        "{% macro m() %}{{ m() }}{% endmacro %}{{ m() }}".into(),
+        "{% macro m() %}{{ m() }}{{ m() }}{% endmacro %}{{ m() }}".into(),
+        format!("{{{{ {}1{} }}}}", "(".repeat(100_000), ")".repeat(100_000)),
+        format!("{{{{ 1{} }}}}", "[0]".repeat(87_000)),
+        format!("{}{}", "{% if 1 %}".repeat(12_000), "{% endif %}".repeat(12_000)),
+    ] {
+        let began = std::time::Instant::now();
+        let result = render(&source);
+        let took = began.elapsed().as_secs_f64();
+        let shown: String = source.chars().take(120).collect();
+        assert!(result.is_err(), "{shown}: {:?}", result.map(|text| text.len()));
+        assert!(took < 20.0, "{shown}: {took} s");
+    }
+}
+
+/// The parser goes one call deeper for each sign.
+#[test]
+fn a_row_of_signs_has_the_stack_it_takes() {
+    for (sign, count, text) in [("not ", 65_000, "True"), ("-", 130_000, "1"), ("- ", 130_000, "1")]
+    {
+        let made = render(&format!("{{{{ {}1 }}}}", sign.repeat(count)));
+        assert!(made.as_ref().map_or(true, |made| made == text), "{sign}: {made:?}");
+    }
+}
+
+/// A value as deep as the budget allows is freed, printed, compared and used as a key.
+#[test]
+fn deep_values_are_harmless() {
+    let nested = format!("{}ns.x{}", "[".repeat(50), "]".repeat(50));
+    let user = json!([{"role": "user", "content": "x".repeat(8 << 20)}]);
+    for (step, last) in [
+        (nested.as_str(), "ns.x | length"),
+        (&nested, "ns.x == [ns.x]"),
+        (&nested, "{ns.x: 1} | length"),
+        (&nested, "ns.x"),
+        (&nested, "ns.x | tojson"),
+        (&nested, "ns.x | pprint"),
+        (&nested, "[ns.x, [ns.x]] | sort | length"),
+        (&nested, "nothing.at_all"),
+        ("{'a': {'a': {'a': ns.x}}}", "ns.x"),
+        ("(ns.x,)", "ns.x | length"),
+    ] {
+        // The second count runs out of budget at full depth.
+        for times in [600, 99_999] {
+            let source = format!(
+                "{{% set ns = namespace(x=[]) %}}{{% for a in range(20) %}}\
+                 {{% for b in range({times}) %}}{{% set ns.x = {step} %}}{{% endfor %}}\
+                 {{% endfor %}}{{{{ {last} }}}}"
+            );
+            match template(&source).unwrap().render(&user, false) {
+                Ok(text) => assert!(times == 600 && !text.is_empty()),
+                Err(Error::TemplateBudget { .. }) => {}
+                Err(error) => assert!(times == 600, "{step} {last}: {error}"),
+            }
+        }
+    }
+}
+
+#[test]
+fn a_long_conversation_has_its_budget() {
+    let messages: Vec<Value> = (0..20_000)
+        .map(|i| {
+            let role = if i % 2 == 0 { "user" } else { "assistant" };
+            json!({"role": role, "content": "some words, one after the other. ".repeat(20)})
+        })
+        .collect();
+    let source = "{{ bos_token }}{% for m in messages %}{% if m.role == 'user' %}\
+                  {{ '[INST] ' + m.content | trim + ' [/INST]' }}{% else %}\
+                  {{ m.content.strip() ~ eos_token }}{% endif %}{% endfor %}";
+    let text = template(source).unwrap().render(&Value::Array(messages), false).unwrap();
+    assert!(text.len() > 20_000 * 600 && text.ends_with("other.</s>"));
+}
