@@ -15,7 +15,7 @@ pub const SLICE_ROWS: usize = 4096;
 
 /// Rows that go through a block together: enough to be bound by arithmetic, few enough that the
 /// values inside a block stay small beside its weights.
-const GROUP_ROWS: usize = 2048;
+pub const GROUP_ROWS: usize = 2048;
 
 /// A model opened for streaming: what is known of it and where its weights are.
 #[derive(Clone, Copy)]

@@ -3,13 +3,10 @@
 use crate::output;
 use crate::pass::{Pass, Refusal};
 use crate::recipe::{Dtype, Recipe};
-use calibration::SLICE_ROWS;
+use calibration::{GROUP_ROWS, SLICE_ROWS};
 use ir::{Block, BlockId, Grid, ModelSpec, Op, Spec, Value};
 use std::collections::BTreeSet;
 use tensor::DType;
-
-/// Rows that go through a block together; see `calibration::Group`.
-const GROUP_ROWS: usize = 2048;
 
 /// Resident before any model is read: the program, its tokenizer and its texts.
 const BASE_BYTES: u64 = 40 << 20;
