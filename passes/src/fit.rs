@@ -7,11 +7,12 @@ use ir::{Grid, Quantized};
 pub enum Range {
     /// So that the largest magnitude is representable: no value is clipped.
     MinMax,
-    /// So that the squared error of the nearest codes is least, among [`SHRINKS`] ranges.
+    /// So that the squared error of the nearest codes is least, among ranges from the whole down to
+    /// 40 % of it.
     MeanSquare,
 }
 
-/// Ranges tried by [`Range::MeanSquare`]: from the whole down to 40 % of it.
+/// Ranges tried by [`Range::MeanSquare`], a hundredth apart.
 const SHRINKS: usize = 61;
 
 /// The scale, as stored, and the zero point of one group.

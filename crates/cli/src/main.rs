@@ -1,5 +1,6 @@
 //! The `optimize` binary: arguments, wiring, terminal output. The only crate that prints.
 
+mod allocator;
 mod args;
 mod eval;
 mod failure;
@@ -24,6 +25,7 @@ use std::path::Path;
 use std::process::ExitCode;
 
 fn main() -> ExitCode {
+    allocator::return_large_blocks();
     let arguments: Vec<OsString> = std::env::args_os().collect();
     // The default hook has printed the panic by the time it is caught here.
     let outcome = panic::catch_unwind(|| run(&arguments));
