@@ -60,10 +60,17 @@ pub fn fit(grid: Grid, range: Range, group: &[f32]) -> Params {
         Range::MinMax => 1,
         Range::MeanSquare => SHRINKS,
     };
-    let mut best = (f64::INFINITY, candidate(grid, group, 1.0));
+    let extremes = extremes(group);
+    let whole = candidate(grid, extremes, 1.0);
+    if shrinks == 1 {
+        return whole;
+    }
+    let mut best = (f64::INFINITY, whole);
+    let mut codes = vec![0; group.len()];
     for i in 0..shrinks {
-        let params = candidate(grid, group, 1.0 - i as f32 / 100.0);
-        let error = squared_error(&params, group);
+        let params = candidate(grid, extremes, 1.0 - i as f32 / 100.0);
+        params.codes(group, &mut codes);
+        let [error, _] = squares(&params, group, &codes);
         if error < best.0 {
             best = (error, params);
         }
@@ -71,17 +78,45 @@ pub fn fit(grid: Grid, range: Range, group: &[f32]) -> Params {
     best.1
 }
 
-fn squared_error(params: &Params, group: &[f32]) -> f64 {
-    group.iter().map(|&x| f64::from(x - params.value(params.code(x))).powi(2)).sum()
+/// Elements that are looked at side by side.
+const LANES: usize = 8;
+
+/// The squared error of the codes of a group, and the square of its weights. The sums go by
+/// [`LANES`], the lanes in order.
+pub(crate) fn squares(params: &Params, group: &[f32], codes: &[i8]) -> [f64; 2] {
+    let mut sums = [[0f64; LANES]; 2];
+    let mut add = |lane: usize, x: f32, code: i8| {
+        let error = f64::from(x) - f64::from(params.value(i32::from(code)));
+        sums[0][lane] += error * error;
+        sums[1][lane] += f64::from(x) * f64::from(x);
+    };
+    let ((wholes, rest), (codes, last)) = (group.as_chunks::<LANES>(), codes.as_chunks::<LANES>());
+    for (xs, codes) in wholes.iter().zip(codes) {
+        (0..LANES).for_each(|lane| add(lane, xs[lane], codes[lane]));
+    }
+    rest.iter().zip(last).enumerate().for_each(|(lane, (&x, &code))| add(lane, x, code));
+    sums.map(|lanes| lanes.iter().sum())
+}
+
+/// The least and the greatest of a group and zero, so that a zero weight stays zero.
+fn extremes(group: &[f32]) -> [f32; 2] {
+    let mut least = [0f32; LANES];
+    let mut greatest = [0f32; LANES];
+    let mut see = |lane: usize, x: f32| {
+        least[lane] = if x < least[lane] { x } else { least[lane] };
+        greatest[lane] = if x > greatest[lane] { x } else { greatest[lane] };
+    };
+    let (wholes, rest) = group.as_chunks::<LANES>();
+    wholes.iter().for_each(|xs| (0..LANES).for_each(|lane| see(lane, xs[lane])));
+    rest.iter().enumerate().for_each(|(lane, &x)| see(lane, x));
+    [least.iter().fold(0.0, |m, &x| m.min(x)), greatest.iter().fold(0.0, |m, &x| m.max(x))]
 }
 
 /// The parameters whose range is `share` of the group's.
-fn candidate(grid: Grid, group: &[f32], share: f32) -> Params {
+fn candidate(grid: Grid, [min, max]: [f32; 2], share: f32) -> Params {
     let Grid::Int { symmetric, .. } = grid;
     let (low, high) = grid.codes();
-    // Zero is always in range, so that a zero weight stays zero.
-    let min = group.iter().fold(0.0f32, |m, &x| m.min(x)) * share;
-    let max = group.iter().fold(0.0f32, |m, &x| m.max(x)) * share;
+    let (min, max) = (min * share, max * share);
     if symmetric {
         // The centre of the code range: halfway beyond the highest code, clamped.
         let scale = min.abs().max(max) / ((high - low) as f32 / 2.0);

@@ -3,7 +3,7 @@
 
 use crate::fit::Range;
 use crate::pattern::matches;
-use crate::solve::{Matrix, rounded, solved};
+use crate::solve::{rounded, solved};
 use compiler::{Pass, PassCx, PassError, Refusal, Rewrite, Stage};
 use ir::{Block, BlockId, Grid, Op, Span, Spec, Value, WeightId};
 use serde::Deserialize;
@@ -240,7 +240,7 @@ fn nearest(
     cx: &PassCx<'_>,
     range: Range,
 ) -> Result<Vec<Rewrite>, PassError> {
-    let round = |(_, id, grid)| rounded(&Matrix::new(id, block, grid)?, range, None);
+    let round = |(_, id, grid)| rounded(id, block, grid, range);
     asked(stage, block, cx).map(round).collect()
 }
 

@@ -3,15 +3,15 @@
 use crate::factor::Factor;
 use crate::fit::Range;
 use crate::gptq::{Settings, SolveError, gptq};
-use crate::rtn::rtn;
+use crate::rtn::nearest;
 use backend::Backend;
 use compiler::{Outcome, PassError, Rewrite};
-use ir::{Block, Grid, Quantized, WeightId};
+use ir::{Block, Grid, WeightId};
 use rayon::prelude::*;
 use std::borrow::Cow;
 
-/// The weight of a linear that is to be put on a grid.
-pub(crate) struct Matrix<'a> {
+/// The weight of a linear that is to be solved.
+struct Matrix<'a> {
     id: WeightId,
     name: &'a str,
     values: Cow<'a, [f32]>,
@@ -21,7 +21,7 @@ pub(crate) struct Matrix<'a> {
 
 impl<'a> Matrix<'a> {
     /// A weight's values, which must all be finite.
-    pub(crate) fn new(id: WeightId, block: &'a Block, grid: Grid) -> Result<Self, PassError> {
+    fn new(id: WeightId, block: &'a Block, grid: Grid) -> Result<Self, PassError> {
         let weight = block.weights.get(id.0 as usize);
         let weight = weight.ok_or_else(|| PassError::Internal("no such weight".into()))?;
         let name = &weight.spec.tensor;
@@ -46,21 +46,50 @@ impl<'a> Matrix<'a> {
     }
 }
 
-/// Nearest rounding, and why it was used if it is not what was asked for.
+/// The nearest codes of a weight, read row by row: it is never resident as `f32`.
 pub(crate) fn rounded(
-    matrix: &Matrix<'_>,
+    id: WeightId,
+    block: &Block,
+    grid: Grid,
     range: Range,
-    fallback: Option<String>,
 ) -> Result<Rewrite, PassError> {
-    let quantized = rtn(&matrix.values, matrix.shape, matrix.grid, range);
-    let outcome = Outcome {
-        method: "rtn",
-        relative_error: weight_error(&matrix.values, &quantized),
-        rows_rounded: 0,
-        damping: None,
-        fallback,
+    let weight = block.weights.get(id.0 as usize);
+    let weight = weight.ok_or_else(|| PassError::Internal("no such weight".into()))?;
+    let wrong = |rule| PassError::Weight { tensor: weight.spec.tensor.clone(), rule };
+    let shape: [usize; 2] =
+        weight.tensor.shape().try_into().map_err(|_| wrong("is no matrix".into()))?;
+    if !weight.tensor.read_f32(0, &mut []) {
+        return Err(wrong(format!("dtype {} is F32, F16 or BF16", weight.tensor.dtype())));
+    }
+    let read = |row: usize, out: &mut [f32]| {
+        weight.tensor.read_f32(row * shape[1], out);
     };
-    Ok(Rewrite { weight: matrix.id, quantized, outcome })
+    let (quantized, sums) = nearest(shape, grid, range, read);
+    if let Some(row) = sums.iter().position(|[_, square]| !square.is_finite()) {
+        let mut values = vec![0.0; shape[1]];
+        read(row, &mut values);
+        let bad = values.iter().enumerate().find(|(_, v)| !v.is_finite());
+        let (column, value) = bad.ok_or_else(|| PassError::Internal("a finite row".into()))?;
+        return Err(wrong(format!("element [{row}, {column}] is {value}")));
+    }
+    Ok(Rewrite { weight: id, quantized, outcome: outcome(&sums, None) })
+}
+
+/// Nearest rounding where GPTQ was asked for, and why.
+fn fallen_back(matrix: &Matrix<'_>, range: Range, why: String) -> Rewrite {
+    let width = matrix.shape[1];
+    let read = |row: usize, out: &mut [f32]| {
+        out.copy_from_slice(&matrix.values[row * width..(row + 1) * width]);
+    };
+    let (quantized, sums) = nearest(matrix.shape, matrix.grid, range, read);
+    Rewrite { weight: matrix.id, quantized, outcome: outcome(&sums, Some(why)) }
+}
+
+/// Squared error over square, of all rows.
+fn outcome(sums: &[[f64; 2]], fallback: Option<String>) -> Outcome {
+    let [error, square] = sums.iter().fold([0.0, 0.0], |s, r| [s[0] + r[0], s[1] + r[1]]);
+    let relative_error = if square > 0.0 { error / square } else { 0.0 };
+    Outcome { method: "rtn", relative_error, rows_rounded: 0, damping: None, fallback }
 }
 
 /// GPTQ on weights that read the same input, whose Gram matrix is given. One weight at a time is
@@ -89,7 +118,7 @@ pub(crate) fn solved(
         }
         rewrites.push(match &factor {
             Some(Ok(factor)) => solve(backend, &matrix, range, factor, settings)?,
-            Some(Err(why)) => rounded(&matrix, range, Some(why.clone()))?,
+            Some(Err(why)) => fallen_back(&matrix, range, why.clone()),
             None => return Err(PassError::Internal("no factor".into())),
         });
     }
@@ -117,7 +146,7 @@ fn solve(
             };
             Ok(Rewrite { weight: matrix.id, quantized: solved.quantized, outcome })
         }
-        Err(SolveError::Unsound(why)) => rounded(matrix, range, Some(why)),
+        Err(SolveError::Unsound(why)) => Ok(fallen_back(matrix, range, why)),
         Err(error) => Err(failed(matrix, error)),
     }
 }
@@ -127,21 +156,4 @@ fn failed(matrix: &Matrix<'_>, error: SolveError) -> PassError {
         SolveError::Backend(error) => error.into(),
         error => PassError::Weight { tensor: matrix.name.into(), rule: error.to_string() },
     }
-}
-
-/// Squared error over square, summed by rows so that the order is fixed.
-fn weight_error(values: &[f32], codes: &Quantized) -> f64 {
-    let [rows, width] = codes.shape;
-    let row = |row: usize| {
-        let mut stored = vec![0.0; width];
-        codes.dequantize_row(row, &mut stored);
-        let pairs = values[row * width..(row + 1) * width].iter().zip(&stored);
-        pairs.fold((0.0, 0.0), |(error, square), (&x, &y)| {
-            let (x, y) = (f64::from(x), f64::from(y));
-            (error + (x - y) * (x - y), square + x * x)
-        })
-    };
-    let sums: Vec<(f64, f64)> = (0..rows).into_par_iter().map(row).collect();
-    let (error, square) = sums.iter().fold((0.0, 0.0), |s, r| (s.0 + r.0, s.1 + r.1));
-    if square > 0.0 { error / square } else { 0.0 }
 }

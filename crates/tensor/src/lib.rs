@@ -62,6 +62,23 @@ impl Tensor {
         matches!(self.dtype, DType::F16 | DType::BF16).then(|| bytemuck::cast_slice(self.bytes()))
     }
 
+    /// Writes elements from `first` on, widened to `f32`, to all of `out`.
+    ///
+    /// Returns whether there are so many and their dtype is one that [`Tensor::to_f32`] widens.
+    pub fn read_f32(&self, first: usize, out: &mut [f32]) -> bool {
+        let Some(range) = first.checked_add(out.len()).map(|end| first..end) else { return false };
+        if let Some(values) = self.f32s() {
+            return values.get(range).map(|values| out.copy_from_slice(values)).is_some();
+        }
+        let Some(words) = self.u16s().and_then(|words| words.get(range)) else { return false };
+        let pairs = out.iter_mut().zip(words);
+        match self.dtype {
+            DType::BF16 => pairs.for_each(|(out, &b)| *out = bf16::from_bits(b).to_f32()),
+            _ => pairs.for_each(|(out, &b)| *out = f16::from_bits(b).to_f32()),
+        }
+        true
+    }
+
     /// The elements widened to `f32`, which is exact for `F16` and `BF16`.
     ///
     /// Returns `None` for other dtypes.
@@ -97,8 +114,12 @@ mod tests {
                 (DType::F16, f16_by_hand(bits)),
             ] {
                 let bytes = Bytes::from_slice(&bits.to_le_bytes());
-                let got = Tensor::new(dtype, vec![1], bytes).unwrap().to_f32().unwrap()[0];
+                let tensor = Tensor::new(dtype, vec![1], bytes).unwrap();
+                let (got, mut read) = (tensor.to_f32().unwrap()[0], [0.0]);
                 assert!(got == wide || got.is_nan() && wide.is_nan(), "{dtype} {bits:#06x}");
+                assert!(tensor.read_f32(0, &mut read));
+                assert!(read[0] == wide || wide.is_nan() && read[0].is_nan());
+                assert!(!tensor.read_f32(1, &mut read) && !tensor.read_f32(usize::MAX, &mut read));
             }
         }
     }
