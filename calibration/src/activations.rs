@@ -7,8 +7,7 @@ use crate::EvalError;
 use crate::forward::{Group, Model, bytes_a_token, embed};
 use backend::{Buffer, DeviceWeight, Interpreter, See};
 use ir::{Block, ReadError};
-use std::fs::File;
-use std::io::{Read, Seek, SeekFrom, Write};
+use std::io;
 
 /// States that are spilled are embedded so many bytes at a time.
 const SPILL_PART: usize = 32 << 20;
@@ -18,7 +17,7 @@ pub struct Activations {
     groups: Vec<Group>,
     states: Vec<State>,
     hidden: usize,
-    spill: Option<File>,
+    spill: Option<Box<dyn Spill>>,
 }
 
 /// Where the hidden states of a group are.
@@ -32,8 +31,23 @@ enum State {
 pub struct Room {
     /// Bytes of hidden states that may stay in memory; a group at least does.
     pub bytes: usize,
-    /// Where the others go: an empty file, open to be read and written.
-    pub spill: Option<File>,
+    /// Where the others go.
+    pub spill: Option<Box<dyn Spill>>,
+}
+
+/// A file that is read and written by position. Its errors name it.
+pub trait Spill: Send {
+    /// Fills `buffer` from the byte `at` on.
+    ///
+    /// # Errors
+    /// If the file ends before, or cannot be read.
+    fn read_exact_at(&self, buffer: &mut [u8], at: u64) -> io::Result<()>;
+
+    /// Writes `bytes` from the byte `at` on.
+    ///
+    /// # Errors
+    /// If they cannot be written.
+    fn write_all_at(&self, bytes: &[u8], at: u64) -> io::Result<()>;
 }
 
 impl Activations {
@@ -157,9 +171,9 @@ impl Activations {
         match self.states[index] {
             State::Spilled(at) => {
                 let mut values = vec![0f32; self.groups[index].tokens.len() * self.hidden];
-                let file = self.spill.as_mut().ok_or_else(no_file)?;
-                file.seek(SeekFrom::Start(at)).map_err(spill_error)?;
-                file.read_exact(bytemuck::cast_slice_mut(&mut values)).map_err(spill_error)?;
+                let file = self.spill.as_ref().ok_or_else(no_file)?;
+                let bytes = bytemuck::cast_slice_mut(&mut values);
+                file.read_exact_at(bytes, at).map_err(spill_error)?;
                 Ok((interpreter.backend().upload(self.hidden, values)?, Some(at)))
             }
             State::Held(ref mut state) => {
@@ -175,9 +189,8 @@ impl Activations {
         state: Buffer,
     ) -> Result<(), EvalError> {
         let values = interpreter.backend().download(state)?;
-        let file = self.spill.as_mut().ok_or_else(no_file)?;
-        file.seek(SeekFrom::Start(at)).map_err(spill_error)?;
-        file.write_all(bytemuck::cast_slice(&values)).map_err(spill_error)
+        let file = self.spill.as_ref().ok_or_else(no_file)?;
+        file.write_all_at(bytemuck::cast_slice(&values), at).map_err(spill_error)
     }
 }
 
@@ -185,6 +198,6 @@ fn no_file() -> EvalError {
     EvalError::Internal("spilled states without a file".into())
 }
 
-fn spill_error(error: std::io::Error) -> EvalError {
+fn spill_error(error: io::Error) -> EvalError {
     ReadError::Machine(format!("cannot use the spill file of activations: {error}")).into()
 }

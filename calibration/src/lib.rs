@@ -11,7 +11,7 @@ mod score;
 pub mod tasks;
 pub mod windows;
 
-pub use activations::{Activations, Room};
+pub use activations::{Activations, Room, Spill};
 pub use forward::{GROUP_ROWS, Group, Model, SLICE_ROWS, largest_block};
 pub use score::{
     ACTIVATION_BYTES_MAX, Against, Progress, Scored, Sequence, Target, logits, score, score_states,

@@ -216,6 +216,15 @@ fn a_gate_that_fails_keeps_the_work() {
     let published = fs::metadata(bench.path("out/model.safetensors")).unwrap();
     assert_eq!(published.modified().unwrap(), made, "it was computed again");
     assert!(!bench.path("out.partial").exists());
+    // Kept work that was damaged since is done again.
+    let expected = files(&bench.path("out"));
+    fs::remove_dir_all(bench.path("out")).unwrap();
+    bench.refuses(&stories(), &[&strict, &QUICK[..]].concat(), 3, "perplexity rose by");
+    let mut bytes = fs::read(&finished).unwrap();
+    *bytes.last_mut().unwrap() ^= 1;
+    fs::write(&finished, bytes).unwrap();
+    bench.make(&stories(), &loose);
+    assert_eq!(expected, files(&bench.path("out")));
     bench.refuses(
         &stories(),
         &["--quant", "int4", "--max-kl", "0", "-o", "kl", "--samples", "2"],
@@ -239,6 +248,7 @@ fn outputs_are_not_overwritten() {
     bench.make(&stories(), &[&to("out")[..], &["--force"]].concat());
     assert_eq!(before, files(&bench.path("out")));
     fs::create_dir(bench.path("new.partial")).unwrap();
+    fs::write(bench.path("new.partial/notes"), "dear to somebody").unwrap();
     bench.refuses(&stories(), &to("new"), 2, "is in the way");
 }
 

@@ -53,7 +53,7 @@ pub enum Error {
     #[error("internal error: {0}")]
     Internal(String),
     /// A file could not be written: a full or broken disk.
-    #[error("{path:?}: cannot {doing}: {fault} (the file takes {bytes} bytes)")]
+    #[error("{path:?}: cannot {doing}: {fault} (the file takes {bytes} bytes{})", free(path))]
     Write {
         /// The file or its folder.
         path: PathBuf,
@@ -126,6 +126,11 @@ impl Error {
         };
         Self::broken(path, rule)
     }
+}
+
+/// How much could still be written, if the system says so.
+fn free(path: &Path) -> String {
+    crate::disk::free_bytes(path).map_or(String::new(), |n| format!(", {n} bytes are free"))
 }
 
 impl From<Error> for ir::ReadError {

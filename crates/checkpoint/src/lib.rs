@@ -9,6 +9,7 @@
 //! Pickle is never read and nothing that a folder brings is ever executed.
 
 mod checkpoint;
+pub mod disk;
 mod error;
 mod folder;
 mod foreign;
@@ -16,6 +17,7 @@ pub mod header;
 mod hub;
 pub mod index;
 pub mod json;
+mod layout;
 pub mod pack_quantized;
 mod packed;
 mod quantization;
@@ -26,5 +28,6 @@ mod write;
 pub use checkpoint::{Checkpoint, FileInfo, TensorInfo};
 pub use error::Error;
 pub use hub::hub_snapshot;
-pub use sink::{Planned, SHARD_BYTES, Sink};
-pub use write::{Written, hash_file, write_file};
+pub use layout::Planned;
+pub use sink::{SHARD_BYTES, Sink};
+pub use write::{Written, hash_file, hash_file_on, write_file, write_file_on};

@@ -15,7 +15,7 @@
 //! of every version.
 
 use crate::error::Error;
-use crate::sink::Planned;
+use crate::layout::Planned;
 use half::{bf16, f16};
 use ir::{Grid, Quantized, Span};
 use serde_json::{Value, json};

@@ -6,9 +6,9 @@
 
 use crate::checkpoint::TensorInfo;
 use crate::error::Error;
+use crate::layout::Planned;
 use crate::pack_quantized::{self, Names};
 use crate::quantization::{Group, Groups};
-use crate::sink::Planned;
 use ir::Grid;
 use std::collections::{BTreeMap, BTreeSet};
 use tensor::DType;

@@ -4,16 +4,16 @@
 //! the bytes do not depend on the order or the number of threads in which the data comes. Data may
 //! come by rows; what is still missing at the end, or came twice, is an error.
 
+use crate::disk::{Disk, DiskFile, System};
 use crate::error::Error;
-use crate::header::{self, LENGTH_BYTES, TENSORS_MAX};
-use crate::write::{Written, sync_folder, write_file};
+use crate::header;
+use crate::layout::{Planned, aligned, check, head, split};
+use crate::write::{Written, hash_part, sync_folder, write_file_on};
 use serde_json::{Map, Value, json};
 use std::collections::{BTreeMap, HashMap};
-use std::fs::{self, File, OpenOptions};
-use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
-use std::sync::{Mutex, PoisonError};
-use tensor::DType;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
 
 /// The longest file that is written where nothing else is asked for, in bytes of data: that of
 /// transformers.
@@ -21,25 +21,13 @@ pub const SHARD_BYTES: u64 = 5_000_000_000;
 
 const SINGLE: &str = "model.safetensors";
 const INDEX: &str = "model.safetensors.index.json";
-/// What readers of the format expect the data to begin at a multiple of.
-const DATA_ALIGNMENT: usize = 8;
 /// How many names a message lists.
 const LISTED: usize = 5;
-
-/// A tensor that is to be stored.
-#[derive(Clone, Debug, PartialEq, Eq, Hash)]
-pub struct Planned {
-    /// Its name.
-    pub name: String,
-    /// Its element type.
-    pub dtype: DType,
-    /// Its sizes, slowest dimension first.
-    pub shape: Vec<usize>,
-}
 
 /// A folder that is being written. Tensors may be put from several threads.
 #[derive(Debug)]
 pub struct Sink {
+    disk: Arc<dyn Disk>,
     folder: PathBuf,
     files: Vec<OpenFile>,
     places: Vec<Place>,
@@ -51,8 +39,10 @@ pub struct Sink {
 struct OpenFile {
     name: String,
     path: PathBuf,
-    file: File,
+    file: Box<dyn DiskFile>,
     bytes: u64,
+    /// Whether something was written since it was last flushed.
+    dirty: AtomicBool,
 }
 
 /// Where a tensor goes.
@@ -69,18 +59,6 @@ struct Place {
     written: Mutex<BTreeMap<u64, u64>>,
 }
 
-impl Planned {
-    /// A tensor that is to be stored.
-    pub fn new(name: impl Into<String>, dtype: DType, shape: impl Into<Vec<usize>>) -> Self {
-        Self { name: name.into(), dtype, shape: shape.into() }
-    }
-
-    /// The bytes its data takes; `None` if they overflow or are not whole.
-    pub fn bytes(&self) -> Option<u64> {
-        self.dtype.bytes_of(&self.shape).map(|n| n as u64)
-    }
-}
-
 impl Sink {
     /// Begins to write `folder`, which is made if it does not exist: one file, or several of at
     /// most `shard_bytes` bytes of data each (a larger tensor has a file to itself) and their
@@ -93,35 +71,81 @@ impl Sink {
     /// If a tensor may not be stored under its name or shape, a name comes twice, there is no
     /// tensor at all, one of the files exists already, or a file cannot be made.
     pub fn create(folder: &Path, tensors: Vec<Planned>, shard_bytes: u64) -> Result<Self, Error> {
+        Self::create_on(Arc::new(System), folder, tensors, shard_bytes)
+    }
+
+    /// [`Sink::create`] on another disk than the system's.
+    ///
+    /// # Errors
+    /// Those of [`Sink::create`].
+    pub fn create_on(
+        disk: Arc<dyn Disk>,
+        folder: &Path,
+        tensors: Vec<Planned>,
+        shard_bytes: u64,
+    ) -> Result<Self, Error> {
         let total = check(&tensors)?;
+        let sink = Self::new(disk, folder);
+        let made = sink.disk.make_folder(folder);
+        made.map_err(|e| Error::write(folder, "make the folder", total, e))?;
+        let sink = sink.with_files(tensors, total, shard_bytes, Self::begin_file)?;
+        sink.sync()?;
+        sync_folder(&*sink.disk, folder)?;
+        Ok(sink)
+    }
+
+    /// Goes on with what [`Sink::create_on`] began with the same arguments in another process. No
+    /// tensor counts as put but those that [`Sink::keep`] is told of.
+    ///
+    /// # Errors
+    /// If a file is not there, or is not what was begun.
+    pub fn resume_on(
+        disk: Arc<dyn Disk>,
+        folder: &Path,
+        tensors: Vec<Planned>,
+        shard_bytes: u64,
+    ) -> Result<Self, Error> {
+        let total = check(&tensors)?;
+        Self::new(disk, folder).with_files(tensors, total, shard_bytes, Self::reopen_file)
+    }
+
+    fn new(disk: Arc<dyn Disk>, folder: &Path) -> Self {
+        Self {
+            disk,
+            folder: folder.to_owned(),
+            files: Vec::new(),
+            places: Vec::new(),
+            by_name: HashMap::new(),
+            index: None,
+        }
+    }
+
+    fn with_files(
+        mut self,
+        tensors: Vec<Planned>,
+        total: u64,
+        shard_bytes: u64,
+        file: impl Fn(&Self, &str, &[u8], u64) -> Result<Box<dyn DiskFile>, Error>,
+    ) -> Result<Self, Error> {
         let shards = split(tensors, shard_bytes);
         let count = shards.len();
         let file_name = |i: usize| match count {
             1 => SINGLE.to_owned(),
             _ => format!("model-{:05}-of-{count:05}.safetensors", i + 1),
         };
-        let made = fs::create_dir_all(folder);
-        made.map_err(|e| Error::write(folder, "make the folder", total, e))?;
-        let mut sink = Self {
-            folder: folder.to_owned(),
-            files: Vec::new(),
-            places: Vec::new(),
-            by_name: HashMap::new(),
-            index: None,
-        };
         let mut weight_map = BTreeMap::new();
         for (i, shard) in shards.into_iter().enumerate() {
             let name = file_name(i);
             weight_map.extend(shard.iter().map(|t| (t.name.clone(), name.clone())));
-            sink.begin_file(name, shard)?;
+            self.add_file(name, shard, &file)?;
         }
         if count > 1 {
             let weight_map: Map<String, Value> =
                 weight_map.into_iter().map(|(tensor, file)| (tensor, file.into())).collect();
             let index = json!({ "metadata": { "total_size": total }, "weight_map": weight_map });
-            sink.index = Some(format!("{index:#}\n").into_bytes());
+            self.index = Some(format!("{index:#}\n").into_bytes());
         }
-        Ok(sink)
+        Ok(self)
     }
 
     /// Writes the whole tensor `name`, little-endian and row-major.
@@ -130,13 +154,13 @@ impl Sink {
     /// If `name` was not planned, `bytes` is not its length, any of it was put before, or the file
     /// cannot be written.
     pub fn put(&self, name: &str, bytes: &[u8]) -> Result<(), Error> {
-        let place = self.place(name)?;
+        let (place, file) = self.place(name)?;
         if bytes.len() as u64 != place.bytes {
             let (found, expected) = (bytes.len(), place.bytes);
             let message = format!("tensor {name:?} takes {expected} bytes, {found} were put");
             return Err(Error::Internal(message));
         }
-        self.write(place, 0, bytes)
+        self.write(place, file, 0, bytes)
     }
 
     /// Writes rows of the tensor `name` from row `first_row` on: as many as `bytes` holds.
@@ -144,13 +168,13 @@ impl Sink {
     /// # Errors
     /// Those of [`Sink::put`], and if `bytes` does not hold whole rows.
     pub fn put_rows(&self, name: &str, first_row: usize, bytes: &[u8]) -> Result<(), Error> {
-        let place = self.place(name)?;
+        let (place, file) = self.place(name)?;
         let length = bytes.len() as u64;
         let row = place.row_bytes.filter(|&row| length.checked_rem(row).is_none_or(|r| r == 0));
         let at = row.and_then(|row| row.checked_mul(first_row as u64));
         let end = at.and_then(|at| at.checked_add(length));
         match at.filter(|_| end.is_some_and(|end| end <= place.bytes)) {
-            Some(at) => self.write(place, at, bytes),
+            Some(at) => self.write(place, file, at, bytes),
             None => Err(Error::Internal(format!(
                 "{length} bytes are not whole rows of tensor {name:?} from row {first_row} on"
             ))),
@@ -170,20 +194,98 @@ impl Sink {
             let message = format!("{count} tensors were not put, or not whole: {first:?}");
             return Err(Error::Internal(message));
         }
-        let mut written = Vec::new();
-        for OpenFile { name, path, file, bytes } in self.files {
-            file.sync_all().map_err(|e| Error::write(&path, "flush the file", bytes, e))?;
-            written.push(Written { name, bytes });
-        }
+        self.sync()?;
+        let written = |f: &OpenFile| Written { name: f.name.clone(), bytes: f.bytes };
+        let mut written: Vec<Written> = self.files.iter().map(written).collect();
         if let Some(index) = self.index {
-            written.push(write_file(&self.folder, INDEX, &index)?);
+            written.push(write_file_on(&*self.disk, &self.folder, INDEX, &index)?);
         }
-        sync_folder(&self.folder)?;
+        sync_folder(&*self.disk, &self.folder)?;
         Ok(written)
     }
 
+    /// Flushes what was put to the disk.
+    ///
+    /// # Errors
+    /// If the disk fails. What was put since the last flush may then be lost.
+    pub fn sync(&self) -> Result<(), Error> {
+        for file in &self.files {
+            if file.dirty.swap(false, Ordering::Relaxed) {
+                let synced = file.file.sync();
+                synced.map_err(|e| Error::write(&file.path, "flush the file", file.bytes, e))?;
+            }
+        }
+        Ok(())
+    }
+
+    /// The SHA-256 of the tensor `name` as the file has it, in lower-case hexadecimal.
+    ///
+    /// # Errors
+    /// If `name` was not planned, or the file cannot be read.
+    pub fn hash(&self, name: &str) -> Result<String, Error> {
+        let (place, file) = self.place(name)?;
+        let hash = hash_part(&*file.file, place.begin, place.bytes);
+        hash.map_err(|e| Error::io(&file.path, "read the file", e))
+    }
+
+    /// The bytes of the tensor `name` as the file has them.
+    ///
+    /// # Errors
+    /// If `name` was not planned, or the file cannot be read.
+    pub fn get(&self, name: &str) -> Result<Vec<u8>, Error> {
+        let (place, file) = self.place(name)?;
+        let mut bytes = vec![0; place.bytes as usize];
+        let read = file.file.read_exact_at(&mut bytes, place.begin);
+        read.map_err(|e| Error::io(&file.path, "read the file", e))?;
+        Ok(bytes)
+    }
+
+    /// Counts the tensor `name` as put: another process has.
+    ///
+    /// # Errors
+    /// If `name` was not planned, or any of it was put before.
+    pub fn keep(&self, name: &str) -> Result<(), Error> {
+        let (place, _) = self.place(name)?;
+        place.claim(0, place.bytes).then_some(()).ok_or_else(|| twice(place, 0))
+    }
+
+    /// The names of the files in which tensors are.
+    pub fn files(&self) -> impl Iterator<Item = &str> {
+        self.files.iter().map(|f| f.name.as_str())
+    }
+
     /// Makes the file `name`, of its final length, and writes its header.
-    fn begin_file(&mut self, name: String, tensors: Vec<Planned>) -> Result<(), Error> {
+    fn begin_file(&self, name: &str, head: &[u8], bytes: u64) -> Result<Box<dyn DiskFile>, Error> {
+        let path = self.folder.join(name);
+        let failed = |doing| {
+            let path = path.clone();
+            move |e| Error::write(&path, doing, bytes, e)
+        };
+        let file = self.disk.create(&path).map_err(failed("make the file"))?;
+        file.set_len(bytes).map_err(failed("lengthen the file"))?;
+        file.write_all_at(head, 0).map_err(failed("write the file"))?;
+        Ok(file)
+    }
+
+    /// Opens the file `name`, which must be as [`Sink::begin_file`] made it but for its data.
+    fn reopen_file(&self, name: &str, head: &[u8], bytes: u64) -> Result<Box<dyn DiskFile>, Error> {
+        let path = self.folder.join(name);
+        let io = |e| Error::io(&path, "read the file", e);
+        let file = self.disk.edit(&path).map_err(io)?;
+        let mut found = vec![0; head.len()];
+        if file.bytes().map_err(io)? == bytes {
+            file.read_exact_at(&mut found, 0).map_err(io)?;
+        }
+        let same = found == head;
+        same.then_some(file).ok_or_else(|| Error::broken(&path, "is not the file that was begun"))
+    }
+
+    fn add_file(
+        &mut self,
+        name: String,
+        tensors: Vec<Planned>,
+        file: impl Fn(&Self, &str, &[u8], u64) -> Result<Box<dyn DiskFile>, Error>,
+    ) -> Result<(), Error> {
         let path = self.folder.join(&name);
         let tensors = aligned(tensors);
         let (head, ends) = head(&tensors);
@@ -193,14 +295,7 @@ impl Sink {
         // What is written is what the reader accepts; only the header's own caps can fail.
         let broken = |fault| Error::Header { path: path.clone(), fault };
         header::parse(&head, bytes).map_err(broken)?;
-        let failed = |doing| {
-            let path = path.clone();
-            move |e| Error::write(&path, doing, bytes, e)
-        };
-        let create = OpenOptions::new().write(true).create_new(true).open(&path);
-        let file = create.map_err(failed("make the file"))?;
-        file.set_len(bytes).map_err(failed("lengthen the file"))?;
-        file.write_all_at(&head, 0).map_err(failed("write the file"))?;
+        let file = file(self, &name, &head, bytes)?;
         let begins = std::iter::once(0).chain(ends.iter().copied());
         for ((tensor, begin), end) in tensors.into_iter().zip(begins).zip(&ends) {
             let row = tensor.shape.get(1..).unwrap_or_default();
@@ -215,26 +310,30 @@ impl Sink {
             self.by_name.insert(place.name.clone(), self.places.len());
             self.places.push(place);
         }
-        self.files.push(OpenFile { name, path, file, bytes });
+        let dirty = AtomicBool::new(true);
+        self.files.push(OpenFile { name, path, file, bytes, dirty });
         Ok(())
     }
 
-    fn place(&self, name: &str) -> Result<&Place, Error> {
-        let found = self.by_name.get(name).and_then(|&i| self.places.get(i));
+    fn place(&self, name: &str) -> Result<(&Place, &OpenFile), Error> {
+        let place = self.by_name.get(name).and_then(|&i| self.places.get(i));
+        let found = place.and_then(|place| Some((place, self.files.get(place.file)?)));
         found.ok_or_else(|| Error::Internal(format!("tensor {name:?} was not planned")))
     }
 
     /// Writes a part of a tensor that lies inside it.
-    fn write(&self, place: &Place, at: u64, bytes: &[u8]) -> Result<(), Error> {
-        let file = self.files.get(place.file);
-        let file = file.ok_or_else(|| Error::Internal("a tensor has no file".into()))?;
+    fn write(&self, place: &Place, file: &OpenFile, at: u64, bytes: &[u8]) -> Result<(), Error> {
         if !place.claim(at, at + bytes.len() as u64) {
-            let message = format!("tensor {:?} was put twice, at byte {at}", place.name);
-            return Err(Error::Internal(message));
+            return Err(twice(place, at));
         }
+        file.dirty.store(true, Ordering::Relaxed);
         let written = file.file.write_all_at(bytes, place.begin + at);
         written.map_err(|e| Error::write(&file.path, "write the file", file.bytes, e))
     }
+}
+
+fn twice(place: &Place, at: u64) -> Error {
+    Error::Internal(format!("tensor {:?} was put twice, at byte {at}", place.name))
 }
 
 impl Place {
@@ -265,81 +364,4 @@ impl Place {
         let written = self.written.lock().unwrap_or_else(PoisonError::into_inner);
         self.bytes == 0 || written.get(&0) == Some(&self.bytes)
     }
-}
-
-/// The bytes that all tensors take together.
-fn check(tensors: &[Planned]) -> Result<u64, Error> {
-    if tensors.is_empty() || tensors.len() > TENSORS_MAX {
-        let rule = format!("{} tensors are to be stored: 1 to {TENSORS_MAX} can be", tensors.len());
-        return Err(Error::Internal(rule));
-    }
-    let (mut names, mut total) = (std::collections::HashSet::new(), 0u64);
-    for tensor in tensors {
-        let Planned { name, dtype, shape } = tensor;
-        header::check_name(name).map_err(|rule| Error::tensor(name, format!("its name {rule}")))?;
-        if name == "__metadata__" {
-            return Err(Error::tensor(name, "the name has another meaning in the format"));
-        }
-        if !names.insert(name.as_str()) {
-            return Err(Error::Internal(format!("tensor {name:?} is planned twice")));
-        }
-        // Far below the signed lengths that systems count files in.
-        let sum = tensor.bytes().and_then(|n| total.checked_add(n)).filter(|&n| n < 1 << 62);
-        let rule = || Error::tensor(name, format!("{dtype} {shape:?} overflows, or is not whole"));
-        total = sum.ok_or_else(rule)?;
-    }
-    Ok(total)
-}
-
-/// Fills one file after the other.
-fn split(tensors: Vec<Planned>, shard_bytes: u64) -> Vec<Vec<Planned>> {
-    let (mut shards, mut shard, mut filled) = (Vec::new(), Vec::new(), 0u64);
-    for tensor in tensors {
-        let bytes = tensor.bytes().unwrap_or(u64::MAX);
-        if !shard.is_empty() && filled.saturating_add(bytes) > shard_bytes {
-            shards.push(std::mem::take(&mut shard));
-            filled = 0;
-        }
-        filled = filled.saturating_add(bytes);
-        shard.push(tensor);
-    }
-    shards.push(shard);
-    shards
-}
-
-/// The same tensors such that each begins at a multiple of its element's width.
-fn aligned(mut tensors: Vec<Planned>) -> Vec<Planned> {
-    let width = |t: &Planned| t.dtype.bits().div_ceil(8) as u64;
-    let mut begin = 0u64;
-    let is_aligned = tensors.iter().all(|t| {
-        let fits = begin.is_multiple_of(width(t));
-        begin = begin.saturating_add(t.bytes().unwrap_or(0));
-        fits
-    });
-    if !is_aligned {
-        tensors.sort_by_key(|t| std::cmp::Reverse(width(t)));
-    }
-    tensors
-}
-
-/// The length word and the header, and where each tensor ends in the data.
-fn head(tensors: &[Planned]) -> (Vec<u8>, Vec<u64>) {
-    let (mut json, mut begin, mut ends) = (Map::new(), 0u64, Vec::new());
-    json.insert("__metadata__".into(), json!({ "format": "pt" }));
-    for tensor in tensors {
-        let end = begin.saturating_add(tensor.bytes().unwrap_or(0));
-        let entry = json!({
-            "dtype": tensor.dtype.name(),
-            "shape": tensor.shape,
-            "data_offsets": [begin, end],
-        });
-        json.insert(tensor.name.clone(), entry);
-        ends.push(end);
-        begin = end;
-    }
-    let mut json = Value::Object(json).to_string().into_bytes();
-    json.resize((LENGTH_BYTES + json.len()).next_multiple_of(DATA_ALIGNMENT) - LENGTH_BYTES, b' ');
-    let mut head = (json.len() as u64).to_le_bytes().to_vec();
-    head.append(&mut json);
-    (head, ends)
 }

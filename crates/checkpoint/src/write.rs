@@ -1,12 +1,12 @@
 //! Whole files: written so that nobody sees half of one, hashed, and carried over from a model.
 
 use crate::checkpoint::Checkpoint;
+use crate::disk::{Disk, DiskFile, System};
 use crate::error::Error;
 use crate::header::is_invisible;
 use sha2::{Digest, Sha256};
-use std::fs::{self, File, OpenOptions};
-use std::io::{self, Read, Write};
-use std::path::{Path, PathBuf};
+use std::io;
+use std::path::Path;
 
 /// The longest file that is carried over beside the weights: the largest tokenizers take 40 MB.
 const SIDE_FILE_MAX: usize = 256 << 20;
@@ -45,6 +45,19 @@ pub struct Written {
 /// # Errors
 /// If `name` is not a plain file name, or the file cannot be written.
 pub fn write_file(folder: &Path, name: &str, bytes: &[u8]) -> Result<Written, Error> {
+    write_file_on(&System, folder, name, bytes)
+}
+
+/// [`write_file`] on another disk than the system's.
+///
+/// # Errors
+/// Those of [`write_file`].
+pub fn write_file_on(
+    disk: &dyn Disk,
+    folder: &Path,
+    name: &str,
+    bytes: &[u8],
+) -> Result<Written, Error> {
     let path = folder.join(name);
     let plain = !name.contains(['/', '\\']) && !name.chars().any(is_invisible);
     if !plain || name.is_empty() || name.starts_with('.') {
@@ -55,15 +68,15 @@ pub fn write_file(folder: &Path, name: &str, bytes: &[u8]) -> Result<Written, Er
         let (path, needed) = (path.clone(), bytes.len() as u64);
         move |e| Error::write(&path, doing, needed, e)
     };
-    let written = write_new(&beside, bytes).map_err(failed("write the file"));
+    let written = write_new(disk, &beside, bytes).map_err(failed("write the file"));
     let renamed = written
-        .and_then(|()| fs::rename(&beside, &path).map_err(failed("rename the file into place")));
+        .and_then(|()| disk.rename(&beside, &path).map_err(failed("rename the file into place")));
     if let Err(e) = renamed {
         // The first error is the one to tell; what is left over is hidden and is replaced.
-        let _ = fs::remove_file(&beside);
+        let _ = disk.remove_file(&beside);
         return Err(e);
     }
-    sync_folder(folder)?;
+    sync_folder(disk, folder)?;
     Ok(Written { name: name.to_owned(), bytes: bytes.len() as u64 })
 }
 
@@ -72,23 +85,34 @@ pub fn write_file(folder: &Path, name: &str, bytes: &[u8]) -> Result<Written, Er
 /// # Errors
 /// If there is no regular file, or it cannot be read.
 pub fn hash_file(path: &Path) -> Result<(String, u64), Error> {
+    hash_file_on(&System, path)
+}
+
+/// [`hash_file`] on another disk than the system's.
+///
+/// # Errors
+/// Those of [`hash_file`].
+pub fn hash_file_on(disk: &dyn Disk, path: &Path) -> Result<(String, u64), Error> {
     let io = |e| Error::io(path, "read the file", e);
-    if !fs::metadata(path).map_err(io)?.is_file() {
+    if !std::fs::metadata(path).map_err(io)?.is_file() {
         return Err(Error::broken(path, "is not a regular file"));
     }
-    let mut file = File::open(path).map_err(io)?;
-    let (mut hash, mut bytes, mut chunk) = (Sha256::new(), 0u64, vec![0; CHUNK]);
-    loop {
-        let read = match file.read(&mut chunk) {
-            Ok(0) => break,
-            Ok(read) => read,
-            Err(e) if e.kind() == io::ErrorKind::Interrupted => continue,
-            Err(e) => return Err(io(e)),
-        };
-        hash.update(chunk.get(..read).unwrap_or_default());
-        bytes = bytes.saturating_add(read as u64);
+    let file = disk.open(path).map_err(io)?;
+    let bytes = file.bytes().map_err(io)?;
+    Ok((hash_part(&*file, 0, bytes).map_err(io)?, bytes))
+}
+
+/// The SHA-256 of so many bytes of a file from `at` on, in lower-case hexadecimal.
+pub(crate) fn hash_part(file: &dyn DiskFile, at: u64, bytes: u64) -> io::Result<String> {
+    let (mut hash, mut done, mut chunk) = (Sha256::new(), 0u64, vec![0; CHUNK]);
+    while done < bytes {
+        let part = (bytes - done).min(CHUNK as u64) as usize;
+        let part = chunk.get_mut(..part).unwrap_or_default();
+        file.read_exact_at(part, at + done)?;
+        hash.update(&*part);
+        done += part.len() as u64;
     }
-    Ok((hash.finalize().iter().map(|byte| format!("{byte:02x}")).collect(), bytes))
+    Ok(hash.finalize().iter().map(|byte| format!("{byte:02x}")).collect())
 }
 
 impl Checkpoint {
@@ -100,20 +124,19 @@ impl Checkpoint {
         self.names().iter().filter(|name| is_side_file(name)).cloned().collect()
     }
 
-    /// Copies one of [`Checkpoint::side_files`] into `folder` under the same name, as
-    /// [`write_file`] writes. A link is followed only where the checkpoint's own may be.
+    /// The bytes of one of [`Checkpoint::side_files`]. A link is followed only where the
+    /// checkpoint's own may be.
     ///
     /// # Errors
     /// If the file is not a side file, leaves the model's folder, is longer than 256 MiB, or
-    /// cannot be read or written.
-    pub fn copy_side_file(&self, name: &str, folder: &Path) -> Result<Written, Error> {
+    /// cannot be read.
+    pub fn read_side_file(&self, name: &str) -> Result<Vec<u8>, Error> {
         let missing =
             || Error::broken(&self.folder().join(name), "is not a side file of the model");
         if !is_side_file(name) {
             return Err(missing());
         }
-        let bytes = self.side_file(name, SIDE_FILE_MAX)?.ok_or_else(missing)?;
-        write_file(folder, name, &bytes)
+        self.side_file(name, SIDE_FILE_MAX)?.ok_or_else(missing)
     }
 }
 
@@ -123,22 +146,19 @@ fn is_side_file(name: &str) -> bool {
 }
 
 /// Writes a new file through to the disk. One of this name is left over from a crash.
-fn write_new(path: &Path, bytes: &[u8]) -> io::Result<()> {
-    let create = || OpenOptions::new().write(true).create_new(true).open(path);
-    let mut file = match create() {
+fn write_new(disk: &dyn Disk, path: &Path, bytes: &[u8]) -> io::Result<()> {
+    let file = match disk.create(path) {
         Err(e) if e.kind() == io::ErrorKind::AlreadyExists => {
-            fs::remove_file(path)?;
-            create()?
+            disk.remove_file(path)?;
+            disk.create(path)?
         }
         created => created?,
     };
-    file.write_all(bytes)?;
-    file.sync_all()
+    file.write_all_at(bytes, 0)?;
+    file.sync()
 }
 
 /// Flushes the names of a folder to the disk.
-pub(crate) fn sync_folder(folder: &Path) -> Result<(), Error> {
-    let path: PathBuf = folder.to_owned();
-    let synced = File::open(folder).and_then(|f| f.sync_all());
-    synced.map_err(|e| Error::write(&path, "flush the folder", 0, e))
+pub(crate) fn sync_folder(disk: &dyn Disk, folder: &Path) -> Result<(), Error> {
+    disk.sync_folder(folder).map_err(|e| Error::write(folder, "flush the folder", 0, e))
 }

@@ -10,6 +10,7 @@ use safetensors::SafeTensors;
 use std::fs;
 use std::os::unix::fs::{PermissionsExt, symlink};
 use std::path::Path;
+use std::sync::Arc;
 use tensor::DType;
 
 fn content(tensor: &Planned, seed: usize) -> Vec<u8> {
@@ -260,17 +261,60 @@ fn side_files_are_copied_and_nothing_else_is() {
     let opened = Checkpoint::open(model.path()).unwrap();
     assert_eq!(opened.side_files(), side);
     for name in side {
-        assert_eq!(opened.copy_side_file(name, out.path()).unwrap().bytes, 2);
+        write_file(out.path(), name, &opened.read_side_file(name).unwrap()).unwrap();
         assert_eq!(fs::read(out.path().join(name)).unwrap(), b"{}");
     }
     let mode = fs::metadata(out.path().join("LICENSE")).unwrap().permissions().mode();
     assert_eq!(mode & 0o111, 0, "a copy cannot be executed");
     for name in other.iter().chain(&["../secret", "merges.txt"]) {
-        assert!(opened.copy_side_file(name, out.path()).is_err(), "{name}");
+        assert!(opened.read_side_file(name).is_err(), "{name}");
     }
     fs::write(out.path().join("secret"), "s").unwrap();
     fs::remove_file(model.path().join("vocab.json")).unwrap();
     symlink(out.path().join("secret"), model.path().join("vocab.json")).unwrap();
-    let error = opened.copy_side_file("vocab.json", out.path()).unwrap_err().to_string();
+    let error = opened.read_side_file("vocab.json").unwrap_err().to_string();
     assert!(error.contains("link that leaves the folder"), "{error}");
+}
+
+#[test]
+fn another_process_goes_on_where_one_was_killed() {
+    let (whole, parts) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+    let disk = || Arc::new(checkpoint::disk::System);
+    for shard_bytes in [SHARD_BYTES, 16] {
+        let (whole, parts) = (whole.path().join("x"), parts.path().join("x"));
+        let _ = (fs::remove_dir_all(&whole), fs::remove_dir_all(&parts));
+        let sink = Sink::create(&whole, three(), shard_bytes).unwrap();
+        three().iter().for_each(|t| sink.put(&t.name, &content(t, 0)).unwrap());
+        let written = sink.finish().unwrap();
+
+        let sink = Sink::create(&parts, three(), shard_bytes).unwrap();
+        let all = three();
+        let (first, rest) = all.split_first().unwrap();
+        sink.put(&first.name, &content(first, 0)).unwrap();
+        sink.put(&rest[0].name, &vec![9; content(&rest[0], 0).len()]).unwrap();
+        let hash = sink.hash(&first.name).unwrap();
+        drop(sink);
+        let sink = Sink::resume_on(disk(), &parts, three(), shard_bytes).unwrap();
+        assert_eq!(sink.hash(&first.name).unwrap(), hash);
+        assert_eq!(sink.get(&first.name).unwrap(), content(first, 0));
+        sink.keep(&first.name).unwrap();
+        assert!(sink.keep(&first.name).is_err(), "kept twice");
+        assert!(sink.put(&first.name, &content(first, 0)).is_err(), "kept, then put");
+        rest.iter().for_each(|t| sink.put(&t.name, &content(t, 0)).unwrap());
+        assert_eq!(sink.finish().unwrap(), written);
+        for file in &written {
+            let read = |folder: &Path| fs::read(folder.join(&file.name)).unwrap();
+            assert_eq!(read(&whole), read(&parts), "{}", file.name);
+        }
+        // Another header, another length, and nothing at all are not what was begun.
+        let path = parts.join(&written[0].name);
+        let bytes = fs::read(&path).unwrap();
+        let resume = || Sink::resume_on(disk(), &parts, three(), shard_bytes).is_err();
+        fs::write(&path, [&bytes[..9], b"x", &bytes[10..]].concat()).unwrap();
+        assert!(resume(), "another header");
+        fs::write(&path, &bytes[..bytes.len() - 1]).unwrap();
+        assert!(resume(), "another length");
+        fs::remove_file(&path).unwrap();
+        assert!(resume(), "nothing");
+    }
 }

@@ -131,10 +131,21 @@ pub(crate) struct Compile {
     /// until the new one is complete.
     #[arg(long)]
     pub(crate) force: bool,
+    /// Discard the unfinished work of an earlier run, in OUTPUT.partial. Use it when the settings or
+    /// the model changed, or to build again what is up to date (with --force).
+    #[arg(long)]
+    pub(crate) fresh: bool,
     /// Print the plan and do nothing: tensors, bytes, refusals, memory, time. Use it before a long
     /// run; no weight is read.
     #[arg(long)]
     pub(crate) dry_run: bool,
+    /// Stop for good at the N-th time a point is reached, written NAME or NAME:N. Use it to test
+    /// what a kill there leaves.
+    #[arg(long, hide = true, value_name = "POINT")]
+    pub(crate) stop_at: Option<String>,
+    /// Let the N-th call to the disk fail: full:N or io:N. Use it to test what that leaves.
+    #[arg(long, hide = true, value_name = "FAULT")]
+    pub(crate) fail_at: Option<String>,
     #[command(flatten)]
     pub(crate) common: Common,
 }

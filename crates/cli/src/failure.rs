@@ -107,6 +107,11 @@ impl From<compiler::CompileError> for Failure {
             E::Refused(_) | E::Occupied { .. } | E::Pass(PassError::Weight { .. }) => {
                 (Code::Refused, None)
             }
+            E::Changed { .. } => (
+                Code::Refused,
+                Some("give the settings it was begun with, or --fresh to discard it".into()),
+            ),
+            E::NoRoom { .. } => (Code::Machine, None),
             E::Gate { ref kept, .. } => (
                 Code::Gate,
                 Some(format!(

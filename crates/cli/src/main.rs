@@ -4,6 +4,7 @@ mod allocator;
 mod args;
 mod eval;
 mod failure;
+mod fault;
 mod inspect;
 mod model;
 mod optimize;

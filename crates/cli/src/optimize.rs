@@ -1,13 +1,14 @@
 //! `optimize --quant int4 model/`: the main job.
 
 use crate::args::Compile;
-use crate::failure::{Code, Failure};
+use crate::failure::Failure;
+use crate::fault;
 use crate::model::{Opened, device};
-use crate::output::{CompileMeter, peak_memory, print, remark, size, write_whole};
+use crate::output::{CompileMeter, peak_memory, print, remark, size};
 use crate::plan;
 use crate::request::Request;
 use crate::tokens::{self, Streams};
-use compiler::{Destination, Done, Job, Plan, Quality, Tokens, compile, log_beside};
+use compiler::{Claim, Compiled, Destination, Job, Plan, Quality, Report, Spent, Tokens, compile};
 use serde_json::{Value, json};
 use std::fmt::Write;
 use std::path::Path;
@@ -30,7 +31,13 @@ pub(crate) fn run(args: &Compile) -> Result<(), Failure> {
         return pool.install(|| plan::show(&context, &planned, &cpu));
     }
     // Before any work: whether the result could be put anywhere.
-    let destination = Destination::claim(&out, args.force)?;
+    let claim = Claim {
+        force: args.force,
+        fresh: args.fresh,
+        disk: fault::disk(args)?,
+        ..Claim::new(opened.checkpoint.folder())
+    };
+    let destination = Destination::claim(&out, claim)?;
     pool.install(|| {
         let streams = tokens::streams(args, &request.recipe, &opened, planned.observes)?;
         let plan = make(streams.tokens())?;
@@ -47,13 +54,17 @@ pub(crate) fn run(args: &Compile) -> Result<(), Failure> {
             activations: room(args, &plan)?,
         };
         let mut meter = CompileMeter::new(args.common.quiet);
-        let done = compile(&job, destination, &mut |event| meter.event(&event));
+        let compiled = compile(&job, destination, &mut |event| meter.event(&event));
         meter.finish();
-        let done = done?;
-        let run = run_log(&done, &streams, started, &pool);
-        write_whole(&log_beside(&out), format!("{run:#}\n").as_bytes())
-            .map_err(|e| Failure::new(Code::Machine, e))?;
-        tell(args, &out, &done, &run)
+        match compiled? {
+            Compiled::UpToDate(report) => up_to_date(args, &out, &report),
+            Compiled::Made(made) => {
+                let report = made.report.clone();
+                let run = run_log(&made.spent, &streams, started, &pool);
+                made.publish(&format!("{run:#}\n"))?;
+                tell(args, &out, &report, &run)
+            }
+        }
     })
 }
 
@@ -69,8 +80,7 @@ fn room(args: &Compile, plan: &Plan) -> Result<u64, Failure> {
 }
 
 /// What the run alone determines.
-fn run_log(done: &Done, streams: &Streams, started: Instant, pool: &rayon::ThreadPool) -> Value {
-    let s = &done.spent;
+fn run_log(s: &Spent, streams: &Streams, started: Instant, pool: &rayon::ThreadPool) -> Value {
     json!({
         "seconds": {
             "total": started.elapsed().as_secs_f64(),
@@ -86,10 +96,24 @@ fn run_log(done: &Done, streams: &Streams, started: Instant, pool: &rayon::Threa
     })
 }
 
-fn tell(args: &Compile, out: &Path, done: &Done, run: &Value) -> Result<(), Failure> {
+/// Nothing was to be done.
+fn up_to_date(args: &Compile, out: &Path, report: &Report) -> Result<(), Failure> {
     if args.common.json {
-        let result =
-            json!({ "output": out.display().to_string(), "report": done.report, "run": run });
+        let out = out.display().to_string();
+        let result = json!({ "output": out, "up_to_date": true, "report": report });
+        return print(&format!("{result:#}"));
+    }
+    print(&format!("{} is up to date", out.display()))
+}
+
+fn tell(args: &Compile, out: &Path, report: &Report, run: &Value) -> Result<(), Failure> {
+    if args.common.json {
+        let result = json!({
+            "output": out.display().to_string(),
+            "up_to_date": false,
+            "report": report,
+            "run": run,
+        });
         return print(&format!("{result:#}"));
     }
     if !args.common.quiet {
@@ -107,11 +131,10 @@ fn tell(args: &Compile, out: &Path, done: &Done, run: &Value) -> Result<(), Fail
             seconds("measure"),
         ));
     }
-    print(&table(out, done))
+    print(&table(out, report))
 }
 
-fn table(out: &Path, done: &Done) -> String {
-    let report = &done.report;
+fn table(out: &Path, report: &Report) -> String {
     let mut text = String::new();
     let share = 100.0 * report.sizes.artifact as f64 / report.sizes.source.max(1) as f64;
     let _ = writeln!(text, "artifact    {}", out.display());

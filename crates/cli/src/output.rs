@@ -98,6 +98,17 @@ impl CompileMeter {
                 self.say(&id.to_string());
                 self.errors.clear();
             }
+            Event::Replay(id, done, total) => {
+                (self.done, self.total) = (*done, *total);
+                self.say(&format!("{id} is finished, going through it again"));
+            }
+            Event::Damaged(id) => {
+                if !self.quiet {
+                    remark(&format!(
+                        "warning: {id} was finished, but is damaged; it is done again"
+                    ));
+                }
+            }
             Event::Stage { block, pass } => {
                 if let Some(bar) = &self.bar {
                     bar.set_message(format!("{block}: {pass}, {}", self.left()));

@@ -29,10 +29,14 @@ pub(crate) struct Context<'a> {
 /// Prints the plan.
 pub(crate) fn show(cx: &Context<'_>, plan: &Plan, backend: &dyn Backend) -> Result<(), Failure> {
     let peak = plan.peak_memory(u64::MAX);
-    let seconds = plan.operations / rate(backend)? + plan.source_bytes as f64 / 5e8;
+    let rate = rate(backend)?;
+    let reading = plan.source_bytes as f64 / 5e8;
+    let seconds =
+        [plan.operations, plan.replay_operations].map(|operations| operations / rate + reading);
     if cx.args.common.json {
         return print(&format!("{:#}", as_json(cx, plan, peak, seconds)));
     }
+    let [seconds, replay] = seconds;
     let mut text = String::new();
     let _ = writeln!(text, "output      {}", cx.out.display());
     if plan.observes {
@@ -69,6 +73,10 @@ pub(crate) fn show(cx: &Context<'_>, plan: &Plan, backend: &dyn Backend) -> Resu
     }
     let tera = plan.operations / 1e12;
     let _ = writeln!(text, "time        about {seconds:.0} s here, for {tera:.2} TFLOP");
+    let _ = writeln!(
+        text,
+        "resume      a run that is killed goes on from its last block, {replay:.0} s at most to get there"
+    );
     if let Some(advice) = head_advice(plan) {
         let _ = writeln!(text, "advice      {advice}");
     }
@@ -126,7 +134,7 @@ fn rate(backend: &dyn Backend) -> Result<f64, Failure> {
     Ok(2.0 * (ROWS * WIDTH * WIDTH) as f64 / best)
 }
 
-fn as_json(cx: &Context<'_>, plan: &Plan, peak: u64, seconds: f64) -> Value {
+fn as_json(cx: &Context<'_>, plan: &Plan, peak: u64, seconds: [f64; 2]) -> Value {
     let tensors: Vec<Value> = plan
         .tensors
         .iter()
@@ -140,7 +148,8 @@ fn as_json(cx: &Context<'_>, plan: &Plan, peak: u64, seconds: f64) -> Value {
         "peak_memory": peak,
         "activation_bytes": plan.activation_bytes,
         "operations": plan.operations,
-        "seconds": seconds,
+        "seconds": seconds[0],
+        "replay_seconds": seconds[1],
         "advice": head_advice(plan),
     })
 }

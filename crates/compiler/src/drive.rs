@@ -1,25 +1,29 @@
 //! The streaming driver: block by block from the source to the artifact.
 
 use crate::CompileError;
-use crate::layer::{Streams, hex};
+use crate::begin::{begin, kept, open_journal, up_to_date};
+use crate::identity;
+use crate::journal::Journal;
+use crate::layer::Streams;
 use crate::output;
 use crate::pass::Pass;
 use crate::plan::Plan;
 use crate::proof;
 use crate::publish::Destination;
 use crate::recipe::{Dtype, Recipe};
-use crate::report::{FileHash, Quality, Report, Sizes, TokensReport, WeightReport};
+use crate::report::{FileHash, Report, Sizes, WeightReport};
 use backend::{Backend, Interpreter};
 use calibration::{Activations, Model, Room};
-use checkpoint::{Checkpoint, SHARD_BYTES, Sink};
+use checkpoint::disk::Disk;
+use checkpoint::{Checkpoint, Sink, write_file_on};
 use ir::BlockId;
-use serde_json::json;
-use sha2::{Digest, Sha256};
+use serde_json::Value;
 use std::collections::BTreeMap;
+use std::path::Path;
 use std::time::{Duration, Instant};
 
 /// The numerics class of this driver: the same bytes on every machine.
-const NUMERICS: &str = "default";
+pub(crate) const NUMERICS: &str = "default";
 
 /// A compilation to be run.
 pub struct Job<'a> {
@@ -59,6 +63,10 @@ pub struct Text<'a> {
 pub enum Event<'a> {
     /// A block begins: which, of how many.
     Block(BlockId, usize, usize),
+    /// A block that an earlier process finished is gone through: which, of how many.
+    Replay(BlockId, usize, usize),
+    /// A block that an earlier process finished is damaged, and is done again.
+    Damaged(BlockId),
     /// A stage of a pass begins.
     Stage {
         /// On which block.
@@ -89,45 +97,77 @@ pub struct Spent {
     pub measure: Duration,
 }
 
-/// A published artifact.
+/// What a compilation came to.
 #[derive(Debug)]
-pub struct Done {
+pub enum Compiled {
+    /// The artifact is at its place already: nothing was done.
+    UpToDate(Box<Report>),
+    /// The artifact is complete, and is yet to be published.
+    Made(Box<Made>),
+}
+
+/// A complete artifact that nobody sees yet.
+#[derive(Debug)]
+pub struct Made {
     /// What it says of itself.
     pub report: Report,
     /// Where the time went.
     pub spent: Spent,
+    destination: Destination,
+}
+
+impl Made {
+    /// Puts the artifact at its place, and what the run says of itself beside it.
+    ///
+    /// # Errors
+    /// If the disk fails. The work is kept then.
+    pub fn publish(self, log: &str) -> Result<(), CompileError> {
+        self.destination.publish(&self.report, log)
+    }
 }
 
 /// The state of a run.
 pub(crate) struct Driver<'a> {
     pub(crate) job: &'a Job<'a>,
     pub(crate) interpreter: Interpreter<'a>,
+    pub(crate) disk: &'a dyn Disk,
     pub(crate) sink: Sink,
+    pub(crate) journal: Journal,
     pub(crate) hashes: BTreeMap<String, String>,
     pub(crate) weights: Vec<WeightReport>,
     pub(crate) spent: Spent,
+    destination: &'a Destination,
     events: &'a mut dyn FnMut(Event<'_>),
 }
 
-/// Compiles, judges the result, and publishes it.
+/// Compiles and judges the result.
 ///
 /// # Errors
 /// If the input is broken, the machine fails, or the result does not keep the recipe's limits. No
-/// output is visible then.
+/// output is visible then, and what was finished is kept: the same job goes on from there.
 pub fn compile(
     job: &Job<'_>,
     destination: Destination,
     events: &mut dyn FnMut(Event<'_>),
-) -> Result<Done, CompileError> {
+) -> Result<Compiled, CompileError> {
+    let settings = identity::settings(job)?;
+    if let Some(report) = up_to_date(job, &destination, &settings)? {
+        return Ok(Compiled::UpToDate(Box::new(report)));
+    }
+    if destination.fresh() {
+        destination.clear()?;
+    }
+    let journal = open_journal(&destination, &settings)?;
     let mut spent = Spent::default();
-    let report = match kept(job, &destination)? {
+    let kept = if journal.is_some() { kept(job, &destination, &settings)? } else { None };
+    let report = match kept {
         Some(report) => {
             events(Event::Kept);
             report
         }
         None => {
-            destination.clear()?;
-            let report = build(job, &destination, &mut spent, events)?;
+            let work = begin(job, &destination, journal, &settings)?;
+            let report = build(job, &destination, work, &settings, &mut spent, events)?;
             destination.keep(&report)?;
             report
         }
@@ -135,51 +175,40 @@ pub fn compile(
     judge(job.recipe, &report, &destination)?;
     // The limits are part of the recipe that the report states; the work may be older than they.
     let report = Report { recipe: job.recipe.clone(), ..report };
-    destination.publish(&report)?;
-    Ok(Done { report, spent })
-}
-
-/// The report of finished work in the folder of unfinished work, if it is of this very job.
-fn kept(job: &Job<'_>, destination: &Destination) -> Result<Option<Report>, CompileError> {
-    let Some(report) = destination.kept() else { return Ok(None) };
-    let mut hashes = BTreeMap::new();
-    for spec in job.model.spec.tensors() {
-        let mut hash = Sha256::new();
-        let rows = spec.shape.first().copied().unwrap_or(1);
-        for begin in (0..rows).step_by(calibration::SLICE_ROWS) {
-            let slice = begin..(begin + calibration::SLICE_ROWS).min(rows);
-            hash.update(job.model.source.read_rows(&spec.tensor, slice)?.bytes());
-        }
-        hashes.insert(spec.tensor.clone(), hex(hash));
-    }
-    let same = identity(job, &hashes) == report.identity && destination.intact(&report)?;
-    Ok(same.then_some(report))
+    Ok(Compiled::Made(Box::new(Made { report, spent, destination })))
 }
 
 fn build<'a>(
     job: &'a Job<'a>,
-    destination: &Destination,
+    destination: &'a Destination,
+    (journal, sink): (Journal, Sink),
+    settings: &Value,
     spent: &mut Spent,
     events: &'a mut dyn FnMut(Event<'_>),
 ) -> Result<Report, CompileError> {
-    let folder = destination.artifact();
-    let sink = Sink::create(&folder, job.plan.tensors.clone(), SHARD_BYTES)?;
+    let (folder, disk) = (destination.artifact(), &**destination.disk());
     let mut driver = Driver {
         job,
         interpreter: Interpreter::new(job.backend),
+        disk,
         sink,
+        journal,
         hashes: BTreeMap::new(),
         weights: Vec::new(),
         spent: Spent::default(),
+        destination,
         events,
     };
-    let mut streams = driver.start(destination)?;
+    let mut streams = driver.start()?;
     driver.blocks(&mut streams)?;
     let Driver { interpreter, sink, hashes, weights, spent: used, events, .. } = driver;
     *spent = used;
     let clock = Instant::now();
+    destination.retain(&sink.files().collect::<Vec<_>>())?;
     sink.finish()?;
-    side_files(job, &folder)?;
+    disk.reached("weights-finished");
+    side_files(job, disk, &folder)?;
+    disk.reached("files-finished");
     spent.write += clock.elapsed();
     let clock = Instant::now();
     let quality = match streams.held {
@@ -189,8 +218,24 @@ fn build<'a>(
             Some(proof::measure(job, &interpreter, &folder, held)?)
         }
     };
+    disk.reached("measured");
     spent.measure = clock.elapsed();
-    report(job, &folder, hashes, weights, quality)
+    let report = Report {
+        tool: "optimize".into(),
+        version: env!("CARGO_PKG_VERSION").into(),
+        numerics: NUMERICS.into(),
+        recipe: job.recipe.clone(),
+        identity: identity::identity(settings, &hashes),
+        family: job.model.spec.family.into(),
+        source: hashes,
+        calibration: identity::tokens_report(&job.samples),
+        held_out: identity::tokens_report(&job.held_out),
+        weights,
+        sizes: Sizes { source: job.plan.source_bytes, artifact: job.plan.artifact_bytes },
+        quality,
+        files: manifest(disk, &folder)?,
+    };
+    Ok(report)
 }
 
 impl Driver<'_> {
@@ -199,7 +244,7 @@ impl Driver<'_> {
     }
 
     /// The embeddings of all token streams.
-    fn start(&mut self, destination: &Destination) -> Result<Streams, CompileError> {
+    fn start(&mut self) -> Result<Streams, CompileError> {
         let job = self.job;
         let clock = Instant::now();
         let spills = job.plan.activation_bytes > job.activations;
@@ -210,7 +255,7 @@ impl Driver<'_> {
             (job.activations as u128 * n as u128 / (samples + 2 * held).max(1) as u128) as usize
         };
         let start = |text: &Text<'_>, name| -> Result<Activations, CompileError> {
-            let spill = spills.then(|| destination.spill(name)).transpose()?;
+            let spill = spills.then(|| self.destination.spill(name)).transpose()?;
             let room = Room { bytes: share(tokens(text)), spill };
             let sequences = text.sequences.iter().map(|s| &s[..]);
             Ok(Activations::start(&self.interpreter, job.model, sequences, room)?)
@@ -231,96 +276,57 @@ impl Driver<'_> {
         let (job, spec) = (self.job, self.job.model.spec);
         let total = job.plan.blocks.len();
         for (index, (block, (id, planned))) in spec.blocks().zip(&job.plan.blocks).enumerate() {
-            self.progress(Event::Block(*id, index, total));
-            match id {
-                BlockId::Layer(i) => {
-                    let last = *i as usize + 1 == spec.layers.len();
-                    self.layer(planned, block, streams, last)?;
-                    if last {
-                        streams.samples = None;
+            let last = matches!(id, BlockId::Layer(i) if *i as usize + 1 == spec.layers.len());
+            if !self.replay(index, block, planned, streams, last)? {
+                self.progress(Event::Block(*id, index, total));
+                let reports = self.weights.len();
+                match id {
+                    BlockId::Layer(_) => self.layer(planned, block, streams, last)?,
+                    BlockId::Embedding | BlockId::Head => {
+                        let clock = Instant::now();
+                        self.sliced(block, planned)?;
+                        self.spent.write += clock.elapsed();
                     }
                 }
-                BlockId::Embedding | BlockId::Head => {
-                    let clock = Instant::now();
-                    self.sliced(block, planned)?;
-                    self.spent.write += clock.elapsed();
-                }
+                self.finished(block, planned, reports)?;
+            }
+            if last {
+                streams.samples = None;
             }
         }
         Ok(())
     }
+
+    /// The unfinished work is of another job.
+    pub(crate) fn changed(&self, changes: &str) -> CompileError {
+        CompileError::Changed { path: self.destination.partial().into(), changes: changes.into() }
+    }
 }
 
 /// Everything of the artifact but weights and report.
-fn side_files(job: &Job<'_>, folder: &std::path::Path) -> Result<(), CompileError> {
+fn side_files(job: &Job<'_>, disk: &dyn Disk, folder: &Path) -> Result<(), CompileError> {
     let dtype = match job.recipe.dtype {
         Dtype::AsSource => None,
         Dtype::Bf16 => Some("bfloat16"),
     };
     let config = output::config(job.checkpoint.config(), job.plan, dtype)?;
-    checkpoint::write_file(folder, "config.json", format!("{config:#}\n").as_bytes())?;
+    write_file_on(disk, folder, "config.json", format!("{config:#}\n").as_bytes())?;
     for name in job.checkpoint.side_files() {
-        job.checkpoint.copy_side_file(&name, folder)?;
+        write_file_on(disk, folder, &name, &job.checkpoint.read_side_file(&name)?)?;
     }
     Ok(())
 }
 
-fn report(
-    job: &Job<'_>,
-    folder: &std::path::Path,
-    source: BTreeMap<String, String>,
-    weights: Vec<WeightReport>,
-    quality: Option<Quality>,
-) -> Result<Report, CompileError> {
+/// Every file of a folder, by name.
+fn manifest(disk: &dyn Disk, folder: &Path) -> Result<BTreeMap<String, FileHash>, CompileError> {
     let mut files = BTreeMap::new();
     let entries = std::fs::read_dir(folder).map_err(|e| CompileError::io("list", folder, e))?;
     for entry in entries {
         let entry = entry.map_err(|e| CompileError::io("list", folder, e))?;
-        let (sha256, bytes) = checkpoint::hash_file(&entry.path())?;
+        let (sha256, bytes) = checkpoint::hash_file_on(disk, &entry.path())?;
         files.insert(entry.file_name().to_string_lossy().into_owned(), FileHash { bytes, sha256 });
     }
-    Ok(Report {
-        tool: "optimize".into(),
-        version: env!("CARGO_PKG_VERSION").into(),
-        numerics: NUMERICS.into(),
-        recipe: job.recipe.clone(),
-        identity: identity(job, &source),
-        family: job.model.spec.family.into(),
-        source,
-        calibration: tokens_report(&job.samples),
-        held_out: tokens_report(&job.held_out),
-        weights,
-        sizes: Sizes { source: job.plan.source_bytes, artifact: job.plan.artifact_bytes },
-        quality,
-        files,
-    })
-}
-
-fn tokens_report(text: &Text<'_>) -> TokensReport {
-    if text.sequences.is_empty() {
-        return TokensReport::default();
-    }
-    TokensReport {
-        from: text.from.into(),
-        sequences: text.sequences.len(),
-        tokens: text.sequences.iter().map(Vec::len).sum(),
-        hash: calibration::samples::hash(text.sequences),
-    }
-}
-
-/// Everything that decides the artifact's bytes, hashed. The gate is not among it.
-fn identity(job: &Job<'_>, source: &BTreeMap<String, String>) -> String {
-    let recipe = Recipe { gate: Default::default(), ..job.recipe.clone() };
-    let all = json!({
-        "version": env!("CARGO_PKG_VERSION"),
-        "numerics": NUMERICS,
-        "recipe": recipe,
-        "calibration": tokens_report(&job.samples),
-        "held_out": tokens_report(&job.held_out),
-        "config": job.checkpoint.config(),
-        "source": source,
-    });
-    hex(Sha256::new().chain_update(all.to_string()))
+    Ok(files)
 }
 
 fn judge(recipe: &Recipe, report: &Report, destination: &Destination) -> Result<(), CompileError> {

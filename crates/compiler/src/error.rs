@@ -31,14 +31,34 @@ pub enum CompileError {
     #[error(transparent)]
     Pass(#[from] PassError),
     /// A file beside the weights could not be written.
-    #[error("cannot {what} {path:?}: {error}")]
+    #[error("cannot {what} {path:?}: {error}{}", room(path, *needed))]
     Io {
         /// What was tried.
         what: &'static str,
         /// On what.
         path: PathBuf,
+        /// Bytes that were to be written.
+        needed: Option<u64>,
         /// What the system said.
         error: std::io::Error,
+    },
+    /// The disk has not room for what is to be written; known before any work.
+    #[error("{path:?}: not enough room: {needed} bytes are needed, {free} are free")]
+    NoRoom {
+        /// Where it is to be written.
+        path: PathBuf,
+        /// Bytes still to be written.
+        needed: u64,
+        /// Bytes that are free.
+        free: u64,
+    },
+    /// The unfinished work at the output's place is of another job.
+    #[error("{path:?} holds unfinished work of another job: {changes}")]
+    Changed {
+        /// The folder of unfinished work.
+        path: PathBuf,
+        /// What has changed since.
+        changes: String,
     },
     /// The result does not keep the recipe's limits. It stays in the folder of unfinished work.
     #[error("the quality gate failed: {reasons}")]
@@ -57,7 +77,11 @@ pub enum CompileError {
 
 impl CompileError {
     pub(crate) fn io(what: &'static str, path: impl Into<PathBuf>, error: std::io::Error) -> Self {
-        Self::Io { what, path: path.into(), error }
+        Self::Io { what, path: path.into(), needed: None, error }
+    }
+
+    pub(crate) fn write(path: impl Into<PathBuf>, needed: u64, error: std::io::Error) -> Self {
+        Self::Io { what: "write", path: path.into(), needed: Some(needed), error }
     }
 }
 
@@ -71,6 +95,14 @@ impl From<backend::BackendError> for CompileError {
     fn from(error: backend::BackendError) -> Self {
         Self::Eval(error.into())
     }
+}
+
+/// How much was needed, and how much there is.
+fn room(path: &std::path::Path, needed: Option<u64>) -> String {
+    let Some(needed) = needed else { return String::new() };
+    let free = checkpoint::disk::free_bytes(path);
+    let free = free.map_or(String::new(), |free| format!(", {free} are free"));
+    format!(" ({needed} bytes are needed{free})")
 }
 
 fn listed(refusals: &[Refusal]) -> String {

@@ -11,6 +11,7 @@ use checkpoint::{Sink, pack_quantized};
 use ir::{Block, BlockId, Grid, Op, Quantized, Spec, Value, Weight};
 use rayon::prelude::*;
 use sha2::{Digest, Sha256};
+use std::collections::BTreeMap;
 use std::time::Instant;
 use tensor::{Bytes, DType, Tensor};
 
@@ -33,7 +34,8 @@ impl Driver<'_> {
         last: bool,
     ) -> Result<(), CompileError> {
         let clock = Instant::now();
-        let host = self.read(block)?;
+        let (host, source) = self.read(block)?;
+        self.hashes.extend(source);
         let streamed = streams.samples.is_some() || streams.held.is_some();
         let mut device = if streamed { Some(self.upload(&host, planned)?) } else { None };
         self.spent.load += clock.elapsed();
@@ -71,19 +73,33 @@ impl Driver<'_> {
         self.spent.write += clock.elapsed();
         let clock = Instant::now();
         if let Some(device) = device {
-            if let Some(samples) = streams.samples.as_mut().filter(|_| !last) {
-                samples.advance(&self.interpreter, &device)?;
-            }
-            if let Some([result, _]) = &mut streams.held {
-                result.advance(&self.interpreter, &device)?;
-            }
+            self.advance(streams, &device, last)?;
         }
         self.spent.forward += clock.elapsed();
         Ok(())
     }
 
+    /// Sends the streams through a layer as it was written; `last` if no other follows.
+    pub(crate) fn advance(
+        &self,
+        streams: &mut Streams,
+        device: &Block<DeviceWeight>,
+        last: bool,
+    ) -> Result<(), CompileError> {
+        if let Some(samples) = streams.samples.as_mut().filter(|_| !last) {
+            samples.advance(&self.interpreter, device)?;
+        }
+        if let Some([result, _]) = &mut streams.held {
+            result.advance(&self.interpreter, device)?;
+        }
+        Ok(())
+    }
+
     /// Reads a block whole, and hashes each tensor.
-    fn read(&mut self, block: &Block<Spec>) -> Result<Block, CompileError> {
+    pub(crate) fn read(
+        &self,
+        block: &Block<Spec>,
+    ) -> Result<(Block, BTreeMap<String, String>), CompileError> {
         let source = self.job.model.source;
         let read = |spec: &Spec| {
             let tensor = source.read_rows(&spec.tensor, 0..spec.shape[0])?;
@@ -92,16 +108,17 @@ impl Driver<'_> {
         };
         let all: Vec<(Weight, String)> =
             block.weights.par_iter().map(read).collect::<Result<_, CompileError>>()?;
+        let mut hashes = BTreeMap::new();
         let mut weights = Vec::with_capacity(all.len());
         for (weight, hash) in all {
-            self.hashes.insert(weight.spec.tensor.clone(), hash);
+            hashes.insert(weight.spec.tensor.clone(), hash);
             weights.push(weight);
         }
-        Ok(Block { id: block.id, ops: block.ops.clone(), weights })
+        Ok((Block { id: block.id, ops: block.ops.clone(), weights }, hashes))
     }
 
     /// The block on the device as it will be stored, but for what is to be quantized.
-    fn upload(
+    pub(crate) fn upload(
         &self,
         host: &Block,
         planned: &[PlannedWeight],
@@ -169,15 +186,26 @@ impl Driver<'_> {
             let index = rewrite.weight.0 as usize;
             self.report(block.id, &planned[index], &rewrite.outcome);
             if let Some(device) = device.as_deref_mut() {
-                let values = dequantized(&rewrite.quantized);
-                let shape = rewrite.quantized.shape.to_vec();
-                let tensor = Tensor::from_f32(shape.clone(), &values);
-                let tensor = tensor.ok_or_else(|| CompileError::Internal("codes".into()))?;
-                let spec = Spec { shape, dtype: DType::F32, ..planned[index].spec.clone() };
-                device.weights[index] = self.job.backend.prepare(Weight { spec, tensor })?;
+                self.place(device, index, &planned[index], &rewrite.quantized)?;
             }
         }
         self.spent.write += clock.elapsed();
+        Ok(())
+    }
+
+    /// Puts what is stored of a weight in its place on the device.
+    pub(crate) fn place(
+        &self,
+        device: &mut Block<DeviceWeight>,
+        index: usize,
+        planned: &PlannedWeight,
+        codes: &Quantized,
+    ) -> Result<(), CompileError> {
+        let shape = codes.shape.to_vec();
+        let tensor = Tensor::from_f32(shape.clone(), &dequantized(codes));
+        let tensor = tensor.ok_or_else(|| CompileError::Internal("codes".into()))?;
+        let spec = Spec { shape, dtype: DType::F32, ..planned.spec.clone() };
+        device.weights[index] = self.job.backend.prepare(Weight { spec, tensor })?;
         Ok(())
     }
 

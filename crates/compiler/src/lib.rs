@@ -5,8 +5,11 @@
 //! One block is resident. Each finished block is written, and the calibration samples go on through
 //! what was written, so a later block is fitted to the errors of the earlier ones.
 
+mod begin;
 mod drive;
 mod error;
+mod identity;
+mod journal;
 mod layer;
 mod output;
 mod pass;
@@ -15,15 +18,16 @@ mod proof;
 mod publish;
 mod recipe;
 mod report;
+mod resume;
 mod rows;
 mod verify;
 
-pub use drive::{Done, Event, Job, Spent, Text, compile};
+pub use drive::{Compiled, Event, Job, Made, Spent, Text, compile};
 pub use error::CompileError;
 pub use pass::{Outcome, Pass, PassCx, PassError, Refusal, Rewrite, Stage};
 pub use plan::{Choice, Plan, PlannedWeight, Tokens};
 pub use proof::Tensors;
-pub use publish::{Destination, log_beside};
+pub use publish::{Claim, Destination, log_beside};
 pub use recipe::{Calibration, Dtype, Gate, PassRecipe, Recipe};
 pub use report::{FileHash, Quality, Report, Sizes, TokensReport, WeightReport};
 pub use verify::{Difference, verify};

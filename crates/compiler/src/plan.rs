@@ -30,6 +30,9 @@ pub struct Plan {
     pub working_bytes: u64,
     /// Floating-point operations of forwards and Gram matrices.
     pub operations: f64,
+    /// Floating-point operations of the forwards through what is finished, when a killed run goes
+    /// on: the most there can be.
+    pub replay_operations: f64,
     /// Whether a pass needs calibration samples.
     pub observes: bool,
 }
@@ -122,6 +125,7 @@ impl Plan {
                 as u64,
             working_bytes: 0,
             operations: 0.0,
+            replay_operations: 0.0,
             observes,
             tensors,
             blocks: Vec::new(),
@@ -131,7 +135,9 @@ impl Plan {
         let work = layers.map(|(block, (_, weights))| Work::of(block, weights, observes, streams));
         plan.working_bytes =
             BASE_BYTES + work.clone().map(|w| w.bytes).max().unwrap_or(0).max(slices(model));
+        let replay = work.clone().map(|w| w.replay_operations(tokens)).sum::<f64>();
         plan.operations = work.map(|w| w.operations(tokens)).sum::<f64>();
+        plan.replay_operations = replay;
         plan.operations += 4.0 * (tokens.held_out * model.vocab * model.hidden) as f64;
         plan.blocks = blocks;
         Ok(plan)
@@ -231,6 +237,12 @@ impl Work {
         let running = host + device + gram * 4 + values;
         let rewritten = weights.iter().any(|w| w.grid().is_some());
         Self { bytes: solving.max(running), linear, last, gram: gram as f64, rewritten }
+    }
+
+    /// Of the forwards alone.
+    fn replay_operations(&self, tokens: Tokens) -> f64 {
+        let held = if self.rewritten { 4.0 } else { 2.0 };
+        (2.0 * tokens.calibration as f64 + held * tokens.held_out as f64) * self.linear
     }
 
     fn operations(&self, tokens: Tokens) -> f64 {

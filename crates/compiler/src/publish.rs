@@ -2,62 +2,102 @@
 
 use crate::CompileError;
 use crate::report::Report;
+use calibration::Spill;
+use checkpoint::disk::{Disk, DiskFile, System};
+use checkpoint::write_file_on;
 use std::fs::{self, File, OpenOptions};
+use std::io::{self, ErrorKind};
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 const LOCK: &str = "lock";
 const ARTIFACT: &str = "artifact";
 const FINISHED: &str = "finished.json";
+const LOG: &str = "log.json";
 const REPLACED: &str = "replaced";
 
+/// What may be done with what is there already.
+#[derive(Clone, Debug)]
+pub struct Claim {
+    /// Whether an artifact at the output's place gives way when the new one is complete.
+    pub force: bool,
+    /// Whether unfinished work is discarded.
+    pub fresh: bool,
+    /// The folder that is read; it is never the output.
+    pub input: PathBuf,
+    /// What everything is written through.
+    pub disk: Arc<dyn Disk>,
+}
+
+impl Claim {
+    /// Nothing that is there gives way.
+    pub fn new(input: &Path) -> Self {
+        Self { force: false, fresh: false, input: input.into(), disk: Arc::new(System) }
+    }
+}
+
 /// The place of an artifact, and the folder `OUT.partial` of all unfinished work beside it, locked.
+#[derive(Debug)]
 pub struct Destination {
+    disk: Arc<dyn Disk>,
     out: PathBuf,
     partial: PathBuf,
-    _lock: File,
+    force: bool,
+    fresh: bool,
+    existing: Option<Report>,
+    lock: File,
 }
 
 impl Destination {
-    /// Claims `out`. With `force`, an artifact that is there gives way when the new one is complete.
+    /// Claims `out`.
     ///
     /// # Errors
-    /// If something is there, or another run works on it.
-    pub fn claim(out: &Path, force: bool) -> Result<Self, CompileError> {
-        let occupied = |path: &Path, rule: &str| CompileError::Occupied {
-            path: path.into(),
-            rule: rule.into(),
-        };
+    /// If something is there that does not give way, or another run works on it.
+    pub fn claim(out: &Path, claim: Claim) -> Result<Self, CompileError> {
         if out.file_name().is_none() {
             return Err(occupied(out, "has no name that an output folder could be given"));
         }
-        if out.exists() && !force {
-            return Err(occupied(out, "exists; give another -o, or --force to replace it"));
-        }
-        if out.exists() && !out.join("config.json").is_file() {
-            return Err(occupied(out, "is no model folder, so even --force does not replace it"));
-        }
         let partial = beside(out, "partial");
-        if partial.exists() && !partial.join(LOCK).is_file() {
-            return Err(occupied(&partial, "is in the way, and no run made it; move it"));
+        let lock = lock(&partial)?;
+        let Claim { force, fresh, input, disk } = claim;
+        let (out, existing) = (out.to_path_buf(), None);
+        let mut new = Self { disk, out, partial, force, fresh, existing, lock };
+        new.look(&input)?;
+        Ok(new)
+    }
+
+    /// Looks at what is at the output's place.
+    fn look(&mut self, input: &Path) -> Result<(), CompileError> {
+        let replaced = self.partial.join(REPLACED);
+        if !self.out.exists() && replaced.is_dir() {
+            // A run was killed between two renames: the old artifact is not lost.
+            self.rename(&replaced, &self.out)?;
         }
-        let io = |what| move |path: &Path, error| CompileError::io(what, path, error);
-        match fs::create_dir(&partial) {
-            Err(e) if e.kind() != std::io::ErrorKind::AlreadyExists => {
-                return Err(io("create")(&partial, e));
-            }
-            _ => {}
+        if !self.out.exists() {
+            return Ok(());
         }
-        let path = partial.join(LOCK);
-        let mut options = OpenOptions::new();
-        let lock = options.create(true).write(true).truncate(false).open(&path);
-        let lock = lock.map_err(|e| io("create")(&path, e))?;
-        match lock.try_lock() {
-            Ok(()) => Ok(Self { out: out.into(), partial, _lock: lock }),
-            Err(fs::TryLockError::WouldBlock) => {
-                Err(occupied(&partial, "is in use: another run works on this output"))
-            }
-            Err(fs::TryLockError::Error(error)) => Err(io("lock")(&path, error)),
+        let canonical = |path: &Path| path.canonicalize().ok();
+        if let (Some(out), Some(input)) = (canonical(&self.out), canonical(input))
+            && input.starts_with(&out)
+        {
+            return Err(occupied(&self.out, "is or holds the model that is read; give another -o"));
         }
+        let report = fs::read_to_string(self.out.join("report.json"));
+        self.existing = report.ok().and_then(|text| serde_json::from_str(&text).ok());
+        if self.existing.is_none() && !self.force {
+            return Err(occupied(&self.out, "exists; give another -o, or --force to replace it"));
+        }
+        if !self.out.join("config.json").is_file() {
+            let rule = "is no model folder, so even --force does not replace it";
+            return Err(occupied(&self.out, rule));
+        }
+        Ok(())
+    }
+
+    /// What everything is written through.
+    pub(crate) fn disk(&self) -> &Arc<dyn Disk> {
+        &self.disk
     }
 
     /// The folder of unfinished work.
@@ -65,32 +105,69 @@ impl Destination {
         &self.partial
     }
 
+    /// The report of the artifact that is at the output's place.
+    pub(crate) fn existing(&self) -> Option<&Report> {
+        self.existing.as_ref()
+    }
+
+    /// The output's place.
+    pub(crate) fn out(&self) -> &Path {
+        &self.out
+    }
+
+    /// Whether an artifact at the output's place gives way.
+    pub(crate) fn force(&self) -> bool {
+        self.force
+    }
+
+    /// Whether unfinished work is discarded.
+    pub(crate) fn fresh(&self) -> bool {
+        self.fresh
+    }
+
     /// The folder that becomes the artifact.
     pub(crate) fn artifact(&self) -> PathBuf {
         self.partial.join(ARTIFACT)
     }
 
-    /// Removes what an earlier run left, but for the lock.
+    /// Removes what an earlier run left, but for the lock. The journal goes first: without it,
+    /// nothing counts.
     pub(crate) fn clear(&self) -> Result<(), CompileError> {
-        remove_file(&self.partial.join(FINISHED))?;
-        remove_folder(&self.artifact())?;
-        let artifact = self.artifact();
-        fs::create_dir(&artifact).map_err(|e| CompileError::io("create", artifact, e))
+        for name in [crate::journal::JOURNAL, FINISHED, LOG, ARTIFACT, REPLACED] {
+            self.remove(&self.partial.join(name))?;
+        }
+        for entry in list(&self.partial)? {
+            if entry.file_name().is_none_or(|name| name != LOCK) {
+                self.remove(&entry)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Removes from the artifact what is not among `names`: what a killed run left half-written.
+    pub(crate) fn retain(&self, names: &[&str]) -> Result<(), CompileError> {
+        for entry in list(&self.artifact())? {
+            let name = entry.file_name().unwrap_or_default();
+            if !names.iter().any(|known| name == *known) {
+                self.remove(&entry)?;
+            }
+        }
+        Ok(())
     }
 
     /// A file for hidden states, which nobody else can see and which goes with the process.
-    pub(crate) fn spill(&self, name: &str) -> Result<File, CompileError> {
+    pub(crate) fn spill(&self, name: &str) -> Result<Box<dyn Spill>, CompileError> {
         let path = self.partial.join(format!("{name}.spill"));
-        let mut options = OpenOptions::new();
-        let file = options.create(true).truncate(true).read(true).write(true).open(&path);
-        let file = file.map_err(|e| CompileError::io("create", path.clone(), e))?;
-        remove_file(&path)?;
-        Ok(file)
+        self.remove(&path)?;
+        let file = self.disk.create(&path).map_err(|e| CompileError::write(&path, 0, e))?;
+        self.remove(&path)?;
+        Ok(Box::new(SpillFile { file, path }))
     }
 
     /// Notes that the work is finished, whatever the gate will say of it.
     pub(crate) fn keep(&self, report: &Report) -> Result<(), CompileError> {
-        checkpoint::write_file(&self.partial, FINISHED, report.to_json().as_bytes())?;
+        write_file_on(&*self.disk, &self.partial, FINISHED, report.to_json().as_bytes())?;
+        self.disk.reached("work-kept");
         Ok(())
     }
 
@@ -100,42 +177,109 @@ impl Destination {
         serde_json::from_str(&text).ok()
     }
 
-    /// Whether the finished work is still what its report says.
-    pub(crate) fn intact(&self, report: &Report) -> Result<bool, CompileError> {
-        for (name, file) in &report.files {
-            let path = self.artifact().join(name);
-            if !path.is_file() || checkpoint::hash_file(&path)? != (file.sha256.clone(), file.bytes)
-            {
-                return Ok(false);
-            }
-        }
-        Ok(true)
-    }
-
-    /// Makes the artifact visible, and removes all else.
-    pub(crate) fn publish(self, report: &Report) -> Result<(), CompileError> {
+    /// Makes the artifact visible with the run's log beside it, and removes all else.
+    pub(crate) fn publish(self, report: &Report, log: &str) -> Result<(), CompileError> {
         let artifact = self.artifact();
-        checkpoint::write_file(&artifact, "report.json", report.to_json().as_bytes())?;
-        let rename = |from: &Path, to: &Path| {
-            fs::rename(from, to).map_err(|e| CompileError::io("publish", to, e))
-        };
-        let replaced = self.partial.join(REPLACED);
+        let disk = &*self.disk;
+        write_file_on(disk, &artifact, "report.json", report.to_json().as_bytes())?;
+        write_file_on(disk, &self.partial, LOG, log.as_bytes())?;
+        disk.reached("report-written");
         if self.out.exists() {
-            remove_folder(&replaced)?;
-            rename(&self.out, &replaced)?;
+            match disk.exchange(&artifact, &self.out) {
+                Err(e) if e.kind() == ErrorKind::Unsupported => {
+                    let replaced = self.partial.join(REPLACED);
+                    self.remove(&replaced)?;
+                    self.rename(&self.out, &replaced)?;
+                    disk.reached("old-set-aside");
+                    self.rename(&artifact, &self.out)?;
+                }
+                exchanged => {
+                    exchanged.map_err(|e| CompileError::io("publish", &self.out, e))?;
+                }
+            }
+        } else {
+            self.rename(&artifact, &self.out)?;
         }
-        rename(&artifact, &self.out)?;
+        disk.reached("published");
         let parent = self.out.parent().filter(|p| !p.as_os_str().is_empty());
         let parent = parent.unwrap_or(Path::new("."));
-        let synced = File::open(parent).and_then(|folder| folder.sync_all());
-        synced.map_err(|e| CompileError::io("sync", parent, e))?;
-        remove_folder(&self.partial)
+        disk.sync_folder(parent).map_err(|e| CompileError::io("flush", parent, e))?;
+        self.rename(&self.partial.join(LOG), &log_beside(&self.out))?;
+        self.clear()?;
+        disk.reached("cleared");
+        self.remove(&self.partial.join(LOCK))?;
+        self.remove(&self.partial)
+    }
+
+    fn rename(&self, from: &Path, to: &Path) -> Result<(), CompileError> {
+        self.disk.rename(from, to).map_err(|e| CompileError::io("publish", to, e))
+    }
+
+    fn remove(&self, path: &Path) -> Result<(), CompileError> {
+        let is_folder = fs::symlink_metadata(path).is_ok_and(|m| m.is_dir());
+        let removed = match is_folder {
+            true => self.disk.remove_folder(path),
+            false => self.disk.remove_file(path),
+        };
+        match removed {
+            Err(e) if e.kind() != ErrorKind::NotFound => Err(CompileError::io("remove", path, e)),
+            _ => Ok(()),
+        }
+    }
+}
+
+impl Drop for Destination {
+    /// Where there is no unfinished work, nothing is left.
+    fn drop(&mut self) {
+        let lock = self.partial.join(LOCK);
+        let empty = |all: Vec<PathBuf>| all == [lock.clone()];
+        if is_at(&self.lock, &lock) && list(&self.partial).is_ok_and(empty) {
+            // What cannot be removed is an empty folder, in nobody's way.
+            let _ = fs::remove_file(&lock);
+            let _ = fs::remove_dir(&self.partial);
+        }
     }
 }
 
 /// `OUT.log.json`: what the run alone determines, beside the artifact.
 pub fn log_beside(out: &Path) -> PathBuf {
-    beside(out, "log.json")
+    beside(out, LOG)
+}
+
+/// Makes the folder of unfinished work, and locks it against all other runs.
+fn lock(partial: &Path) -> Result<File, CompileError> {
+    let in_use = || occupied(partial, "is in use: another run works on this output");
+    match fs::create_dir(partial) {
+        Err(e) if e.kind() != ErrorKind::AlreadyExists => {
+            return Err(CompileError::io("create", partial, e));
+        }
+        _ => {}
+    }
+    let path = partial.join(LOCK);
+    // A run that was killed at once, or while it removed the last of its work, left it empty.
+    if !path.is_file() && !list(partial)?.is_empty() {
+        return Err(occupied(partial, "is in the way, and no run made it; move it"));
+    }
+    let mut options = OpenOptions::new();
+    let lock = options.create(true).write(true).truncate(false).open(&path);
+    let lock = lock.map_err(|e| CompileError::write(&path, 0, e))?;
+    match lock.try_lock() {
+        Ok(()) => {}
+        Err(fs::TryLockError::WouldBlock) => return Err(in_use()),
+        Err(fs::TryLockError::Error(error)) => return Err(CompileError::io("lock", &path, error)),
+    }
+    // A run that just ended may have removed the file that was locked.
+    if is_at(&lock, &path) { Ok(lock) } else { Err(in_use()) }
+}
+
+/// Whether an open file is the one that has this name.
+fn is_at(file: &File, path: &Path) -> bool {
+    let inode = |found: io::Result<fs::Metadata>| found.map(|m| (m.dev(), m.ino())).ok();
+    inode(fs::metadata(path)) == inode(file.metadata())
+}
+
+fn occupied(path: &Path, rule: &str) -> CompileError {
+    CompileError::Occupied { path: path.into(), rule: rule.into() }
 }
 
 fn beside(out: &Path, end: &str) -> PathBuf {
@@ -145,20 +289,29 @@ fn beside(out: &Path, end: &str) -> PathBuf {
     out.with_file_name(name)
 }
 
-fn remove_folder(path: &Path) -> Result<(), CompileError> {
-    match fs::remove_dir_all(path) {
-        Err(e) if e.kind() != std::io::ErrorKind::NotFound => {
-            Err(CompileError::io("remove", path, e))
-        }
-        _ => Ok(()),
-    }
+fn list(folder: &Path) -> Result<Vec<PathBuf>, CompileError> {
+    let failed = |e| CompileError::io("list", folder, e);
+    let entries = fs::read_dir(folder).map_err(failed)?;
+    entries.map(|entry| Ok(entry.map_err(failed)?.path())).collect()
 }
 
-fn remove_file(path: &Path) -> Result<(), CompileError> {
-    match fs::remove_file(path) {
-        Err(e) if e.kind() != std::io::ErrorKind::NotFound => {
-            Err(CompileError::io("remove", path, e))
-        }
-        _ => Ok(()),
+/// Hidden states on the disk.
+struct SpillFile {
+    file: Box<dyn DiskFile>,
+    path: PathBuf,
+}
+
+impl Spill for SpillFile {
+    fn read_exact_at(&self, buffer: &mut [u8], at: u64) -> io::Result<()> {
+        self.file.read_exact_at(buffer, at).map_err(|e| {
+            io::Error::new(e.kind(), CompileError::io("read", &self.path, e).to_string())
+        })
+    }
+
+    fn write_all_at(&self, bytes: &[u8], at: u64) -> io::Result<()> {
+        self.file.write_all_at(bytes, at).map_err(|e| {
+            let needed = at.saturating_add(bytes.len() as u64);
+            io::Error::new(e.kind(), CompileError::write(&self.path, needed, e).to_string())
+        })
     }
 }

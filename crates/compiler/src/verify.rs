@@ -25,6 +25,13 @@ pub enum Difference {
     Unknown(String),
 }
 
+impl Difference {
+    /// Whether there is only something more than there should be.
+    pub(crate) fn is_unknown(&self) -> bool {
+        matches!(self, Self::Unknown(_))
+    }
+}
+
 /// Every difference between the folder and the manifest in its `report.json`, by name.
 ///
 /// # Errors
@@ -36,6 +43,12 @@ pub fn verify(folder: &Path) -> Result<(Report, Vec<Difference>), CompileError> 
         path,
         rule: format!("is no report of this tool: {e}"),
     })?;
+    let differences = differences(&report, folder)?;
+    Ok((report, differences))
+}
+
+/// Every difference between a folder and the manifest in a report, by name.
+pub(crate) fn differences(report: &Report, folder: &Path) -> Result<Vec<Difference>, CompileError> {
     let mut differences = Vec::new();
     let mut names = BTreeSet::new();
     let entries = fs::read_dir(folder).map_err(|e| CompileError::io("list", folder, e))?;
@@ -61,5 +74,5 @@ pub fn verify(folder: &Path) -> Result<(Report, Vec<Difference>), CompileError> 
         differences.push(Difference::Changed { name: name.clone(), found });
     }
     differences.extend(names.into_iter().map(Difference::Unknown));
-    Ok((report, differences))
+    Ok(differences)
 }

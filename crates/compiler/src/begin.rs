@@ -1,0 +1,121 @@
+//! Where a job begins: at nothing, at the blocks or the whole work that an earlier process finished,
+//! or not at all, because its artifact is there.
+
+use crate::CompileError;
+use crate::drive::Job;
+use crate::identity;
+use crate::journal::Journal;
+use crate::publish::Destination;
+use crate::report::Report;
+use crate::verify::{Difference, differences};
+use checkpoint::{SHARD_BYTES, Sink};
+use serde_json::Value;
+
+/// The report of the artifact at the output's place, if it is what this job would make.
+pub(crate) fn up_to_date(
+    job: &Job<'_>,
+    destination: &Destination,
+    settings: &Value,
+) -> Result<Option<Report>, CompileError> {
+    let Some(report) = destination.existing() else { return Ok(None) };
+    let mut changes = identity::report_changes(report, settings, job.recipe);
+    if changes.is_empty() && destination.fresh() {
+        changes.push("a fresh run was asked for".into());
+    }
+    if changes.is_empty() {
+        let damage = differences(report, destination.out())?;
+        changes.extend(damage.iter().map(ToString::to_string));
+    }
+    if changes.is_empty() {
+        changes = identity::source_changes(&report.source, &identity::source_hashes(job)?);
+    }
+    if changes.is_empty() {
+        // Unless another job is unfinished here, what is left of this one's work goes.
+        if open_journal(destination, settings).is_ok() {
+            destination.clear()?;
+        }
+        return Ok(Some(report.clone()));
+    }
+    if destination.force() {
+        return Ok(None);
+    }
+    let path = destination.out().to_path_buf();
+    let changes = identity::listed(&changes);
+    let rule = format!(
+        "exists, and is not up to date: {changes}; give another -o, or --force to replace it"
+    );
+    Err(CompileError::Occupied { path, rule })
+}
+
+/// The journal of unfinished work of this very job.
+pub(crate) fn open_journal(
+    destination: &Destination,
+    settings: &Value,
+) -> Result<Option<Journal>, CompileError> {
+    let found = Journal::open(&**destination.disk(), destination.partial())?;
+    let Some((before, journal)) = found else { return Ok(None) };
+    let changes = identity::settings_changes(&before, settings);
+    if changes.is_empty() {
+        return Ok(Some(journal));
+    }
+    let changes = identity::listed(&changes);
+    Err(CompileError::Changed { path: destination.partial().into(), changes })
+}
+
+/// The report of finished work in the folder of unfinished work.
+pub(crate) fn kept(
+    job: &Job<'_>,
+    destination: &Destination,
+    settings: &Value,
+) -> Result<Option<Report>, CompileError> {
+    let Some(report) = destination.kept() else { return Ok(None) };
+    let artifact = destination.artifact();
+    let missing = report.files.keys().any(|name| !artifact.join(name).is_file());
+    if missing || !differences(&report, &artifact)?.iter().all(Difference::is_unknown) {
+        return Ok(None);
+    }
+    let source = identity::source_hashes(job)?;
+    let changes = identity::source_changes(&report.source, &source);
+    if !changes.is_empty() {
+        let changes = identity::listed(&changes);
+        return Err(CompileError::Changed { path: destination.partial().into(), changes });
+    }
+    Ok((identity::identity(settings, &source) == report.identity).then_some(report))
+}
+
+/// The work of an earlier process if it can be gone on with, or a new beginning.
+pub(crate) fn begin(
+    job: &Job<'_>,
+    destination: &Destination,
+    journal: Option<Journal>,
+    settings: &Value,
+) -> Result<(Journal, Sink), CompileError> {
+    let (disk, folder) = (destination.disk(), destination.artifact());
+    let tensors = || job.plan.tensors.clone();
+    if let Some(journal) = journal {
+        match Sink::resume_on(disk.clone(), &folder, tensors(), SHARD_BYTES) {
+            Ok(sink) => return Ok((journal, sink)),
+            Err(error) if error.is_machine() => return Err(error.into()),
+            // The files are gone or damaged: there is nothing to go on with.
+            Err(_) => {}
+        }
+    }
+    destination.clear()?;
+    room(job, destination)?;
+    let sink = Sink::create_on(disk.clone(), &folder, tensors(), SHARD_BYTES)?;
+    let journal = Journal::create(&**disk, destination.partial(), settings)?;
+    disk.reached("begun");
+    Ok((journal, sink))
+}
+
+/// Whether the disk has room for the artifact and for what is spilled.
+fn room(job: &Job<'_>, destination: &Destination) -> Result<(), CompileError> {
+    let spilled = job.plan.activation_bytes.saturating_sub(job.activations);
+    let needed = job.plan.artifact_bytes.saturating_add(spilled);
+    match checkpoint::disk::free_bytes(destination.partial()) {
+        Some(free) if free < needed => {
+            Err(CompileError::NoRoom { path: destination.partial().into(), needed, free })
+        }
+        _ => Ok(()),
+    }
+}

@@ -1,0 +1,169 @@
+//! What decides an artifact's bytes: the settings of a job, and the hashes of the tensors it reads.
+
+use crate::CompileError;
+use crate::drive::{Job, NUMERICS, Text};
+use crate::layer::hex;
+use crate::recipe::Recipe;
+use crate::report::{Report, TokensReport};
+use serde_json::{Value, json};
+use sha2::{Digest, Sha256};
+use std::collections::BTreeMap;
+
+/// How many differences a message lists.
+const LISTED: usize = 5;
+
+/// Everything that decides the artifact's bytes but the source's tensors. The gate is not among it.
+pub(crate) fn settings(job: &Job<'_>) -> Result<Value, CompileError> {
+    let mut side_files = BTreeMap::new();
+    for name in job.checkpoint.side_files() {
+        let bytes = job.checkpoint.read_side_file(&name)?;
+        side_files.insert(name, hex(Sha256::new().chain_update(bytes)));
+    }
+    let mut tensors = Sha256::new();
+    for tensor in &job.plan.tensors {
+        let shown = format!("{:?} {} {:?}\n", tensor.name, tensor.dtype, tensor.shape);
+        tensors.update(shown);
+    }
+    Ok(json!({
+        "version": env!("CARGO_PKG_VERSION"),
+        "numerics": NUMERICS,
+        "recipe": without_gate(job.recipe),
+        "calibration": tokens_report(&job.samples),
+        "held_out": tokens_report(&job.held_out),
+        "config": job.checkpoint.config(),
+        "ignored_keys": job.ignored_keys,
+        "tensors": hex(tensors),
+        "side_files": side_files,
+    }))
+}
+
+/// The hash of settings and source.
+pub(crate) fn identity(settings: &Value, source: &BTreeMap<String, String>) -> String {
+    hex(Sha256::new().chain_update(json!([settings, source]).to_string()))
+}
+
+/// SHA-256 of each tensor that the model reads.
+pub(crate) fn source_hashes(job: &Job<'_>) -> Result<BTreeMap<String, String>, CompileError> {
+    let mut hashes = BTreeMap::new();
+    for spec in job.model.spec.tensors() {
+        let mut hash = Sha256::new();
+        let rows = spec.shape.first().copied().unwrap_or(1);
+        for begin in (0..rows).step_by(calibration::SLICE_ROWS) {
+            let slice = begin..(begin + calibration::SLICE_ROWS).min(rows);
+            hash.update(job.model.source.read_rows(&spec.tensor, slice)?.bytes());
+        }
+        hashes.insert(spec.tensor.clone(), hex(hash));
+    }
+    Ok(hashes)
+}
+
+/// What is said of a text in a report.
+pub(crate) fn tokens_report(text: &Text<'_>) -> TokensReport {
+    if text.sequences.is_empty() {
+        return TokensReport::default();
+    }
+    TokensReport {
+        from: text.from.into(),
+        sequences: text.sequences.len(),
+        tokens: text.sequences.iter().map(Vec::len).sum(),
+        hash: calibration::samples::hash(text.sequences),
+    }
+}
+
+/// How other settings differ from these; empty if they give the same bytes.
+pub(crate) fn settings_changes(before: &Value, now: &Value) -> Vec<String> {
+    let mut all = Vec::new();
+    compare("", before, now, &mut all);
+    // The order of a configuration's keys is that of the artifact's.
+    let [before, now] = [before.to_string(), now.to_string()];
+    if all.is_empty() && before != now {
+        all.push("the order of keys in config.json".into());
+    }
+    all
+}
+
+/// How tensors differ from those that were read before.
+pub(crate) fn source_changes(
+    before: &BTreeMap<String, String>,
+    now: &BTreeMap<String, String>,
+) -> Vec<String> {
+    let changed = now.iter().filter(|(name, hash)| before.get(*name) != Some(*hash));
+    changed.map(|(name, _)| format!("the contents of tensor {name:?}")).collect()
+}
+
+/// How a job differs from the one that made an artifact, as far as its report says, without
+/// reading a tensor.
+pub(crate) fn report_changes(report: &Report, settings: &Value, recipe: &Recipe) -> Vec<String> {
+    let now = |key: &str| settings.get(key).cloned().unwrap_or_default();
+    let before = json!({
+        "version": report.version,
+        "numerics": report.numerics,
+        "recipe": report.recipe,
+        "calibration": report.calibration,
+        "held_out": report.held_out,
+    });
+    let now = json!({
+        "version": now("version"),
+        "numerics": now("numerics"),
+        "recipe": recipe,
+        "calibration": now("calibration"),
+        "held_out": now("held_out"),
+    });
+    let mut all = settings_changes(&before, &now);
+    // What else is in the identity has no place of its own in a report.
+    if all.is_empty() && identity(settings, &report.source) != report.identity {
+        all.push("config.json, a key of it that is ignored, or a file beside the weights".into());
+    }
+    all
+}
+
+/// Some of many changes.
+pub(crate) fn listed(changes: &[String]) -> String {
+    let more = changes.len().saturating_sub(LISTED);
+    let first = changes[..changes.len() - more].join("; ");
+    if more > 0 { format!("{first}; and {more} more") } else { first }
+}
+
+fn without_gate(recipe: &Recipe) -> Recipe {
+    Recipe { gate: Default::default(), ..recipe.clone() }
+}
+
+/// Notes each place at which two values differ.
+fn compare(at: &str, before: &Value, now: &Value, all: &mut Vec<String>) {
+    let inner = |key: &str| if at.is_empty() { key.into() } else { format!("{at}.{key}") };
+    match (before, now) {
+        (Value::Object(old), Value::Object(new)) => {
+            let added = new.keys().filter(|key| !old.contains_key(*key));
+            for key in old.keys().chain(added) {
+                let value = |map: &serde_json::Map<String, Value>| map.get(key).cloned();
+                let (old, new) = (value(old), value(new));
+                compare(&inner(key), &old.unwrap_or_default(), &new.unwrap_or_default(), all);
+            }
+        }
+        (Value::Array(old), Value::Array(new)) if old.len() == new.len() => {
+            for (i, (old, new)) in old.iter().zip(new).enumerate() {
+                compare(&inner(&i.to_string()), old, new, all);
+            }
+        }
+        _ if before == now => {}
+        _ => all.push(format!("{at} was {before} and is {now}")),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn changes_are_named_where_they_are() {
+        let before = json!({ "a": { "b": [1, 2], "c": "x" }, "d": 1, "e": null });
+        let now = json!({ "a": { "b": [1, 3], "c": "x" }, "d": 1, "f": true });
+        let said = settings_changes(&before, &now);
+        assert_eq!(said, ["a.b.1 was 2 and is 3", "f was null and is true"]);
+        assert!(settings_changes(&before, &before).is_empty());
+        let swapped = json!({ "d": 1, "a": { "b": [1, 2], "c": "x" }, "e": null });
+        assert_eq!(settings_changes(&before, &swapped), ["the order of keys in config.json"]);
+        let many: Vec<String> = (0..7).map(|n| n.to_string()).collect();
+        assert_eq!(listed(&many), "0; 1; 2; 3; 4; and 2 more");
+    }
+}
