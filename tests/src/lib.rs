@@ -1,5 +1,7 @@
 //! What the end-to-end tests share: the built binary, fixtures, and models made on the spot.
 
+pub mod bench;
+
 use serde_json::{Map, Value, json};
 use std::fs;
 use std::path::{Path, PathBuf};
