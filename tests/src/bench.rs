@@ -4,6 +4,18 @@ use std::collections::BTreeMap;
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};
+use tempfile::TempDir;
+
+/// An empty folder that goes when it is dropped: in memory, where this system has such a place, since
+/// these tests flush thousands of files.
+///
+/// # Panics
+/// If it cannot be made.
+pub fn folder() -> TempDir {
+    let memory = Path::new("/dev/shm");
+    let made = if memory.is_dir() { tempfile::tempdir_in(memory) } else { tempfile::tempdir() };
+    made.expect("a folder can be made")
+}
 
 /// A folder to work in. The model in it has token ids for calibration, and no tokenizer.
 pub struct Bench {

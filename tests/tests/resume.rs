@@ -7,7 +7,7 @@ use serde_json::Value;
 use std::fs;
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
-use tests::bench::{Bench, files, same};
+use tests::bench::{Bench, files, folder, same};
 
 /// Every point of a run that has a name, and how often it is reached with `LAYERS` layers.
 const POINTS: [(&str, usize); 11] = [
@@ -30,7 +30,7 @@ const MOMENTS: u32 = 100;
 
 #[test]
 fn a_run_that_is_killed_at_any_moment_goes_on_to_the_same_bytes() {
-    let dir = tempfile::tempdir().unwrap();
+    let dir = folder();
     let bench = Bench::new(dir.path(), LAYERS, 64);
     let expected = bench.make(&[]);
     bench.clean();
@@ -67,7 +67,7 @@ fn a_run_that_is_killed_at_any_moment_goes_on_to_the_same_bytes() {
 
 #[test]
 fn a_run_that_is_killed_at_any_point_goes_on_to_the_same_bytes() {
-    let dir = tempfile::tempdir().unwrap();
+    let dir = folder();
     let bench = Bench::new(dir.path(), LAYERS, 4);
     let old = bench.make(&["--method", "rtn", "--no-gate"]);
     fs::rename(bench.path("out"), bench.path("old")).unwrap();
@@ -104,7 +104,7 @@ fn a_run_that_is_killed_at_any_point_goes_on_to_the_same_bytes() {
 
 #[test]
 fn a_resumed_run_may_have_other_threads_memory_and_kernels() {
-    let dir = tempfile::tempdir().unwrap();
+    let dir = folder();
     let bench = Bench::new(dir.path(), LAYERS, 64);
     let expected = bench.make(&[]);
     for other in [&["--threads", "1"][..], &["--memory", "110M"], &["--isa", "portable"]] {
@@ -123,7 +123,7 @@ fn a_resumed_run_may_have_other_threads_memory_and_kernels() {
 
 #[test]
 fn every_method_and_grid_goes_on_to_the_same_bytes() {
-    let dir = tempfile::tempdir().unwrap();
+    let dir = folder();
     let bench = Bench::new(dir.path(), LAYERS, 4);
     for more in [
         &["--asym", "--group-size", "32"][..],
@@ -150,7 +150,7 @@ fn unfinished(bench: &Bench) {
 
 #[test]
 fn what_changed_under_unfinished_work_is_named_and_fresh_discards_it() {
-    let dir = tempfile::tempdir().unwrap();
+    let dir = folder();
     let bench = Bench::new(dir.path(), LAYERS, 4);
     let expected = bench.make(&[]);
     bench.clean();
@@ -195,7 +195,7 @@ fn what_changed_under_unfinished_work_is_named_and_fresh_discards_it() {
 
 #[test]
 fn a_tensor_that_changed_under_unfinished_work_is_named() {
-    let dir = tempfile::tempdir().unwrap();
+    let dir = folder();
     let bench = Bench::new(dir.path(), LAYERS, 4);
     let path = bench.path("model/model.safetensors");
     let bytes = fs::read(&path).unwrap();
@@ -226,7 +226,7 @@ fn a_tensor_that_changed_under_unfinished_work_is_named() {
 
 #[test]
 fn unfinished_work_that_is_damaged_is_done_again() {
-    let dir = tempfile::tempdir().unwrap();
+    let dir = folder();
     let bench = Bench::new(dir.path(), LAYERS, 4);
     let expected = bench.make(&[]);
     let weights = bench.path("out.partial/artifact/model.safetensors");
@@ -256,7 +256,7 @@ fn unfinished_work_that_is_damaged_is_done_again() {
 
 #[test]
 fn a_finished_output_is_left_alone() {
-    let dir = tempfile::tempdir().unwrap();
+    let dir = folder();
     let bench = Bench::new(dir.path(), LAYERS, 4);
     let expected = bench.make(&[]);
     let weights = bench.path("out/model.safetensors");
@@ -309,7 +309,7 @@ fn a_finished_output_is_left_alone() {
 
 #[test]
 fn a_second_run_on_one_output_refuses_at_once() {
-    let dir = tempfile::tempdir().unwrap();
+    let dir = folder();
     let bench = Bench::new(dir.path(), LAYERS, 4);
     let mut first = bench.stopped("block-noted:2", &[]);
     for more in [&[][..], &["--force"], &["--fresh"]] {
@@ -327,7 +327,7 @@ fn a_second_run_on_one_output_refuses_at_once() {
 #[test]
 fn files_get_the_permissions_of_the_umask() {
     use std::os::unix::fs::PermissionsExt;
-    let dir = tempfile::tempdir().unwrap();
+    let dir = folder();
     let bench = Bench::new(dir.path(), 1, 4);
     for (umask, file, folder) in [("022", 0o644, 0o755), ("027", 0o640, 0o750)] {
         let command = bench.command(&[]);

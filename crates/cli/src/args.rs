@@ -143,6 +143,10 @@ pub(crate) struct Compile {
     /// what a kill there leaves.
     #[arg(long, hide = true, value_name = "POINT")]
     pub(crate) stop_at: Option<String>,
+    /// Keep this much of the activations in memory, whatever --memory says. Use it to test that
+    /// what lies on the disk gives the same result.
+    #[arg(long, hide = true, value_name = "SIZE", value_parser = size)]
+    pub(crate) resident: Option<u64>,
     /// Let the N-th call to the disk fail: full:N or io:N. Use it to test what that leaves.
     #[arg(long, hide = true, value_name = "FAULT")]
     pub(crate) fail_at: Option<String>,

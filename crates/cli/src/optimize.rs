@@ -70,6 +70,9 @@ pub(crate) fn run(args: &Compile) -> Result<(), Failure> {
 
 /// How much of the activations may stay in memory.
 fn room(args: &Compile, plan: &Plan) -> Result<u64, Failure> {
+    if let Some(resident) = args.resident {
+        return Ok(resident);
+    }
     let Some(memory) = args.memory else { return Ok(u64::MAX) };
     // A group of hidden states at least is resident.
     let least = plan.activation_bytes.min(64 << 20);
