@@ -19,3 +19,13 @@ pub(crate) fn return_large_blocks() {
         libc::mallopt(libc::M_MMAP_THRESHOLD, OWN_PAGES);
     }
 }
+
+/// Gives what is free and kept to the system.
+pub(crate) fn return_free_memory() {
+    #[cfg(all(target_os = "linux", target_env = "gnu"))]
+    #[expect(unsafe_code, reason = "the call has no safe form")]
+    // SAFETY: it only looks at memory that nobody has; the allocator locks itself.
+    unsafe {
+        libc::malloc_trim(0);
+    }
+}

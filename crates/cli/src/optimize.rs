@@ -1,5 +1,6 @@
 //! `optimize --quant int4 model/`: the main job.
 
+use crate::allocator;
 use crate::args::Compile;
 use crate::failure::Failure;
 use crate::fault;
@@ -40,6 +41,8 @@ pub(crate) fn run(args: &Compile) -> Result<(), Failure> {
     let destination = Destination::claim(&out, claim)?;
     pool.install(|| {
         let streams = tokens::streams(args, &request.recipe, &opened, planned.observes)?;
+        // The tokenizer and its texts are gone; the work has the memory to itself.
+        allocator::return_free_memory();
         let plan = make(streams.tokens())?;
         let job = Job {
             checkpoint: &opened.checkpoint,

@@ -4,7 +4,7 @@ use crate::args::Compile;
 use crate::failure::Failure;
 use crate::model::Opened;
 use crate::output::{grouped, print, size};
-use crate::tokens::sample_len;
+use crate::tokens::{sample_len, tokenizing};
 use backend::{Backend, Linear};
 use compiler::{Choice, Plan, Recipe, WeightReport};
 use ir::{Spec, Weight};
@@ -28,7 +28,7 @@ pub(crate) struct Context<'a> {
 
 /// Prints the plan.
 pub(crate) fn show(cx: &Context<'_>, plan: &Plan, backend: &dyn Backend) -> Result<(), Failure> {
-    let peak = plan.peak_memory(u64::MAX);
+    let peak = plan.peak_memory(u64::MAX).max(tokenizing(cx.args, cx.opened, plan.observes));
     let rate = rate(backend)?;
     let reading = plan.source_bytes as f64 / 5e8;
     let seconds =

@@ -9,7 +9,7 @@ use calibration::builtin::EVAL_TEXT;
 use calibration::corpus::builtin_calibration;
 use calibration::documents::{self, Document};
 use calibration::samples::{self, Draw};
-use compiler::{Recipe, Text, Tokens};
+use compiler::{BASE_BYTES, Recipe, Text, Tokens};
 use std::path::Path;
 
 /// Tokens of the held-out stream.
@@ -59,6 +59,27 @@ pub(crate) fn planned(args: &Compile, recipe: &Recipe, context: usize) -> Tokens
         calibration: recipe.calibration.samples * sample_len(recipe, context),
         held_out: if args.no_gate { 0 } else { HELD_OUT },
     }
+}
+
+/// Memory that a tokenizer takes, in the lengths of its file: the library parses it whole.
+const OF_TOKENIZER: u64 = 54;
+
+/// Memory that a text takes while it is tokenized, in its lengths.
+const OF_TEXT: u64 = 110;
+
+/// The most memory that reading and tokenizing the texts takes, before the work and apart from it.
+pub(crate) fn tokenizing(args: &Compile, opened: &Opened, observes: bool) -> u64 {
+    let length = |path: &Path| std::fs::metadata(path).map_or(0, |m| m.len());
+    let (samples, held_out) = (args.calibration.as_deref(), args.gate_text.as_deref());
+    let samples = samples.map_or(builtin_calibration().len() as u64, length);
+    let held_out = held_out.map_or(EVAL_TEXT.len() as u64, length);
+    let text = [(observes, samples), (!args.no_gate, held_out)];
+    let text = text.iter().filter(|t| t.0).map(|t| t.1).max();
+    let tokenizer = length(&opened.checkpoint.folder().join("tokenizer.json"));
+    let taken = |text: u64| {
+        BASE_BYTES + text.saturating_mul(OF_TEXT) + tokenizer.saturating_mul(OF_TOKENIZER)
+    };
+    text.map_or(0, taken)
 }
 
 /// Reads, tokenizes and draws what the compilation needs.

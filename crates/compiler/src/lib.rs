@@ -25,7 +25,7 @@ mod verify;
 pub use drive::{Compiled, Event, Job, Made, Spent, Text, compile};
 pub use error::CompileError;
 pub use pass::{Outcome, Pass, PassCx, PassError, Refusal, Rewrite, Stage};
-pub use plan::{Choice, Plan, PlannedWeight, Tokens};
+pub use plan::{BASE_BYTES, Choice, Plan, PlannedWeight, Tokens};
 pub use proof::Tensors;
 pub use publish::{Claim, Destination, log_beside};
 pub use recipe::{Calibration, Dtype, Gate, PassRecipe, Recipe};

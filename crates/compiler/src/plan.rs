@@ -8,8 +8,17 @@ use ir::{Block, BlockId, Grid, ModelSpec, Op, Spec, Value};
 use std::collections::BTreeSet;
 use tensor::DType;
 
-/// Resident before any model is read: the program, its tokenizer and its texts.
-const BASE_BYTES: u64 = 40 << 20;
+/// Resident before any model is read.
+pub const BASE_BYTES: u64 = 8 << 20;
+
+/// What kernels pack their operands into.
+const SCRATCH_BYTES: u64 = 16 << 20;
+
+/// Rows of hidden states whose logits are computed together.
+const LOGIT_ROWS: usize = 512;
+
+/// Rows of a Gram matrix that a solver lays out at once to measure losses.
+const LOSS_ROWS: usize = 2048;
 
 /// What a compilation will do.
 #[derive(Clone, Debug)]
@@ -133,8 +142,8 @@ impl Plan {
         let streams = tokens.calibration + tokens.held_out > 0;
         let layers = model.layers.iter().zip(&blocks[1..]);
         let work = layers.map(|(block, (_, weights))| Work::of(block, weights, observes, streams));
-        plan.working_bytes =
-            BASE_BYTES + work.clone().map(|w| w.bytes).max().unwrap_or(0).max(slices(model));
+        plan.working_bytes = BASE_BYTES
+            + work.clone().map(|w| w.bytes).max().unwrap_or(0).max(slices(model, tokens));
         let replay = work.clone().map(|w| w.replay_operations(tokens)).sum::<f64>();
         plan.operations = work.map(|w| w.operations(tokens)).sum::<f64>();
         plan.replay_operations = replay;
@@ -211,32 +220,48 @@ impl Work {
     fn of(block: &Block<Spec>, weights: &[PlannedWeight], observes: bool, streams: bool) -> Self {
         let elements = |s: &Spec| s.shape.iter().product::<usize>();
         let mut inputs = BTreeSet::new();
-        let (mut gram, mut solver, mut linear, mut last) = (0u64, 0u64, 0f64, 0f64);
+        let (mut gram, mut solver, mut codes) = (0u64, 0u64, 0u64);
+        let (mut linear, mut last) = (0f64, 0f64);
         for op in &block.ops {
             let Op::Linear { input, weight, .. } = op else { continue };
             let planned = &weights[weight.0 as usize];
             let n = elements(&planned.spec);
             (linear, last) = (linear + n as f64, n as f64);
-            let width = planned.spec.shape[1];
-            if planned.grid().is_some() {
-                let square = if observes { (width * width) as u64 } else { 0 };
-                solver = solver.max(square * 12 + n as u64 * 17);
-                if observes && inputs.insert(*input) {
+            if planned.grid().is_none() {
+                continue;
+            }
+            // A byte a code, and what is made of them to be written.
+            codes += n as u64 * 9 / 8;
+            if observes {
+                let width = planned.spec.shape[1];
+                let square = (width * width) as u64;
+                // While it is factored: the matrix in f64, its source, the factor. Then the last
+                // two, some rows of the source as the device wants them, and of the weights the
+                // originals, what is left of them, and their errors.
+                let rows = (width * width.min(LOSS_ROWS)) as u64;
+                solver = solver.max(square * 16).max(square * 8 + rows * 8 + n as u64 * 24);
+                if inputs.insert(*input) {
                     gram += square;
                 }
             }
         }
         let host: u64 = weights.iter().map(|w| w.spec.bytes() as u64).sum();
-        let after: u64 = weights
+        let written: u64 = weights
             .iter()
             .map(|w| w.grid().map_or(w.spec.bytes(), |_| elements(&w.spec) * 4) as u64)
             .sum();
-        let device = if streams { host.max(after) } else { 0 };
-        let values = if streams { GROUP_ROWS as u64 * 4 * live(block, weights) } else { 0 };
-        let solving = host + device + gram * 4 + solver;
-        let running = host + device + gram * 4 + values;
+        let (before, after) = if streams { (host, written) } else { (0, 0) };
+        let values = GROUP_ROWS as u64 * 4 * live(block, weights) + SCRATCH_BYTES;
+        let values = if streams { values } else { 0 };
+        let bytes = [
+            host + before + gram * 4 + values,
+            host + before + gram * 4 + solver + codes + if observes { SCRATCH_BYTES } else { 0 },
+            host + after + codes,
+            after + values,
+        ];
+        let bytes = bytes.into_iter().max().unwrap_or(0);
         let rewritten = weights.iter().any(|w| w.grid().is_some());
-        Self { bytes: solving.max(running), linear, last, gram: gram as f64, rewritten }
+        Self { bytes, linear, last, gram: gram as f64, rewritten }
     }
 
     /// Of the forwards alone.
@@ -277,8 +302,12 @@ fn live(block: &Block<Spec>, weights: &[PlannedWeight]) -> u64 {
         .unwrap_or(0)
 }
 
-/// Slices of the embedding and the head, as stored and as laid out, and their logits.
-fn slices(model: &ModelSpec) -> u64 {
+/// Slices of the embedding and the head: as stored and as written, or, where logits are compared, of
+/// two heads as stored and as laid out, and the logits of both.
+fn slices(model: &ModelSpec, tokens: Tokens) -> u64 {
     let rows = SLICE_ROWS.min(model.vocab);
-    (rows * model.hidden * 12 + 2 * 512 * rows * 4) as u64
+    let copied = rows * model.hidden * 5;
+    let scored = 2 * (rows * model.hidden * 8 + LOGIT_ROWS * (rows + model.hidden) * 4);
+    let scored = scored as u64 + SCRATCH_BYTES;
+    if tokens.held_out > 0 { scored.max(copied as u64) } else { copied as u64 }
 }
