@@ -122,7 +122,11 @@ fn candidate(grid: Grid, [min, max]: [f32; 2], share: f32) -> Params {
         let scale = min.abs().max(max) / ((high - low) as f32 / 2.0);
         return Params { scale: sound(grid, scale), zero: 0, low, high };
     }
-    let scale = sound(grid, (max - min) / (high - low) as f32);
+    let codes = (high - low) as f32;
+    // The widest range has no length in f32.
+    let length = max - min;
+    let step = if length.is_finite() { length / codes } else { max / codes - min / codes };
+    let scale = sound(grid, step);
     let zero = (low as f32 - min / scale).round_ties_even().clamp(low as f32, high as f32) as i32;
     Params { scale, zero, low, high }
 }

@@ -31,12 +31,12 @@ impl Bench {
     /// If it cannot be written.
     pub fn new(folder: &Path, layers: usize, samples: usize) -> Self {
         crate::write_noise_model(&folder.join("model"), layers, 64, 100);
-        let ids = (0..64 * samples + 9000).map(|i| (i * i * 37 % 97).to_string());
+        let ids = (0..128 * samples + 600).map(|i| (i * i * 37 % 97).to_string());
         let ids = ids.collect::<Vec<_>>().join(",");
         fs::write(folder.join("ids.jsonl"), format!("[{ids}]\n")).expect("ids.jsonl");
         let samples = samples.to_string();
         let options = ["--quant", "int4", "--calibration", "ids.jsonl", "--seq-len", "64"];
-        let more = ["--quiet", "--threads", "2", "-o", "out", "--samples", &samples];
+        let more = ["--quiet", "-o", "out", "--samples", &samples];
         let options = options.iter().chain(&more).map(ToString::to_string).collect();
         Self { folder: folder.to_path_buf(), options }
     }

@@ -1,6 +1,7 @@
 //! What the end-to-end tests share: the built binary, fixtures, and models made on the spot.
 
 pub mod bench;
+pub mod matrix;
 
 use serde_json::{Map, Value, json};
 use std::fs;

@@ -112,12 +112,7 @@ fn a_resumed_run_may_have_other_threads_memory_and_kernels() {
         let mut child = bench.stopped("block-noted:3", &[]);
         child.kill().unwrap();
         child.wait().unwrap();
-        let mut again = Bench::new(dir.path(), LAYERS, 64);
-        if other[0] == "--threads" {
-            let at = again.options.iter().position(|o| o == "--threads").unwrap();
-            again.options.drain(at..at + 2);
-        }
-        same(&expected, &again.make(other), &format!("{other:?}"));
+        same(&expected, &bench.make(other), &format!("{other:?}"));
     }
 }
 
@@ -263,14 +258,7 @@ fn a_finished_output_is_left_alone() {
     let written = || fs::metadata(&weights).unwrap().modified().unwrap();
     let before = written();
     for more in [&[][..], &["--force"], &["--threads", "1", "--json"]] {
-        let options = &bench.options;
-        let mut again = Bench::new(dir.path(), LAYERS, 4);
-        again.options = options.clone();
-        if more.contains(&"--threads") {
-            let at = again.options.iter().position(|o| o == "--threads").unwrap();
-            again.options.drain(at..at + 2);
-        }
-        let out = again.run(more);
+        let out = bench.run(more);
         let said = String::from_utf8_lossy(&out.stdout).into_owned();
         assert!(out.status.success(), "{said}");
         assert!(said.contains("up to date") || said.contains("\"up_to_date\": true"), "{said}");

@@ -66,7 +66,7 @@ impl Driver<'_> {
         let clock = Instant::now();
         for (weight, planned) in host.weights.into_iter().zip(planned) {
             if let Choice::Dense(dtype) = planned.choice {
-                let tensor = converted(&weight.spec.tensor, weight.tensor, dtype)?;
+                let tensor = converted(&weight.spec.tensor, weight.tensor, dtype, 0)?;
                 self.sink.put(&planned.name, tensor.bytes())?;
             }
         }
@@ -127,7 +127,9 @@ impl Driver<'_> {
         host.clone().try_map(|weight| {
             let planned = rest.next().map(|p| p.choice);
             let tensor = match planned {
-                Some(Choice::Dense(dtype)) => converted(&weight.spec.tensor, weight.tensor, dtype)?,
+                Some(Choice::Dense(dtype)) => {
+                    converted(&weight.spec.tensor, weight.tensor, dtype, 0)?
+                }
                 _ => weight.tensor,
             };
             let spec = Spec { dtype: tensor.dtype(), ..weight.spec };
@@ -238,13 +240,18 @@ pub(crate) fn put_codes(
     if let Some(scale) = codes.scales.iter().find(|s| !s.is_finite() || **s <= 0.0) {
         return Err(PassError::Internal(format!("{name}: scale {scale}")).into());
     }
+    let Grid::Int { bits, .. } = codes.grid;
+    let span = (1u32 << bits) as f32;
+    if codes.scales.iter().any(|s| !(s * span).is_finite()) {
+        let rule = "its values are too large: a code of theirs would overflow".into();
+        return Err(PassError::Weight { tensor: name.into(), rule }.into());
+    }
     for (planned, bytes) in pack_quantized::encode(name, codes)? {
         let tensor = planned.name;
         if codes.shape[0] == whole {
             sink.put(&tensor, &bytes)?;
         } else if tensor.ends_with("_zero_point") {
             // Packed along the rows: slices begin at whole words.
-            let Grid::Int { bits, .. } = codes.grid;
             let rows = pack_quantized::zero_rows(bits, first..first + codes.shape[0]);
             sink.put_rows(&tensor, rows.start, &bytes)?;
         } else if !tensor.ends_with("_shape") {
@@ -276,8 +283,17 @@ fn dequantized(codes: &Quantized) -> Vec<f32> {
     values
 }
 
-/// A tensor in another dtype, rounded to nearest even.
-pub(crate) fn converted(name: &str, tensor: Tensor, dtype: DType) -> Result<Tensor, CompileError> {
+/// Some rows of a tensor, from row `first` on, in the dtype that is stored, rounded to nearest even.
+///
+/// # Errors
+/// If a value is not finite, or does not fit.
+pub(crate) fn converted(
+    name: &str,
+    tensor: Tensor,
+    dtype: DType,
+    first: usize,
+) -> Result<Tensor, CompileError> {
+    check_finite(name, &tensor, first)?;
     if tensor.dtype() == dtype {
         return Ok(tensor);
     }
@@ -288,13 +304,46 @@ pub(crate) fn converted(name: &str, tensor: Tensor, dtype: DType) -> Result<Tens
     let mut bytes = Vec::with_capacity(values.len() * 2);
     for (i, &value) in values.iter().enumerate() {
         let rounded = half::bf16::from_f32(value);
-        if value.is_finite() && !rounded.is_finite() {
-            return Err(wrong(format!("element {i}, {value}, does not fit {dtype}")).into());
+        if !rounded.is_finite() {
+            let at = place(&tensor, first, i);
+            return Err(wrong(format!("element {at}, {value}, does not fit {dtype}")).into());
         }
         bytes.extend_from_slice(&rounded.to_bits().to_le_bytes());
     }
     let converted = Tensor::new(dtype, tensor.shape().to_vec(), Bytes::from_slice(&bytes));
     converted.ok_or_else(|| CompileError::Internal("a converted tensor's size".into()))
+}
+
+/// Refuses values that are not finite in some rows of a tensor, from row `first` on.
+pub(crate) fn check_finite(name: &str, tensor: &Tensor, first: usize) -> Result<(), CompileError> {
+    let bad = match (tensor.f32s(), tensor.u16s(), tensor.dtype()) {
+        (Some(values), ..) => values.par_iter().position_first(|v| !v.is_finite()),
+        (_, Some(words), dtype) => {
+            // The largest exponent is that of infinities and of what is no number.
+            let exponent = if dtype == DType::F16 { 0x7c00 } else { 0x7f80 };
+            words.par_iter().position_first(|w| w & exponent == exponent)
+        }
+        // Integers are finite.
+        _ => None,
+    };
+    let Some(i) = bad else { return Ok(()) };
+    let value = match (tensor.f32s(), tensor.u16s()) {
+        (Some(values), _) => values.get(i).copied(),
+        (_, words) => words.and_then(|w| w.get(i)).map(|&word| match tensor.dtype() {
+            DType::F16 => half::f16::from_bits(word).to_f32(),
+            _ => half::bf16::from_bits(word).to_f32(),
+        }),
+    };
+    let rule = format!("element {} is {}", place(tensor, first, i), value.unwrap_or(f32::NAN));
+    Err(PassError::Weight { tensor: name.into(), rule }.into())
+}
+
+/// Where element `i` of some rows of a tensor is, from row `first` on.
+fn place(tensor: &Tensor, first: usize, i: usize) -> String {
+    match tensor.shape() {
+        [_, width] => format!("[{}, {}]", first + i / width.max(&1), i % width.max(&1)),
+        _ => format!("[{}]", first + i),
+    }
 }
 
 /// A finished hash in hexadecimal.

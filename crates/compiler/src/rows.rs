@@ -2,7 +2,7 @@
 
 use crate::CompileError;
 use crate::drive::Driver;
-use crate::layer::{converted, hex, put_codes};
+use crate::layer::{check_finite, converted, hex, put_codes};
 use crate::pass::{Outcome, PassCx, PassError};
 use crate::plan::{Choice, PlannedWeight};
 use calibration::SLICE_ROWS;
@@ -32,7 +32,7 @@ impl Driver<'_> {
                         outcomes.push(self.part(block, planned, &part, tensor)?);
                     }
                     Choice::Dense(dtype) => {
-                        let tensor = converted(&weight.spec.tensor, tensor, dtype)?;
+                        let tensor = converted(&weight.spec.tensor, tensor, dtype, slice.start)?;
                         self.sink.put_rows(&weight.name, slice.start, tensor.bytes())?;
                     }
                     Choice::Shared => {}
@@ -56,6 +56,7 @@ impl Driver<'_> {
         part: &Part,
         tensor: Tensor,
     ) -> Result<(f64, Outcome), CompileError> {
+        check_finite(&planned[part.index].spec.tensor, &tensor, part.rows.start)?;
         let pass = &self.job.passes[part.pass];
         let mut grids = vec![None; planned.len()];
         grids[part.index] = Some(part.grid);
