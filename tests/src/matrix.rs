@@ -43,6 +43,13 @@ pub struct Under {
     elsewhere: bool,
 }
 
+impl Under {
+    /// Whether it is done without vector instructions, which takes twenty times as long.
+    pub fn is_portable(&self) -> bool {
+        self.kernels == "portable"
+    }
+}
+
 /// Everything that a run can be done under.
 pub fn all() -> Vec<Under> {
     let mut all = Vec::new();
