@@ -338,6 +338,8 @@ fn a_plan_reads_no_weight() {
     let planned = plan(&["--quant", "int4"]);
     let made = bench.make(&stories(), &["--quant", "int4"]);
     assert_eq!(planned["bytes"], made["report"]["sizes"]);
+    let seconds = |key: &str| planned[key].as_f64().unwrap();
+    assert!(seconds("replay_seconds") > 0.0 && seconds("replay_seconds") < seconds("seconds"));
     assert!(planned["advice"].as_str().unwrap().contains("--head int8"));
     assert!(plan(&["--quant", "int4", "--head", "int8"])["advice"].is_null());
     // The tensors are those that are then written.

@@ -147,7 +147,8 @@ pub(crate) struct Compile {
     /// what lies on the disk gives the same result.
     #[arg(long, hide = true, value_name = "SIZE", value_parser = size)]
     pub(crate) resident: Option<u64>,
-    /// Let the N-th call to the disk fail: full:N or io:N. Use it to test what that leaves.
+    /// Let the N-th call to the disk fail, or the N-th read of the model: full:N, io:N or read:N. Use
+    /// it to test what that leaves.
     #[arg(long, hide = true, value_name = "FAULT")]
     pub(crate) fail_at: Option<String>,
     #[command(flatten)]

@@ -5,17 +5,19 @@ use crate::args::Compile;
 use crate::failure::Failure;
 use crate::output::remark;
 use checkpoint::disk::{Disk, DiskFile, System};
+use ir::{ReadError, Source};
 use std::io;
+use std::ops::Range;
 use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use tensor::Tensor;
 
 /// The disk to write through: the system's, unless a fault was asked for.
 pub(crate) fn disk(args: &Compile) -> Result<Arc<dyn Disk>, Failure> {
     if args.stop_at.is_none() && args.fail_at.is_none() {
         return Ok(Arc::new(System));
     }
-    let wrong = |text: &str| Failure::refused(format!("no such fault: {text:?}"));
     let stop = match &args.stop_at {
         None => None,
         Some(text) => {
@@ -23,20 +25,52 @@ pub(crate) fn disk(args: &Compile) -> Result<Arc<dyn Disk>, Failure> {
             Some((name.to_string(), n.parse().map_err(|_| wrong(text))?))
         }
     };
-    let fail = match &args.fail_at {
-        None => None,
-        Some(text) => {
-            let (kind, n) = text.split_once(':').ok_or_else(|| wrong(text))?;
-            let fault = match kind {
-                "full" => Fault::Full,
-                "io" => Fault::Io,
-                _ => return Err(wrong(text)),
-            };
-            Some((fault, n.parse().map_err(|_| wrong(text))?))
-        }
-    };
+    let fail = fault(args)?;
     let faults = Faults { stop, fail, stops: AtomicU64::new(0), calls: AtomicU64::new(0) };
     Ok(Arc::new(Faulty(Arc::new(faults))))
+}
+
+/// The source to read: the checkpoint, unless a read of it is to fail.
+pub(crate) fn source<'a>(
+    args: &Compile,
+    source: &'a dyn Source,
+) -> Result<impl Source + use<'a>, Failure> {
+    let nth = fault(args)?.filter(|(fault, _)| *fault == Fault::Read).map(|(_, nth)| nth);
+    Ok(FaultySource { source, nth, reads: AtomicU64::new(0) })
+}
+
+/// The fault that was asked for, and at which call.
+fn fault(args: &Compile) -> Result<Option<(Fault, u64)>, Failure> {
+    let Some(text) = &args.fail_at else { return Ok(None) };
+    let (kind, n) = text.split_once(':').ok_or_else(|| wrong(text))?;
+    let fault = match kind {
+        "full" => Fault::Full,
+        "io" => Fault::Io,
+        "read" => Fault::Read,
+        _ => return Err(wrong(text)),
+    };
+    Ok(Some((fault, n.parse().map_err(|_| wrong(text))?)))
+}
+
+fn wrong(text: &str) -> Failure {
+    Failure::refused(format!("no such fault: {text:?}"))
+}
+
+/// A source one of whose reads fails.
+struct FaultySource<'a> {
+    source: &'a dyn Source,
+    nth: Option<u64>,
+    reads: AtomicU64,
+}
+
+impl Source for FaultySource<'_> {
+    fn read_rows(&self, name: &str, rows: Range<usize>) -> Result<Tensor, ReadError> {
+        let n = self.reads.fetch_add(1, Ordering::Relaxed) + 1;
+        if self.nth == Some(n) {
+            return Err(ReadError::Machine(format!("tensor {name:?}: an injected I/O error")));
+        }
+        self.source.read_rows(name, rows)
+    }
 }
 
 #[derive(Debug)]
@@ -49,10 +83,12 @@ struct Faults {
     calls: AtomicU64,
 }
 
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy, Debug, PartialEq)]
 enum Fault {
     Full,
     Io,
+    /// Of the source, not of the disk that is written to.
+    Read,
 }
 
 /// What a call does: only one that needs room fails on a full disk.

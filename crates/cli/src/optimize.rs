@@ -9,6 +9,7 @@ use crate::output::{CompileMeter, peak_memory, print, remark, size};
 use crate::plan;
 use crate::request::Request;
 use crate::tokens::{self, Streams};
+use calibration::Model;
 use compiler::{Claim, Compiled, Destination, Job, Plan, Quality, Report, Spent, Tokens, compile};
 use serde_json::{Value, json};
 use std::fmt::Write;
@@ -44,9 +45,10 @@ pub(crate) fn run(args: &Compile) -> Result<(), Failure> {
         // The tokenizer and its texts are gone; the work has the memory to itself.
         allocator::return_free_memory();
         let plan = make(streams.tokens())?;
+        let source = fault::source(args, &opened.checkpoint)?;
         let job = Job {
             checkpoint: &opened.checkpoint,
-            model: opened.streamed(),
+            model: Model { source: &source, ..opened.streamed() },
             ignored_keys: &args.common.ignore_config_key,
             recipe: &request.recipe,
             passes: &passes,
