@@ -39,3 +39,43 @@ fn four_times_the_layers_take_no_more_memory() {
     assert!(large < small + (12 << 20), "{small} bytes with 8 layers, {large} with 32");
     assert!(large < 120 << 20, "{large} bytes for a model of 377 MB");
 }
+
+/// The peak memory of a compilation, and what its plan says, in bytes.
+#[cfg(target_os = "linux")]
+fn compiled(folder: &Path, model: &str, arguments: &[&str]) -> [u64; 2] {
+    let peak = |json: &[u8]| {
+        let value: serde_json::Value = serde_json::from_slice(json).unwrap();
+        value["peak_memory"].as_u64().unwrap()
+    };
+    let run = |extra: &[&str]| {
+        let mut command = tests::optimize();
+        command.args(["--quant", "int4", "--threads", "2", "--quiet", model]);
+        let out = command.args(arguments).args(extra).current_dir(folder).output().unwrap();
+        assert!(out.status.success(), "{}", String::from_utf8_lossy(&out.stderr));
+        out
+    };
+    run(&["-o", "out", "--force"]);
+    let log = std::fs::read(folder.join("out.log.json")).unwrap();
+    [peak(&log), peak(&run(&["-o", "planned", "--dry-run", "--json"]).stdout)]
+}
+
+#[test]
+#[cfg(target_os = "linux")]
+fn a_compilation_takes_what_its_plan_says_however_many_layers() {
+    let folder = tempfile::tempdir().unwrap();
+    let ids: Vec<String> = (0..6000).map(|i| (i * 37 % 500).to_string()).collect();
+    std::fs::write(folder.path().join("ids.jsonl"), format!("[{}]\n", ids.join(","))).unwrap();
+    for layers in [3, 6] {
+        tests::write_noise_model(&folder.path().join(layers.to_string()), layers, 512, 500);
+    }
+    let calibrated = ["--calibration", "ids.jsonl", "--samples", "16", "--seq-len", "256"];
+    for arguments in [&calibrated[..], &["--method", "rtn", "--no-gate"]] {
+        let [small, large] = ["./3", "./6"].map(|m| compiled(folder.path(), m, arguments));
+        for [peak, planned] in [small, large] {
+            let ratio = planned as f64 / peak as f64;
+            assert!((0.8..1.2).contains(&ratio), "{arguments:?}: {peak} taken, {planned} planned");
+        }
+        // A layer is 12 MB.
+        assert!(large[0] < small[0] + (8 << 20), "{arguments:?}: {small:?}, {large:?}");
+    }
+}
