@@ -1,0 +1,365 @@
+//! The loop: schedule, run, take the results in.
+
+use crate::pool::KvPool;
+use crate::request::{Refused, Request};
+use crate::sampler::{SampleError, Sampled, Scored};
+use crate::schedule::Queues;
+use crate::sequence::{SeqId, Sequence};
+use crate::speculate::{Ask, Speculator};
+use crate::step::{ExecError, Executor, Limits, Outputs, Row, RowOutput, Step};
+
+/// How steps are made up. No option changes what a sequence says.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Options {
+    /// The most tokens of a step; the executor's limit if that is less.
+    pub tokens: usize,
+    /// The most tokens of one prompt in a step.
+    pub chunk: usize,
+    /// Whether prefixes are looked up.
+    pub prefix_cache: bool,
+}
+
+impl Default for Options {
+    /// Whatever the executor can take.
+    fn default() -> Self {
+        Self { tokens: usize::MAX, chunk: usize::MAX, prefix_cache: true }
+    }
+}
+
+/// What became of a sequence in a step.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Event {
+    /// How likely the prompt's token at a position was, position 1 first.
+    Prompt {
+        /// The sequence.
+        seq: SeqId,
+        /// The token's position.
+        position: usize,
+        /// What the model said of it.
+        scored: Scored,
+    },
+    /// A token was generated.
+    Token {
+        /// The sequence.
+        seq: SeqId,
+        /// The token.
+        sampled: Sampled,
+    },
+    /// The sequence has ended, and has nothing left in the engine.
+    Finished {
+        /// The sequence.
+        seq: SeqId,
+        /// Why.
+        finish: Finish,
+    },
+}
+
+/// Why a sequence ended.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Finish {
+    /// It drew a stop token.
+    Stop,
+    /// It has as many tokens as were asked for, or as the context holds.
+    Length,
+    /// Its logits were not numbers.
+    Logits(SampleError),
+    /// Its step was not computed.
+    Failed(ExecError),
+}
+
+/// What the engine has done so far.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Stats {
+    /// Steps.
+    pub steps: u64,
+    /// Positions computed.
+    pub computed: u64,
+    /// Tokens of the sequences that were taken in, and again where one had given way.
+    pub prompt: u64,
+    /// Those of them that were found in the cache.
+    pub cached: u64,
+    /// Tokens generated.
+    pub generated: u64,
+    /// How often a sequence gave way and was computed again.
+    pub preemptions: u64,
+    /// Of each place in a draft: how often it was offered, and how often it stood.
+    pub drafted: Vec<(u64, u64)>,
+}
+
+/// The engine: what was asked of it, and what it holds of the cache.
+#[derive(Debug)]
+pub struct Engine {
+    limits: Limits,
+    options: Options,
+    pool: KvPool,
+    queues: Queues,
+    next: u64,
+    stats: Stats,
+    outputs: Outputs,
+}
+
+impl Engine {
+    /// An engine for an executor of these limits.
+    pub fn new(limits: Limits, options: Options) -> Self {
+        let pool = KvPool::new(&limits.groups);
+        let (queues, stats) = (Queues::default(), Stats::default());
+        Self { limits, options, pool, queues, next: 0, stats, outputs: Outputs::default() }
+    }
+
+    /// Takes a request in. Its sequence waits until there is room.
+    ///
+    /// # Errors
+    /// If it can never be run. The engine goes on.
+    pub fn add(&mut self, mut request: Request) -> Result<SeqId, Refused> {
+        let Limits { vocab, context, .. } = self.limits;
+        let prompt = request.prompt.len();
+        if prompt == 0 {
+            return Err(Refused::Empty);
+        }
+        let outside = request.prompt.iter().find(|&&token| token as usize >= vocab);
+        if let Some(&token) = outside {
+            return Err(Refused::Token { what: "the prompt", token, vocab });
+        }
+        request.sampling.check(vocab)?;
+        if prompt > context || prompt == context && request.max_tokens > 0 {
+            return Err(Refused::Context { prompt, context });
+        }
+        request.max_tokens = request.max_tokens.min(context - prompt);
+        let chunk = self.options.tokens.min(self.limits.tokens);
+        for (kind, all) in self.pool.groups() {
+            let needed = kind.most_blocks(prompt + request.max_tokens, chunk);
+            if needed > all {
+                return Err(Refused::Pool { needed, all, kind });
+            }
+        }
+        let id = SeqId(self.next);
+        self.next += 1;
+        self.queues.waiting.push_back(Sequence::new(id, request));
+        Ok(id)
+    }
+
+    /// Ends a sequence at once; what it held is free. `false` if there is none of this name.
+    pub fn abort(&mut self, seq: SeqId, speculator: Option<&mut (dyn Speculator + '_)>) -> bool {
+        let Queues { running, waiting, .. } = &mut self.queues;
+        let waits = waiting.iter().position(|s| s.id == seq);
+        let found = match (running.iter().position(|s| s.id == seq), waits) {
+            (Some(index), _) => Some(running.remove(index)),
+            (None, Some(index)) => waiting.remove(index),
+            (None, None) => None,
+        };
+        let Some(sequence) = found else { return false };
+        sequence.held.into_iter().for_each(|held| self.pool.release(held));
+        speculator.into_iter().for_each(|s| s.forget(seq));
+        true
+    }
+
+    /// Whether there is nothing to do.
+    pub fn is_idle(&self) -> bool {
+        self.queues.running.is_empty() && self.queues.waiting.is_empty()
+    }
+
+    /// The sequences that run and that wait.
+    pub fn load(&self) -> (usize, usize) {
+        (self.queues.running.len(), self.queues.waiting.len())
+    }
+
+    /// What was done so far.
+    pub fn stats(&self) -> Stats {
+        Stats { preemptions: self.queues.preemptions, ..self.stats.clone() }
+    }
+
+    /// The cache.
+    pub fn pool(&self) -> &KvPool {
+        &self.pool
+    }
+
+    /// Computes one step, and says what became of its sequences.
+    ///
+    /// # Errors
+    /// If the executor computed nothing: the step's sequences have ended, the engine goes on.
+    pub fn step(
+        &mut self,
+        executor: &mut dyn Executor,
+        mut speculator: Option<&mut dyn Speculator>,
+        events: &mut Vec<Event>,
+    ) -> Result<(), ExecError> {
+        if let Some(speculator) = speculator.as_deref_mut() {
+            self.draft(speculator);
+        }
+        self.queues.schedule(&mut self.pool, &self.limits, &self.options);
+        let running = &mut self.queues.running;
+        for s in running.iter_mut().filter(|s| s.scheduled > 0) {
+            s.tokens.extend_from_slice(&s.drafts);
+        }
+        let step = Step { rows: running.iter().filter_map(row).collect() };
+        if step.rows.is_empty() {
+            return Ok(());
+        }
+        self.outputs.rows.clear();
+        let ran = executor.run(&step, &mut self.outputs);
+        let complete = self.outputs.rows.len() == step.rows.len();
+        let ran = ran.and_then(|()| {
+            let message = "the executor returned another number of rows than it was given";
+            complete.then_some(()).ok_or_else(|| ExecError(message.into()))
+        });
+        self.stats.steps += 1;
+        let ended = self.take_in(&ran, events);
+        for seq in ended {
+            self.abort(seq, speculator.as_deref_mut());
+        }
+        ran
+    }
+
+    /// Asks for drafts for every sequence that decodes.
+    fn draft(&mut self, speculator: &mut dyn Speculator) {
+        let running = &mut self.queues.running;
+        running.iter_mut().for_each(|s| s.drafts.clear());
+        let rows = running.iter().filter(|s| s.is_decoding()).count();
+        let each = speculator.cost(rows);
+        let depth = |s: &Sequence| {
+            let depth = s.depth.best(&self.limits.cost, rows, each);
+            if s.is_decoding() { depth.min(s.left() - 1) } else { 0 }
+        };
+        let depths: Vec<usize> = running.iter().map(depth).collect();
+        let asked: Vec<Ask<'_>> = running
+            .iter()
+            .zip(&depths)
+            .filter(|(_, depth)| **depth > 0)
+            .map(|(s, &most)| Ask {
+                seq: s.id,
+                tokens: &s.tokens,
+                prompt: s.request.prompt.len(),
+                sampling: &s.request.sampling,
+                salt: s.request.salt,
+                most,
+            })
+            .collect();
+        let mut drafts = vec![Vec::new(); asked.len()];
+        speculator.propose(&asked, &mut drafts);
+        let asking = running.iter_mut().zip(&depths).filter(|(_, depth)| **depth > 0);
+        for ((sequence, &depth), mut draft) in asking.zip(drafts) {
+            draft.truncate(depth);
+            // A guess outside the vocabulary cannot be computed, nor anything after it.
+            let vocab = self.limits.vocab;
+            let sound = draft.iter().position(|&token| token as usize >= vocab);
+            draft.truncate(sound.unwrap_or(depth));
+            sequence.drafts = draft;
+        }
+    }
+
+    /// Takes the results of a step in; returns who has ended.
+    fn take_in(&mut self, ran: &Result<(), ExecError>, events: &mut Vec<Event>) -> Vec<SeqId> {
+        let Self { queues, outputs, stats, pool, .. } = self;
+        let mut results = outputs.rows.drain(..);
+        let mut ended = Vec::new();
+        for sequence in queues.running.iter_mut().filter(|s| s.scheduled > 0) {
+            let drafts = std::mem::take(&mut sequence.drafts);
+            sequence.tokens.truncate(sequence.tokens.len() - drafts.len());
+            let finish = match (ran, results.next()) {
+                (Ok(()), Some(output)) => take_row(sequence, &drafts, output, stats, events),
+                (Err(error), _) => Some(Finish::Failed(error.clone())),
+                (Ok(()), None) => None,
+            };
+            if let Some(held) = &mut sequence.held {
+                pool.commit(held, &sequence.tokens, sequence.computed);
+            }
+            if let Some(finish) = finish {
+                events.push(Event::Finished { seq: sequence.id, finish });
+                ended.push(sequence.id);
+            }
+        }
+        ended
+    }
+}
+
+/// What a sequence computes in this step, its drafts already among its tokens.
+fn row(s: &Sequence) -> Option<Row<'_>> {
+    let end = s.computed + s.scheduled;
+    // The prompt is done with this step, and something is to be generated.
+    let draws = s.scheduled > 0 && end == s.tokens.len() && s.left() + s.drafts.len() > 0;
+    let first = end - if draws { 1 + s.drafts.len() } else { 0 };
+    Some(Row {
+        seq: s.id,
+        context: &s.tokens,
+        positions: s.computed..end,
+        tables: &s.held.as_ref()?.tables,
+        samples: first..end,
+        scores: s.to_score(end),
+        sampling: &s.request.sampling,
+        prompt: s.request.prompt.len(),
+        logprobs: s.request.logprobs,
+        alternatives: s.request.prompt_logprobs.unwrap_or(0),
+    })
+    .filter(|row| !row.positions.is_empty())
+}
+
+/// Takes a row's results in; says whether the sequence has ended.
+fn take_row(
+    s: &mut Sequence,
+    drafts: &[u32],
+    output: RowOutput,
+    stats: &mut Stats,
+    events: &mut Vec<Event>,
+) -> Option<Finish> {
+    let was_prefill = !s.is_decoding();
+    stats.computed += s.scheduled as u64;
+    let scores = s.to_score(s.computed + s.scheduled);
+    for (position, scored) in scores.zip(output.scored) {
+        match scored {
+            Ok(scored) => {
+                events.push(Event::Prompt { seq: s.id, position: position + 1, scored });
+            }
+            Err(error) => return Some(Finish::Logits(error)),
+        }
+        s.scored = position + 1;
+    }
+    s.computed += s.scheduled - drafts.len();
+    if s.computed < s.tokens.len() {
+        return None;
+    }
+    if was_prefill {
+        stats.prompt += s.tokens.len() as u64;
+        stats.cached += s.cached as u64;
+    }
+    if s.left() == 0 {
+        return Some(Finish::Length);
+    }
+    let (mut stood, mut finish) = (0, None);
+    for (place, sampled) in output.sampled.into_iter().enumerate() {
+        let sampled = match sampled {
+            Ok(sampled) => sampled,
+            Err(error) => {
+                finish = Some(Finish::Logits(error));
+                break;
+            }
+        };
+        let token = sampled.token;
+        s.tokens.push(token);
+        stats.generated += 1;
+        events.push(Event::Token { seq: s.id, sampled });
+        let agrees = drafts.get(place) == Some(&token);
+        stood += usize::from(agrees);
+        finish = match () {
+            () if s.request.stop.contains(&token) => Some(Finish::Stop),
+            () if s.left() == 0 => Some(Finish::Length),
+            () => None,
+        };
+        if finish.is_some() || !agrees {
+            break;
+        }
+    }
+    s.computed = s.tokens.len() - 1;
+    match drafts.len() {
+        0 => s.depth.rest(),
+        offered => s.depth.see(stood, offered),
+    }
+    if stats.drafted.len() < drafts.len() {
+        stats.drafted.resize(drafts.len(), (0, 0));
+    }
+    // Those after the first that fell were not looked at.
+    for (place, (offered, accepted)) in stats.drafted.iter_mut().enumerate().take(drafts.len()) {
+        *offered += u64::from(place <= stood);
+        *accepted += u64::from(place < stood);
+    }
+    finish
+}
