@@ -6,10 +6,12 @@
 #![expect(unsafe_code, reason = "tiles are passed to the microkernel as pointers")]
 
 use crate::isa::{Kernel, Level};
+use crate::pages::{PageWord, Pages};
 use crate::panel::{PANEL, Row};
 use crate::simd::Simd;
 use crate::tasks::{self, Output};
 use crate::tile::{MAX_ROWS, Mode, STRIDE, Tile, at_once, strip};
+use backend::KV_BLOCK;
 use backend::numerics::{ATTEND_CHUNK, LINEAR_CHUNK, exp, max, sum_by};
 use ir::Heads;
 use std::ops::Range;
@@ -17,37 +19,72 @@ use std::ops::Range;
 /// Query rows of a block, over all heads of a group: their sums stay in the second cache.
 const BLOCK_ROWS: usize = 192;
 
-/// One attention; `q`, `k` and `v` as [`backend::Attend`] has them.
-pub(crate) struct Attend<'a> {
+/// Causal attention of some spans of sequences.
+pub(crate) struct Attend<'a, K> {
+    /// `[rows, heads.query * heads.dim]`.
     pub(crate) q: &'a [f32],
-    pub(crate) k: &'a [f32],
-    pub(crate) v: &'a [f32],
     pub(crate) heads: Heads,
     pub(crate) scale: f32,
     pub(crate) window: Option<u32>,
-    pub(crate) sequences: &'a [Range<usize>],
+    /// The rows of each span, the position of the first, and its keys.
+    pub(crate) spans: Vec<(Range<usize>, usize, K)>,
 }
 
-impl Attend<'_> {
-    /// Computes the rows of every sequence into `out`, `[rows, heads.query * heads.dim]`. The
-    /// sequences must lie within the rows and must not overlap.
+/// The keys and values of a sequence.
+pub(crate) trait Keys: Sync {
+    /// Lays those of `head` at positions `keys` out in the scratch. Positions before `seen` are
+    /// seen by no row: what is laid out for them may be anything.
+    fn pack(&self, head: usize, keys: Range<usize>, seen: usize, heads: Heads, to: &mut Packed);
+}
+
+/// Keys and values of sequences that lie in rows: those of the rows from `start` on.
+pub(crate) struct InRows<'a> {
+    /// `[rows, heads.kv * heads.dim]`.
+    pub(crate) k: &'a [f32],
+    pub(crate) v: &'a [f32],
+    pub(crate) start: usize,
+}
+
+/// Keys and values in blocks.
+pub(crate) struct InPages<'a, T> {
+    pub(crate) pages: &'a Pages<T>,
+    /// The block of each 16 positions.
+    pub(crate) blocks: &'a [u32],
+}
+
+/// The keys and values of a piece, laid out for the microkernel.
+#[derive(Default)]
+pub(crate) struct Packed {
+    /// The keys, transposed: `[4][dim]` rows of 32 keys.
+    k: Vec<Row<f32>>,
+    /// The values: `[ceil(dim / 32)][128]` rows of 32 elements.
+    v: Vec<Row<f32>>,
+    /// What keys and values are multiplied by, if they are not as they are.
+    scales: Option<[[f32; ATTEND_CHUNK]; 2]>,
+}
+
+impl<K: Keys> Attend<'_, K> {
+    /// Computes the rows of every span into `out`, `[rows, heads.query * heads.dim]`. The spans
+    /// must lie within the rows and must not overlap.
     pub(crate) fn run(&self, level: Level, out: &mut [f32]) {
         assert_eq!(out.len(), self.q.len(), "output size");
         let group = self.heads.query / self.heads.kv;
         let height = (BLOCK_ROWS / group).next_multiple_of(MAX_ROWS);
         let mut blocks = Vec::new();
-        for sequence in self.sequences {
+        for (rows, start, keys) in &self.spans {
             // The last positions see the most keys: they go first, so that no thread ends late.
-            for first in (0..sequence.len()).step_by(height).rev() {
-                blocks.push((sequence, first..sequence.len().min(first + height)));
+            for first in (0..rows.len()).step_by(height).rev() {
+                let end = rows.len().min(first + height);
+                blocks.push((keys, rows.start + first, start + first..start + end));
             }
         }
         let output = Output::new(out);
         tasks::run(blocks.len() * self.heads.kv, Scratch::default, |scratch, index| {
-            let (sequence, positions) = &blocks[index / self.heads.kv];
+            let (keys, row, positions) = &blocks[index / self.heads.kv];
             level.run(Block {
                 attend: self,
-                start: sequence.start,
+                keys: *keys,
+                row: *row,
                 positions: positions.clone(),
                 head: index % self.heads.kv,
                 output,
@@ -57,15 +94,65 @@ impl Attend<'_> {
     }
 }
 
+impl Keys for InRows<'_> {
+    #[inline(always)]
+    fn pack(&self, head: usize, keys: Range<usize>, _: usize, heads: Heads, to: &mut Packed) {
+        let stride = heads.kv * heads.dim;
+        for (index, position) in keys.enumerate() {
+            let at = (self.start + position) * stride + head * heads.dim;
+            let key = &self.k[at..at + heads.dim];
+            let panel = &mut to.k[index / PANEL * heads.dim..][..heads.dim];
+            let lane = index % PANEL;
+            panel.iter_mut().zip(key).for_each(|(row, &x)| row.0[lane] = x);
+            to.value(index, &self.v[at..at + heads.dim], |x| x);
+        }
+    }
+}
+
+impl<T: PageWord> Keys for InPages<'_, T> {
+    #[inline(always)]
+    fn pack(&self, head: usize, keys: Range<usize>, seen: usize, heads: Heads, to: &mut Packed) {
+        let begin = keys.start.max(seen / KV_BLOCK * KV_BLOCK);
+        for first in (begin..keys.end).step_by(KV_BLOCK) {
+            let page = self.pages.page(self.blocks[first / KV_BLOCK], head);
+            let index = first - keys.start;
+            let panel = &mut to.k[index / PANEL * heads.dim..][..heads.dim];
+            let lanes = index % PANEL..index % PANEL + KV_BLOCK;
+            for (row, keys) in panel.iter_mut().zip(page.keys.as_chunks::<KV_BLOCK>().0) {
+                let row = row.0[lanes.clone()].iter_mut().zip(keys);
+                row.for_each(|(to, key)| *to = key.value());
+            }
+            let values = page.values.chunks_exact(self.pages.value_width());
+            for (offset, value) in values.enumerate().take(keys.end - first) {
+                to.value(index + offset, &value[..heads.dim], T::value);
+            }
+            if let Some(scales) = page.scales {
+                let [of_keys, of_values] = to.scales.get_or_insert([[0.0; ATTEND_CHUNK]; 2]);
+                of_keys[index..index + KV_BLOCK].copy_from_slice(&scales[..KV_BLOCK]);
+                of_values[index..index + KV_BLOCK].copy_from_slice(&scales[KV_BLOCK..]);
+            }
+        }
+    }
+}
+
+impl Packed {
+    /// Lays out the value of key `index` of the piece.
+    #[inline(always)]
+    fn value<T: Copy>(&mut self, index: usize, value: &[T], read: impl Fn(T) -> f32) {
+        for (panel, value) in value.chunks(PANEL).enumerate() {
+            let row = &mut self.v[panel * ATTEND_CHUNK + index].0;
+            row.iter_mut().zip(value).for_each(|(to, &x)| *to = read(x));
+        }
+    }
+}
+
 /// What a thread reuses from task to task. A query row is a position of a head of the group.
 #[derive(Default)]
 struct Scratch {
     /// Scaled queries, `[ceil(dim / 256)][query rows][STRIDE]`.
     q: Vec<f32>,
-    /// The keys of a piece, transposed: `[4][dim]` rows of 32 keys.
-    k: Vec<Row<f32>>,
-    /// The values of a piece: `[ceil(dim / 32)][128]` rows of 32 elements.
-    v: Vec<Row<f32>>,
+    /// The keys and values of a piece.
+    packed: Packed,
     /// Scores, then weights, of a strip: `[12][STRIDE]`.
     scores: Vec<f32>,
     /// What a piece adds to a strip's outputs, `[12][width]`.
@@ -76,10 +163,11 @@ struct Scratch {
     soft: Vec<(f32, f32)>,
 }
 
-/// A task: `positions` of the sequence that begins at row `start`, for key head `head`.
-struct Block<'a, 'b> {
-    attend: &'a Attend<'a>,
-    start: usize,
+/// A task: `positions` of a sequence, of which the first is row `row`, for key head `head`.
+struct Block<'a, 'b, K> {
+    attend: &'a Attend<'a, K>,
+    keys: &'a K,
+    row: usize,
     positions: Range<usize>,
     head: usize,
     output: Output,
@@ -96,14 +184,15 @@ struct Strip {
     rows: usize,
 }
 
-impl Kernel for Block<'_, '_> {
+impl<K: Keys> Kernel for Block<'_, '_, K> {
     #[inline(always)]
     fn run<S: Simd>(mut self) {
         self.begin();
         let first_seen = self.seen(self.positions.start).start;
         for piece in first_seen / ATTEND_CHUNK..self.positions.end.div_ceil(ATTEND_CHUNK) {
             let keys = piece * ATTEND_CHUNK..self.positions.end.min((piece + 1) * ATTEND_CHUNK);
-            self.pack(keys.clone());
+            let packed = &mut self.scratch.packed;
+            self.keys.pack(self.head, keys.clone(), first_seen, self.attend.heads, packed);
             for head in 0..self.group() {
                 for row in (0..self.positions.len()).step_by(S::ROWS) {
                     let rows = row..self.positions.len().min(row + S::ROWS);
@@ -118,7 +207,7 @@ impl Kernel for Block<'_, '_> {
     }
 }
 
-impl Block<'_, '_> {
+impl<K: Keys> Block<'_, '_, K> {
     #[inline(always)]
     fn group(&self) -> usize {
         self.attend.heads.query / self.attend.heads.kv
@@ -147,8 +236,7 @@ impl Block<'_, '_> {
     fn at(&self, row: usize) -> usize {
         let heads = self.attend.heads;
         let (head, index) = (row / self.positions.len(), row % self.positions.len());
-        let position = self.start + self.positions.start + index;
-        (position * heads.query + self.head * self.group() + head) * heads.dim
+        ((self.row + index) * heads.query + self.head * self.group() + head) * heads.dim
     }
 
     /// Sizes the scratch, scales the queries, and sets every output to nothing.
@@ -157,8 +245,8 @@ impl Block<'_, '_> {
         let (rows, width, dim) = (self.query_rows(), self.width(), self.attend.heads.dim);
         let scratch = &mut *self.scratch;
         scratch.q.resize(dim.div_ceil(LINEAR_CHUNK) * rows * STRIDE, 0.0);
-        scratch.k.resize(ATTEND_CHUNK / PANEL * dim, Row::default());
-        scratch.v.resize(width / PANEL * ATTEND_CHUNK, Row::default());
+        scratch.packed.k.resize(ATTEND_CHUNK / PANEL * dim, Row::default());
+        scratch.packed.v.resize(width / PANEL * ATTEND_CHUNK, Row::default());
         scratch.scores.resize(MAX_ROWS * STRIDE, 0.0);
         scratch.piece.resize(MAX_ROWS * width, 0.0);
         scratch.out.clear();
@@ -171,26 +259,6 @@ impl Block<'_, '_> {
             for (piece, query) in query.chunks(LINEAR_CHUNK).enumerate() {
                 let to = &mut self.scratch.q[(piece * rows + row) * STRIDE..];
                 to.iter_mut().zip(query).for_each(|(to, x)| *to = x * self.attend.scale);
-            }
-        }
-    }
-
-    /// Lays out the keys and values of a piece.
-    #[inline(always)]
-    fn pack(&mut self, keys: Range<usize>) {
-        let heads = self.attend.heads;
-        let stride = heads.kv * heads.dim;
-        let scratch = &mut *self.scratch;
-        for (index, position) in keys.enumerate() {
-            let at = (self.start + position) * stride + self.head * heads.dim;
-            let key = &self.attend.k[at..at + heads.dim];
-            let panel = &mut scratch.k[index / PANEL * heads.dim..][..heads.dim];
-            let lane = index % PANEL;
-            panel.iter_mut().zip(key).for_each(|(row, &x)| row.0[lane] = x);
-            let value = &self.attend.v[at..at + heads.dim];
-            for (panel, value) in value.chunks(PANEL).enumerate() {
-                let row = &mut scratch.v[panel * ATTEND_CHUNK + index].0;
-                row[..value.len()].copy_from_slice(value);
             }
         }
     }
@@ -232,7 +300,7 @@ impl Block<'_, '_> {
                 unsafe {
                     let tile = Tile {
                         a: self.scratch.q.as_ptr().add((piece * rows + strip.first) * STRIDE),
-                        b: self.scratch.k.as_ptr().add(panel * dim + first).cast::<f32>(),
+                        b: self.scratch.packed.k.as_ptr().add(panel * dim + first).cast::<f32>(),
                         depth: (dim - first).min(LINEAR_CHUNK),
                         panel: dim * PANEL,
                         c: self.scratch.scores.as_mut_ptr().add(panel * PANEL),
@@ -253,14 +321,9 @@ impl Block<'_, '_> {
         let mut merge = [(0.0, 0.0); MAX_ROWS];
         for (row, (begin, end)) in strip.seen().enumerate() {
             let scores = &mut self.scratch.scores[row * STRIDE..][begin..end];
-            let piece_top = max(scores);
-            scores.iter_mut().for_each(|s| *s = exp(*s - piece_top));
-            let piece_total = sum_by(scores, |x| x);
-            let (top, total) = &mut self.scratch.soft[strip.first + row];
-            let new_top = if piece_top > *top { piece_top } else { *top };
-            let (old, new) = (exp(*top - new_top), exp(piece_top - new_top));
-            (*top, *total) = (new_top, *total * old + piece_total * new);
-            merge[row] = (old, new);
+            let scales = self.scratch.packed.scales.as_ref();
+            let scales = scales.map(|[k, v]| [&k[begin..end], &v[begin..end]]);
+            merge[row] = weigh(scores, scales, &mut self.scratch.soft[strip.first + row]);
         }
         self.scratch.piece.fill(0.0);
         // The keys that every row sees; rows are cut off before and after them one by one.
@@ -294,7 +357,13 @@ impl Block<'_, '_> {
             unsafe {
                 let tile = Tile {
                     a: self.scratch.scores.as_ptr().add(rows.start * STRIDE + keys.start),
-                    b: self.scratch.v.as_ptr().add(panel * ATTEND_CHUNK + keys.start).cast::<f32>(),
+                    b: self
+                        .scratch
+                        .packed
+                        .v
+                        .as_ptr()
+                        .add(panel * ATTEND_CHUNK + keys.start)
+                        .cast::<f32>(),
                     depth: keys.len(),
                     panel: ATTEND_CHUNK * PANEL,
                     c: self.scratch.piece.as_mut_ptr().add(rows.start * width + panel * PANEL),
@@ -321,6 +390,33 @@ impl Block<'_, '_> {
             to.iter_mut().zip(out).for_each(|(to, o)| *to = o * inverse);
         }
     }
+}
+
+/// Turns a piece's scores into weights and raises the running soft-max, `(top, total)`; returns
+/// what the outputs so far and those of the piece are multiplied by. `scales` are those of the keys
+/// and of the values.
+#[inline(always)]
+pub(crate) fn weigh(
+    scores: &mut [f32],
+    scales: Option<[&[f32]; 2]>,
+    (top, total): &mut (f32, f32),
+) -> (f32, f32) {
+    let scale = |scores: &mut [f32], scales: &[f32]| {
+        scores.iter_mut().zip(scales).for_each(|(score, scale)| *score *= scale);
+    };
+    if let Some([keys, _]) = scales {
+        scale(scores, keys);
+    }
+    let piece_top = max(scores);
+    scores.iter_mut().for_each(|s| *s = exp(*s - piece_top));
+    let piece_total = sum_by(scores, |x| x);
+    if let Some([_, values]) = scales {
+        scale(scores, values);
+    }
+    let new_top = if piece_top > *top { piece_top } else { *top };
+    let (old, new) = (exp(*top - new_top), exp(piece_top - new_top));
+    (*top, *total) = (new_top, *total * old + piece_total * new);
+    (old, new)
 }
 
 impl Strip {

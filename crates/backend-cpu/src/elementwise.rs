@@ -18,19 +18,20 @@ pub(crate) fn norm(level: Level, x: &[f32], weight: &[f32], eps: f32, y: &mut [f
     shares.for_each(|(y, x)| level.run(Norm { x, weight, eps, y }));
 }
 
-/// Rotates the heads of the rows of each of `sequences` in `x`.
+/// Rotates the heads of the rows of each of `sequences` in `x`; `starts` as [`backend::Rope`].
 pub(crate) fn rope(
     level: Level,
     table: &RopeTable,
     head_dim: usize,
-    sequences: &[Range<usize>],
+    (sequences, starts): (&[Range<usize>], &[usize]),
     (x, width): (&mut [f32], usize),
 ) {
-    for sequence in sequences {
+    for (index, sequence) in sequences.iter().enumerate() {
+        let start = starts.get(index).copied().unwrap_or(0);
         let rows = &mut x[sequence.start * width..sequence.end * width];
         let share = SHARE.div_ceil(width);
         rows.par_chunks_mut(share * width).enumerate().for_each(|(index, rows)| {
-            level.run(Rotate { rows, width, head_dim, table, first: index * share });
+            level.run(Rotate { rows, width, head_dim, table, first: start + index * share });
         });
     }
 }

@@ -6,10 +6,12 @@
 
 mod algebra;
 mod attend;
+mod decode;
 mod elementwise;
 mod isa;
 mod linear;
 mod outer;
+mod pages;
 mod panel;
 mod rows;
 mod score;
@@ -23,12 +25,13 @@ pub use isa::Isa;
 
 use backend::numerics::LINEAR_CHUNK;
 use backend::{
-    Attend, Backend, BackendError, Buffer, DeviceWeight, DivergenceRow, Embed, Linear, RankUpdate,
-    Rope, SoftmaxRow,
+    Attend, AttendPaged, Backend, BackendError, Buffer, DeviceWeight, DivergenceRow, Embed,
+    KvCache, KvDType, Linear, RankUpdate, Rope, SoftmaxRow,
 };
 use half::{bf16, f16};
-use ir::{Activation, Weight};
+use ir::{Activation, Heads, Weight};
 use isa::Level;
+use pages::{PageWord, Pages};
 use panel::{Panels, Word};
 use rayon::prelude::*;
 use rows::{Pool, Rows};
@@ -142,35 +145,60 @@ impl Backend for Cpu {
         let (rows, width) = (x.rows(), x.width());
         let whole = args.head_dim > 0 && width > 0 && width.is_multiple_of(args.head_dim);
         check(whole, "a row is whole heads")?;
-        for sequence in args.sequences {
+        for (index, sequence) in args.sequences.iter().enumerate() {
             check(sequence.start <= sequence.end && sequence.end <= rows, "sequences are rows")?;
-            check(sequence.len() <= args.table.positions(), "every position has an angle")?;
+            let start = args.starts.get(index).copied().unwrap_or(0);
+            let end = start.checked_add(sequence.len());
+            let angles = end.is_some_and(|end| end <= args.table.positions());
+            check(angles, "every position has an angle")?;
             let rotary = sequence.clone().next().map_or(0, |_| 2 * args.table.at(0).0.len());
             check(rotary <= args.head_dim, "the rotary size is at most the head's")?;
         }
         let x = (host_mut(x)?, width);
-        elementwise::rope(self.level, args.table, args.head_dim, args.sequences, x);
+        let sequences = (args.sequences, args.starts);
+        elementwise::rope(self.level, args.table, args.head_dim, sequences, x);
         Ok(())
     }
 
     fn attend(&self, args: &Attend<'_>) -> Result<Buffer, BackendError> {
-        let gaps = check_attend(args)?;
+        let gaps = check_attend(args.heads, [args.q, args.k, args.v], args.sequences)?;
         let (rows, width) = (args.q.rows(), args.q.width());
         let mut out = self.unset(rows, width)?;
         for gap in gaps {
             out.values_mut()[gap.start * width..gap.end * width].fill(0.0);
         }
-        let attend = attend::Attend {
-            q: host(args.q)?,
-            k: host(args.k)?,
-            v: host(args.v)?,
-            heads: args.heads,
-            scale: args.scale,
-            window: args.window,
-            sequences: args.sequences,
-        };
-        attend.run(self.level, out.values_mut());
+        let (k, v) = (host(args.k)?, host(args.v)?);
+        let keys = |s: &Range<usize>| attend::InRows { k, v, start: s.start };
+        let spans = args.sequences.iter().map(|s| (s.clone(), 0, keys(s))).collect();
+        let (q, heads) = (host(args.q)?, args.heads);
+        attend::Attend { q, heads, scale: args.scale, window: args.window, spans }
+            .run(self.level, out.values_mut());
         Ok(Buffer::new(rows, width, out))
+    }
+
+    fn kv_cache(
+        &self,
+        heads: Heads,
+        dtype: KvDType,
+        blocks: usize,
+    ) -> Result<KvCache, BackendError> {
+        Ok(match dtype {
+            KvDType::F32 => KvCache::new(Cache::F32(new_pages(heads, blocks)?)),
+            KvDType::Bf16 => KvCache::new(Cache::Bf16(new_pages(heads, blocks)?)),
+            KvDType::Int8 => KvCache::new(Cache::Int8(new_pages(heads, blocks)?)),
+        })
+    }
+
+    fn attend_paged(
+        &self,
+        args: &AttendPaged<'_>,
+        cache: &mut KvCache,
+    ) -> Result<Buffer, BackendError> {
+        match cache.data_mut()? {
+            Cache::F32(pages) => self.attend_pages(args, pages),
+            Cache::Bf16(pages) => self.attend_pages(args, pages),
+            Cache::Int8(pages) => self.attend_pages(args, pages),
+        }
     }
 
     fn activate(&self, kind: Activation, x: &mut Buffer) -> Result<(), BackendError> {
@@ -241,7 +269,54 @@ impl Backend for Cpu {
     }
 }
 
+/// The keys and values of a layer.
+enum Cache {
+    F32(Pages<f32>),
+    Bf16(Pages<u16>),
+    Int8(Pages<i8>),
+}
+
+fn new_pages<T: PageWord>(heads: Heads, blocks: usize) -> Result<Pages<T>, BackendError> {
+    check(heads.kv > 0 && heads.dim > 0, "a cache has heads")?;
+    Pages::new(heads, blocks).ok_or_else(|| internal("there is memory for the cache"))
+}
+
+/// Query rows of a key head up to which pages are read as they lie.
+const FEW: usize = 16;
+
 impl Cpu {
+    fn attend_pages<T: PageWord>(
+        &self,
+        args: &AttendPaged<'_>,
+        pages: &mut Pages<T>,
+    ) -> Result<Buffer, BackendError> {
+        let rows: Vec<Range<usize>> = args.spans.iter().map(|s| s.rows.clone()).collect();
+        let gaps = check_attend(args.heads, [args.q, args.k, args.v], &rows)?;
+        check(args.heads == pages.heads(), "a cache has its layer's heads")?;
+        let fits = args.spans.iter().all(|s| s.fits(args.window, pages.blocks()));
+        check(fits, "every position has a block")?;
+        let (rows, width) = (args.q.rows(), args.q.width());
+        let mut out = self.unset(rows, width)?;
+        for gap in gaps {
+            out.values_mut()[gap.start * width..gap.end * width].fill(0.0);
+        }
+        pages.write(args.spans, host(args.k)?, host(args.v)?);
+        let pages = &*pages;
+        let group = args.heads.query / args.heads.kv;
+        // The kernel is chosen by the span alone; both give the same bits.
+        let all = args
+            .spans
+            .iter()
+            .filter(|s| !s.rows.is_empty())
+            .map(|s| (s.rows.clone(), s.start, attend::InPages { pages, blocks: s.blocks }));
+        let (few, many) = all.partition(|(rows, ..)| rows.len() * group <= FEW);
+        let (q, heads, scale, window) = (host(args.q)?, args.heads, args.scale, args.window);
+        let of = |spans: Vec<_>| attend::Attend { q, heads, scale, window, spans };
+        decode::run(&of(few), self.level, out.values_mut());
+        of(many).run(self.level, out.values_mut());
+        Ok(Buffer::new(rows, width, out))
+    }
+
     fn linear_over<T: Word>(
         &self,
         args: &Linear<'_>,
@@ -306,16 +381,20 @@ fn embed<T: Word>(
 }
 
 /// Checks what the kernel takes for granted; returns the rows that are in no sequence.
-fn check_attend(args: &Attend<'_>) -> Result<Vec<Range<usize>>, BackendError> {
-    let (heads, rows) = (args.heads, args.q.rows());
+fn check_attend(
+    heads: Heads,
+    [q, k, v]: [&Buffer; 3],
+    sequences: &[Range<usize>],
+) -> Result<Vec<Range<usize>>, BackendError> {
+    let rows = q.rows();
     let grouped = heads.dim > 0 && heads.kv > 0 && heads.query.is_multiple_of(heads.kv);
     check(grouped && heads.query > 0, "query heads are a multiple of key heads")?;
-    check(Some(args.q.width()) == heads.query.checked_mul(heads.dim), "q is whole heads")?;
-    for kv in [args.k, args.v] {
+    check(Some(q.width()) == heads.query.checked_mul(heads.dim), "q is whole heads")?;
+    for kv in [k, v] {
         check(Some(kv.width()) == heads.kv.checked_mul(heads.dim), "k and v are whole heads")?;
         check(kv.rows() == rows, "q, k and v have the same rows")?;
     }
-    let mut sequences = args.sequences.to_vec();
+    let mut sequences = sequences.to_vec();
     sequences.sort_by_key(|sequence| sequence.start);
     let (mut gaps, mut end) = (Vec::new(), 0);
     for sequence in sequences {

@@ -90,6 +90,12 @@ pub(crate) trait Simd {
     /// `LANES` elements.
     unsafe fn load_f16(at: *const f16) -> Self::V;
 
+    /// `LANES` elements, given as their bits.
+    unsafe fn load_bf16(at: *const u16) -> Self::V;
+
+    /// `LANES` elements.
+    unsafe fn load_i8(at: *const i8) -> Self::V;
+
     /// Brings the cache line of an element near, if the instruction set can say so; touches nothing.
     #[inline(always)]
     unsafe fn prefetch<E>(_at: *const E) {}
@@ -167,5 +173,19 @@ impl Simd for Portable {
         // SAFETY: the caller vouches for `LANES` elements.
         let words = unsafe { at.cast::<[u16; LANES]>().read_unaligned() };
         words.map(|word| f16::from_bits(word).to_f32())
+    }
+
+    #[inline(always)]
+    unsafe fn load_bf16(at: *const u16) -> Self::V {
+        // SAFETY: the caller vouches for `LANES` elements.
+        let words = unsafe { at.cast::<[u16; LANES]>().read_unaligned() };
+        words.map(|word| f32::from_bits(u32::from(word) << 16))
+    }
+
+    #[inline(always)]
+    unsafe fn load_i8(at: *const i8) -> Self::V {
+        // SAFETY: the caller vouches for `LANES` elements.
+        let codes = unsafe { at.cast::<[i8; LANES]>().read_unaligned() };
+        codes.map(f32::from)
     }
 }

@@ -2,6 +2,7 @@
 
 use crate::BackendError;
 use std::any::Any;
+use std::sync::Arc;
 
 /// Rows of `f32` on a device.
 #[derive(Debug)]
@@ -11,11 +12,11 @@ pub struct Buffer {
     data: Box<dyn Any + Send + Sync>,
 }
 
-/// A weight laid out for a device.
-#[derive(Debug)]
+/// A weight laid out for a device. Clones share it.
+#[derive(Clone, Debug)]
 pub struct DeviceWeight {
     shape: Vec<usize>,
-    data: Box<dyn Any + Send + Sync>,
+    data: Arc<dyn Any + Send + Sync>,
 }
 
 impl Buffer {
@@ -62,7 +63,7 @@ impl Buffer {
 impl DeviceWeight {
     /// A weight over a backend's own `data`.
     pub fn new(shape: Vec<usize>, data: impl Any + Send + Sync) -> Self {
-        Self { shape, data: Box::new(data) }
+        Self { shape, data: Arc::new(data) }
     }
 
     /// The sizes, as planned.

@@ -1,6 +1,9 @@
 //! Runs a block program on a backend. Calibration, evaluation and serving all run this loop.
 
-use crate::{Attend, Backend, BackendError, Buffer, DeviceWeight, Linear, Rope, RopeTable};
+use crate::{
+    Attend, AttendPaged, Backend, BackendError, Buffer, DeviceWeight, KvCache, Linear, Rope,
+    RopeTable, Span,
+};
 use ir::{Block, Op, Value, WeightId};
 use std::ops::Range;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -9,6 +12,19 @@ use std::sync::{Arc, Mutex, PoisonError};
 pub struct Interpreter<'a> {
     backend: &'a dyn Backend,
     tables: Mutex<Vec<(Arc<ir::Rope>, Arc<RopeTable>)>>,
+}
+
+/// What the rows of a call are, and where earlier keys and values lie.
+enum Rows<'r> {
+    /// Whole sequences, each from its first token on.
+    Whole(&'r [Range<usize>]),
+    /// Spans of sequences whose earlier tokens are in a cache.
+    Cached {
+        spans: &'r [Span<'r>],
+        rows: Vec<Range<usize>>,
+        starts: Vec<usize>,
+        cache: &'r mut KvCache,
+    },
 }
 
 /// Sees the input of the linear at an index of the program.
@@ -38,8 +54,33 @@ impl<'a> Interpreter<'a> {
         input: Buffer,
         sequences: &[Range<usize>],
     ) -> Result<Buffer, BackendError> {
+        self.whole(block, input, &mut Rows::Whole(sequences))
+    }
+
+    /// Runs `block` on the next tokens of some sequences: their keys and values are written to the
+    /// block's `cache`, where those of earlier tokens are.
+    ///
+    /// # Errors
+    /// If the backend does not execute an op.
+    pub fn run_cached(
+        &self,
+        block: &Block<DeviceWeight>,
+        input: Buffer,
+        spans: &[Span<'_>],
+        cache: &mut KvCache,
+    ) -> Result<Buffer, BackendError> {
+        let (rows, starts) = spans.iter().map(|s| (s.rows.clone(), s.start)).unzip();
+        self.whole(block, input, &mut Rows::Cached { spans, rows, starts, cache })
+    }
+
+    fn whole(
+        &self,
+        block: &Block<DeviceWeight>,
+        input: Buffer,
+        rows: &mut Rows<'_>,
+    ) -> Result<Buffer, BackendError> {
         let (end, mut see) = (block.ops.len(), |_, _: &Buffer| Ok(()));
-        let output = self.walk(block, input, sequences, end, &mut see)?;
+        let output = self.walk(block, input, rows, end, &mut see)?;
         output.ok_or_else(|| BackendError::Internal("a block without ops".into()))
     }
 
@@ -56,7 +97,7 @@ impl<'a> Interpreter<'a> {
         last: usize,
         see: &mut See<'_>,
     ) -> Result<(), BackendError> {
-        self.walk(block, input, sequences, last, see).map(drop)
+        self.walk(block, input, &mut Rows::Whole(sequences), last, see).map(drop)
     }
 
     /// The output of `ops[end - 1]`; `ops[end]` is seen, if it is a linear, and not executed.
@@ -64,7 +105,7 @@ impl<'a> Interpreter<'a> {
         &self,
         block: &Block<DeviceWeight>,
         input: Buffer,
-        sequences: &[Range<usize>],
+        rows: &mut Rows<'_>,
         end: usize,
         see: &mut See<'_>,
     ) -> Result<Option<Buffer>, BackendError> {
@@ -78,7 +119,7 @@ impl<'a> Interpreter<'a> {
                 return Ok(None);
             }
             let result =
-                self.op(block, op, sequences, &mut values, |v| last_use[v.0 as usize] == index)?;
+                self.op(block, op, rows, &mut values, |v| last_use[v.0 as usize] == index)?;
             values.push(Some(result));
             for value in op.inputs() {
                 if last_use[value.0 as usize] == index {
@@ -93,7 +134,7 @@ impl<'a> Interpreter<'a> {
         &self,
         block: &Block<DeviceWeight>,
         op: &Op,
-        sequences: &[Range<usize>],
+        rows: &mut Rows<'_>,
         values: &mut [Option<Buffer>],
         dies: impl Fn(Value) -> bool,
     ) -> Result<Buffer, BackendError> {
@@ -112,19 +153,24 @@ impl<'a> Interpreter<'a> {
             }
             Op::Rope { input, head_dim, rope } => {
                 let mut x = self.take(values, *input, dies)?;
-                let table = self.table(rope, sequences);
-                backend.rope(&Rope { head_dim: *head_dim, table: &table, sequences }, &mut x)?;
+                let (sequences, starts) = rows.sequences();
+                let table = self.table(rope, rows.positions());
+                let args = Rope { head_dim: *head_dim, table: &table, sequences, starts };
+                backend.rope(&args, &mut x)?;
                 Ok(x)
             }
-            &Op::Attend { q, k, v, heads, scale, window } => backend.attend(&Attend {
-                q: get(values, q)?,
-                k: get(values, k)?,
-                v: get(values, v)?,
-                heads,
-                scale,
-                window,
-                sequences,
-            }),
+            &Op::Attend { q, k, v, heads, scale, window } => {
+                let (q, k, v) = (get(values, q)?, get(values, k)?, get(values, v)?);
+                match rows {
+                    Rows::Whole(sequences) => {
+                        backend.attend(&Attend { q, k, v, heads, scale, window, sequences })
+                    }
+                    Rows::Cached { spans, cache, .. } => {
+                        let args = AttendPaged { q, k, v, heads, scale, window, spans };
+                        backend.attend_paged(&args, cache)
+                    }
+                }
+            }
             Op::Activate { input, kind } => {
                 let mut x = self.take(values, *input, dies)?;
                 backend.activate(*kind, &mut x)?;
@@ -156,18 +202,35 @@ impl<'a> Interpreter<'a> {
         }
     }
 
-    fn table(&self, rope: &Arc<ir::Rope>, sequences: &[Range<usize>]) -> Arc<RopeTable> {
-        let positions = sequences.iter().map(Range::len).max().unwrap_or(0);
+    fn table(&self, rope: &Arc<ir::Rope>, positions: usize) -> Arc<RopeTable> {
         let mut tables = self.tables.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some((_, table)) =
             tables.iter().find(|(r, t)| r == rope && t.positions() >= positions)
         {
             return Arc::clone(table);
         }
-        let table = Arc::new(RopeTable::new(rope, positions));
+        // Sequences grow token by token; their table does not.
+        let table = Arc::new(RopeTable::new(rope, positions.next_power_of_two().max(64)));
         tables.retain(|(r, _)| r != rope);
         tables.push((Arc::clone(rope), Arc::clone(&table)));
         table
+    }
+}
+
+impl Rows<'_> {
+    /// The rows of each sequence, and where the first of them stand.
+    fn sequences(&self) -> (&[Range<usize>], &[usize]) {
+        match self {
+            Self::Whole(sequences) => (sequences, &[]),
+            Self::Cached { rows, starts, .. } => (rows, starts),
+        }
+    }
+
+    /// The last position, plus one.
+    fn positions(&self) -> usize {
+        let (rows, starts) = self.sequences();
+        let starts = starts.iter().copied().chain(std::iter::repeat(0));
+        rows.iter().zip(starts).map(|(rows, start)| rows.len() + start).max().unwrap_or(0)
     }
 }
 

@@ -7,13 +7,16 @@
 
 pub mod algebra;
 mod buffer;
+mod cache;
 mod interpreter;
 pub mod numerics;
+mod pages;
 mod reference;
 mod rope;
 mod score;
 
 pub use buffer::{Buffer, DeviceWeight};
+pub use cache::{AttendPaged, KV_BLOCK, KvCache, KvDType, Span};
 pub use interpreter::{Interpreter, See};
 pub use reference::Reference;
 pub use rope::RopeTable;
@@ -60,6 +63,26 @@ pub trait Backend: Send + Sync {
 
     /// Causal attention within each sequence.
     fn attend(&self, args: &Attend<'_>) -> Result<Buffer, BackendError>;
+
+    /// Room for the keys and values of one layer, in `blocks` blocks of [`KV_BLOCK`] positions.
+    ///
+    /// # Errors
+    /// If memory is short.
+    fn kv_cache(
+        &self,
+        heads: Heads,
+        dtype: KvDType,
+        blocks: usize,
+    ) -> Result<KvCache, BackendError>;
+
+    /// Writes the rows' keys and values to the cache, then attends over what is stored there.
+    ///
+    /// No two spans may share a block that either writes.
+    fn attend_paged(
+        &self,
+        args: &AttendPaged<'_>,
+        cache: &mut KvCache,
+    ) -> Result<Buffer, BackendError>;
 
     /// Applies a non-linearity in place.
     fn activate(&self, kind: Activation, x: &mut Buffer) -> Result<(), BackendError>;
@@ -139,8 +162,10 @@ pub struct Rope<'a> {
     pub head_dim: usize,
     /// Sines and cosines of every position.
     pub table: &'a RopeTable,
-    /// The rows of each sequence; the first row is position 0.
+    /// The rows of each sequence.
     pub sequences: &'a [Range<usize>],
+    /// The position of the first row of each sequence; 0 for those that have no entry.
+    pub starts: &'a [usize],
 }
 
 /// Arguments of [`Backend::attend`].

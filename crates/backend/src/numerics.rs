@@ -119,6 +119,39 @@ pub fn rotate(head: &mut [f32], cos: &[f32], sin: &[f32]) {
     }
 }
 
+/// Rounds a run to int8: writes `codes`, and returns the scale that brings them back.
+///
+/// The largest magnitude becomes 127; ties go to even. A run without anything above 1e-30 is all
+/// zero with scale 0, one with an element that is not finite all zero with scale NaN, so that what
+/// is computed from it is NaN.
+#[inline(always)]
+pub fn quantize(run: &[f32], codes: &mut [i8]) -> f32 {
+    const ROUND: f32 = 12_582_912.0;
+    let mut lanes = [0.0f32; LANES];
+    let mut bad = [false; LANES];
+    let mut see = |chunk: &[f32]| {
+        for ((top, bad), x) in lanes.iter_mut().zip(&mut bad).zip(chunk) {
+            let x = x.abs();
+            *bad |= x.is_nan() | (x == f32::INFINITY);
+            *top = if x > *top { x } else { *top };
+        }
+    };
+    let mut chunks = run.chunks_exact(LANES);
+    (&mut chunks).for_each(&mut see);
+    see(chunks.remainder());
+    let top = lanes.iter().fold(0.0, |a: f32, &b| if b > a { b } else { a });
+    if bad.contains(&true) || top <= 1e-30 {
+        codes.fill(0);
+        return if bad.contains(&true) { f32::NAN } else { 0.0 };
+    }
+    let inverse = 127.0 / top;
+    for (code, x) in codes.iter_mut().zip(run) {
+        // Adding 1.5 * 2^23 rounds to the nearest integer, which is then in the lowest bits.
+        *code = (x * inverse + ROUND).to_bits() as i8;
+    }
+    top / 127.0
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -141,6 +174,27 @@ mod tests {
             }
         }
         assert!(worst < 2.0, "{worst} units in the last place");
+    }
+
+    #[test]
+    fn rounding_to_int8_is_to_the_nearest_and_says_what_has_no_number() {
+        let run: Vec<f32> = (-200..=200).map(|i| i as f32 * 0.37).collect();
+        let mut codes = vec![0; run.len()];
+        let scale = quantize(&run, &mut codes);
+        assert_eq!(scale, 74.0 / 127.0);
+        for (&code, &x) in codes.iter().zip(&run) {
+            let nearest = (f64::from(x) * 127.0 / 74.0).round();
+            assert!((f64::from(code) - nearest).abs() <= 1.0 && i32::from(code).abs() <= 127);
+            assert!((f32::from(code) * scale - x).abs() <= scale * 0.5001);
+        }
+        assert_eq!(quantize(&[0.0, 1e-35], &mut codes[..2]), 0.0);
+        assert_eq!(quantize(&[5.0], &mut codes[..1]) * 127.0, 5.0);
+        for bad in [f32::NAN, f32::INFINITY, f32::NEG_INFINITY] {
+            let mut run = vec![1.0; 37];
+            run[36] = bad;
+            assert!(quantize(&run, &mut codes[..37]).is_nan());
+            assert!(codes[..37].iter().all(|&code| code == 0));
+        }
     }
 
     #[test]

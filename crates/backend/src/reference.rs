@@ -4,11 +4,12 @@
 //! is tested against it, and it keeps the sums' order that [`crate::numerics`] fixes.
 
 use crate::numerics::{ATTEND_CHUNK, LINEAR_CHUNK, exp, inverse_rms, max, rotate, silu, sum_by};
+use crate::pages::Pages;
 use crate::{
-    Attend, Backend, BackendError, Buffer, DeviceWeight, DivergenceRow, Embed, Linear, RankUpdate,
-    Rope, SoftmaxRow, algebra,
+    Attend, AttendPaged, Backend, BackendError, Buffer, DeviceWeight, DivergenceRow, Embed,
+    KvCache, KvDType, Linear, RankUpdate, Rope, SoftmaxRow, algebra,
 };
-use ir::{Activation, Weight};
+use ir::{Activation, Heads, Weight};
 use std::ops::Range;
 
 /// The plain CPU backend.
@@ -83,9 +84,10 @@ impl Backend for Reference {
     fn rope(&self, args: &Rope<'_>, x: &mut Buffer) -> Result<(), BackendError> {
         let width = x.width();
         let values = host_mut(x)?;
-        for sequence in args.sequences {
+        for (index, sequence) in args.sequences.iter().enumerate() {
+            let start = args.starts.get(index).copied().unwrap_or(0);
             for (position, row) in sequence.clone().enumerate() {
-                let (cos, sin) = args.table.at(position);
+                let (cos, sin) = args.table.at(start + position);
                 for head in values[row * width..(row + 1) * width].chunks_exact_mut(args.head_dim) {
                     rotate(head, cos, sin);
                 }
@@ -114,6 +116,28 @@ impl Backend for Reference {
             }
         }
         self.upload(width, out)
+    }
+
+    fn kv_cache(
+        &self,
+        heads: Heads,
+        dtype: KvDType,
+        blocks: usize,
+    ) -> Result<KvCache, BackendError> {
+        Ok(KvCache::new(Pages::new(heads, dtype, blocks)))
+    }
+
+    fn attend_paged(
+        &self,
+        args: &AttendPaged<'_>,
+        cache: &mut KvCache,
+    ) -> Result<Buffer, BackendError> {
+        let mut out = vec![0.0; args.q.rows() * args.heads.query * args.heads.dim];
+        let (q, k, v) = (host(args.q)?, host(args.k)?, host(args.v)?);
+        let pages = cache.data_mut::<Pages>()?;
+        pages.write(args.spans, k, v);
+        pages.attend(args, q, &mut out);
+        self.upload(args.heads.query * args.heads.dim, out)
     }
 
     fn activate(&self, kind: Activation, x: &mut Buffer) -> Result<(), BackendError> {
@@ -209,36 +233,54 @@ impl<'a> Keys<'a> {
         Ok(Self { k: &host(args.k)?[at..], v: &host(args.v)?[at..], stride, dim })
     }
 
-    fn row(&self, of: &'a [f32], position: usize) -> &'a [f32] {
-        &of[position * self.stride..position * self.stride + self.dim]
+    fn row(&self, of: &'a [f32], position: usize) -> Stored<'a> {
+        let values = &of[position * self.stride..position * self.stride + self.dim];
+        Stored { values, scale: 1.0 }
     }
 
-    /// Soft-max attention of one query over positions `seen`, piece by piece.
     fn attend(&self, query: &[f32], seen: Range<usize>) -> Vec<f32> {
-        let (mut top, mut total) = (f32::NEG_INFINITY, 0.0);
-        let mut out = vec![0.0; self.dim];
-        for chunk in seen.start / ATTEND_CHUNK..seen.end.div_ceil(ATTEND_CHUNK) {
-            let begin = seen.start.max(chunk * ATTEND_CHUNK);
-            let end = seen.end.min((chunk + 1) * ATTEND_CHUNK);
-            let score = |p| {
-                let key = self.row(self.k, p).iter();
-                query.iter().zip(key).fold(0.0, |s: f32, (q, k)| q.mul_add(*k, s))
-            };
-            let mut weights: Vec<f32> = (begin..end).map(score).collect();
-            let piece_top = max(&weights);
-            weights.iter_mut().for_each(|s| *s = exp(*s - piece_top));
-            let piece_total = sum_by(&weights, |x| x);
-            let new_top = if piece_top > top { piece_top } else { top };
-            let (old, new) = (exp(top - new_top), exp(piece_top - new_top));
-            for (d, o) in out.iter_mut().enumerate() {
-                let values = weights.iter().zip(begin..end);
-                let piece = values.fold(0.0, |s: f32, (w, p)| w.mul_add(self.row(self.v, p)[d], s));
-                *o = *o * old + piece * new;
-            }
-            (top, total) = (new_top, total * old + piece_total * new);
-        }
-        let inverse = 1.0 / total;
-        out.iter_mut().for_each(|o| *o *= inverse);
-        out
+        attend(query, seen, |p| self.row(self.k, p), |p| self.row(self.v, p))
     }
+}
+
+/// A key or a value of one head: its elements times its scale.
+pub(crate) struct Stored<'a> {
+    pub(crate) values: &'a [f32],
+    pub(crate) scale: f32,
+}
+
+/// Soft-max attention of one query over positions `seen`, piece by piece. A scale is multiplied
+/// into a key's score, and into the weight of a value once the weights are summed.
+pub(crate) fn attend<'a>(
+    query: &[f32],
+    seen: Range<usize>,
+    key: impl Fn(usize) -> Stored<'a>,
+    value: impl Fn(usize) -> Stored<'a>,
+) -> Vec<f32> {
+    let (mut top, mut total) = (f32::NEG_INFINITY, 0.0);
+    let mut out = vec![0.0; query.len()];
+    for chunk in seen.start / ATTEND_CHUNK..seen.end.div_ceil(ATTEND_CHUNK) {
+        let begin = seen.start.max(chunk * ATTEND_CHUNK);
+        let end = seen.end.min((chunk + 1) * ATTEND_CHUNK);
+        let score = |p| {
+            let Stored { values, scale } = key(p);
+            query.iter().zip(values).fold(0.0, |s: f32, (q, k)| q.mul_add(*k, s)) * scale
+        };
+        let mut weights: Vec<f32> = (begin..end).map(score).collect();
+        let piece_top = max(&weights);
+        weights.iter_mut().for_each(|s| *s = exp(*s - piece_top));
+        let piece_total = sum_by(&weights, |x| x);
+        weights.iter_mut().zip(begin..end).for_each(|(w, p)| *w *= value(p).scale);
+        let new_top = if piece_top > top { piece_top } else { top };
+        let (old, new) = (exp(top - new_top), exp(piece_top - new_top));
+        for (d, o) in out.iter_mut().enumerate() {
+            let values = weights.iter().zip(begin..end);
+            let piece = values.fold(0.0, |s: f32, (w, p)| w.mul_add(value(p).values[d], s));
+            *o = *o * old + piece * new;
+        }
+        (top, total) = (new_top, total * old + piece_total * new);
+    }
+    let inverse = 1.0 / total;
+    out.iter_mut().for_each(|o| *o *= inverse);
+    out
 }

@@ -29,8 +29,8 @@ fn rotations_whole_and_partial() {
         let x = noise.values(420 * heads * dim);
         same_bits(&format!("{heads} heads of {dim}, {rotary} rotated"), |backend| {
             let mut buffer = upload(backend, heads * dim, &x);
-            let args =
-                Rope { head_dim: dim, table: &table, sequences: &[0..400, 400..400, 401..420] };
+            let sequences = &[0..400, 400..400, 401..420];
+            let args = Rope { head_dim: dim, table: &table, sequences, starts: &[0, 7, 381] };
             backend.rope(&args, &mut buffer).unwrap();
             buffer
         });

@@ -7,3 +7,4 @@ mod attend;
 mod common;
 mod elements;
 mod linear;
+mod paged;
