@@ -20,21 +20,30 @@ use std::ops::Range;
 const BLOCK_ROWS: usize = 192;
 
 /// Causal attention of some spans of sequences.
-pub(crate) struct Attend<'a, K> {
+pub(crate) struct Attend<'a> {
     /// `[rows, heads.query * heads.dim]`.
     pub(crate) q: &'a [f32],
     pub(crate) heads: Heads,
     pub(crate) scale: f32,
     pub(crate) window: Option<u32>,
     /// The rows of each span, the position of the first, and its keys.
-    pub(crate) spans: Vec<(Range<usize>, usize, K)>,
+    pub(crate) spans: Vec<(Range<usize>, usize, &'a dyn Keys)>,
 }
 
 /// The keys and values of a sequence.
 pub(crate) trait Keys: Sync {
-    /// Lays those of `head` at positions `keys` out in the scratch. Positions before `seen` are
-    /// seen by no row: what is laid out for them may be anything.
-    fn pack(&self, head: usize, keys: Range<usize>, seen: usize, heads: Heads, to: &mut Packed);
+    /// Lays a piece out. For positions that no row sees that may be anything.
+    fn pack(&self, level: Level, piece: &Piece, to: &mut Packed);
+}
+
+/// The keys of a head that are laid out together.
+pub(crate) struct Piece {
+    head: usize,
+    heads: Heads,
+    /// Their positions.
+    keys: Range<usize>,
+    /// Positions before this one are seen by no row.
+    seen: usize,
 }
 
 /// Keys and values of sequences that lie in rows: those of the rows from `start` on.
@@ -63,7 +72,7 @@ pub(crate) struct Packed {
     scales: Option<[[f32; ATTEND_CHUNK]; 2]>,
 }
 
-impl<K: Keys> Attend<'_, K> {
+impl Attend<'_> {
     /// Computes the rows of every span into `out`, `[rows, heads.query * heads.dim]`. The spans
     /// must lie within the rows and must not overlap.
     pub(crate) fn run(&self, level: Level, out: &mut [f32]) {
@@ -83,7 +92,8 @@ impl<K: Keys> Attend<'_, K> {
             let (keys, row, positions) = &blocks[index / self.heads.kv];
             level.run(Block {
                 attend: self,
-                keys: *keys,
+                level,
+                keys: **keys,
                 row: *row,
                 positions: positions.clone(),
                 head: index % self.heads.kv,
@@ -95,26 +105,53 @@ impl<K: Keys> Attend<'_, K> {
 }
 
 impl Keys for InRows<'_> {
-    #[inline(always)]
-    fn pack(&self, head: usize, keys: Range<usize>, _: usize, heads: Heads, to: &mut Packed) {
-        let stride = heads.kv * heads.dim;
-        for (index, position) in keys.enumerate() {
-            let at = (self.start + position) * stride + head * heads.dim;
-            let key = &self.k[at..at + heads.dim];
-            let panel = &mut to.k[index / PANEL * heads.dim..][..heads.dim];
-            let lane = index % PANEL;
-            panel.iter_mut().zip(key).for_each(|(row, &x)| row.0[lane] = x);
-            to.value(index, &self.v[at..at + heads.dim], |x| x);
-        }
+    fn pack(&self, level: Level, piece: &Piece, to: &mut Packed) {
+        level.run(PackRows { from: self, piece, to });
     }
 }
 
 impl<T: PageWord> Keys for InPages<'_, T> {
+    fn pack(&self, level: Level, piece: &Piece, to: &mut Packed) {
+        level.run(PackPages { from: self, piece, to });
+    }
+}
+
+struct PackRows<'a> {
+    from: &'a InRows<'a>,
+    piece: &'a Piece,
+    to: &'a mut Packed,
+}
+
+impl Kernel for PackRows<'_> {
     #[inline(always)]
-    fn pack(&self, head: usize, keys: Range<usize>, seen: usize, heads: Heads, to: &mut Packed) {
+    fn run<S: Simd>(self) {
+        let Piece { head, heads, ref keys, .. } = *self.piece;
+        let (stride, to) = (heads.kv * heads.dim, self.to);
+        for (index, position) in keys.clone().enumerate() {
+            let at = (self.from.start + position) * stride + head * heads.dim;
+            let key = &self.from.k[at..at + heads.dim];
+            let panel = &mut to.k[index / PANEL * heads.dim..][..heads.dim];
+            let lane = index % PANEL;
+            panel.iter_mut().zip(key).for_each(|(row, &x)| row.0[lane] = x);
+            to.value(index, &self.from.v[at..at + heads.dim], |x| x);
+        }
+    }
+}
+
+struct PackPages<'a, T> {
+    from: &'a InPages<'a, T>,
+    piece: &'a Piece,
+    to: &'a mut Packed,
+}
+
+impl<T: PageWord> Kernel for PackPages<'_, T> {
+    #[inline(always)]
+    fn run<S: Simd>(self) {
+        let Piece { head, heads, ref keys, seen } = *self.piece;
+        let (InPages { pages, blocks }, to) = (self.from, self.to);
         let begin = keys.start.max(seen / KV_BLOCK * KV_BLOCK);
         for first in (begin..keys.end).step_by(KV_BLOCK) {
-            let page = self.pages.page(self.blocks[first / KV_BLOCK], head);
+            let page = pages.page(blocks[first / KV_BLOCK], head);
             let index = first - keys.start;
             let panel = &mut to.k[index / PANEL * heads.dim..][..heads.dim];
             let lanes = index % PANEL..index % PANEL + KV_BLOCK;
@@ -122,7 +159,7 @@ impl<T: PageWord> Keys for InPages<'_, T> {
                 let row = row.0[lanes.clone()].iter_mut().zip(keys);
                 row.for_each(|(to, key)| *to = key.value());
             }
-            let values = page.values.chunks_exact(self.pages.value_width());
+            let values = page.values.chunks_exact(pages.value_width());
             for (offset, value) in values.enumerate().take(keys.end - first) {
                 to.value(index + offset, &value[..heads.dim], T::value);
             }
@@ -164,9 +201,10 @@ struct Scratch {
 }
 
 /// A task: `positions` of a sequence, of which the first is row `row`, for key head `head`.
-struct Block<'a, 'b, K> {
-    attend: &'a Attend<'a, K>,
-    keys: &'a K,
+struct Block<'a, 'b> {
+    attend: &'a Attend<'a>,
+    level: Level,
+    keys: &'a dyn Keys,
     row: usize,
     positions: Range<usize>,
     head: usize,
@@ -184,15 +222,16 @@ struct Strip {
     rows: usize,
 }
 
-impl<K: Keys> Kernel for Block<'_, '_, K> {
+impl Kernel for Block<'_, '_> {
     #[inline(always)]
     fn run<S: Simd>(mut self) {
         self.begin();
         let first_seen = self.seen(self.positions.start).start;
         for piece in first_seen / ATTEND_CHUNK..self.positions.end.div_ceil(ATTEND_CHUNK) {
             let keys = piece * ATTEND_CHUNK..self.positions.end.min((piece + 1) * ATTEND_CHUNK);
-            let packed = &mut self.scratch.packed;
-            self.keys.pack(self.head, keys.clone(), first_seen, self.attend.heads, packed);
+            let (head, heads) = (self.head, self.attend.heads);
+            let piece = Piece { head, heads, keys: keys.clone(), seen: first_seen };
+            self.keys.pack(self.level, &piece, &mut self.scratch.packed);
             for head in 0..self.group() {
                 for row in (0..self.positions.len()).step_by(S::ROWS) {
                     let rows = row..self.positions.len().min(row + S::ROWS);
@@ -207,7 +246,7 @@ impl<K: Keys> Kernel for Block<'_, '_, K> {
     }
 }
 
-impl<K: Keys> Block<'_, '_, K> {
+impl Block<'_, '_> {
     #[inline(always)]
     fn group(&self) -> usize {
         self.attend.heads.query / self.attend.heads.kv

@@ -19,13 +19,19 @@ const BLOCKS: usize = ATTEND_CHUNK / KV_BLOCK;
 /// Query rows whose sums stay in registers.
 const TILE: usize = 4;
 
-/// Computes the rows of every span into `out`; see [`Attend::run`].
-pub(crate) fn run<T: PageWord>(attend: &Attend<'_, InPages<'_, T>>, level: Level, out: &mut [f32]) {
+/// Computes the rows of every span, `(rows, first position, keys)`, into `out`; all else is as
+/// `attend` says, whose own spans are left alone. See [`Attend::run`].
+pub(crate) fn run<T: PageWord>(
+    attend: &Attend<'_>,
+    spans: &[(Range<usize>, usize, InPages<'_, T>)],
+    level: Level,
+    out: &mut [f32],
+) {
     assert_eq!(out.len(), attend.q.len(), "output size");
     let output = Output::new(out);
     let heads = attend.heads.kv;
-    tasks::run(attend.spans.len() * heads, Scratch::default, |scratch, index| {
-        let (rows, start, keys) = &attend.spans[index / heads];
+    tasks::run(spans.len() * heads, Scratch::default, |scratch, index| {
+        let (rows, start, keys) = &spans[index / heads];
         let rows = (rows.clone(), *start);
         level.run(Few { attend, keys, rows, head: index % heads, output, scratch });
     });
@@ -48,7 +54,7 @@ struct Scratch {
 
 /// A task: all rows of a span for one key head.
 struct Few<'a, 'b, T> {
-    attend: &'a Attend<'a, InPages<'a, T>>,
+    attend: &'a Attend<'a>,
     keys: &'a InPages<'a, T>,
     /// The rows, and the position of the first.
     rows: (Range<usize>, usize),
@@ -226,8 +232,8 @@ unsafe fn scores<S: Simd, T: PageWord, const R: usize>(
         vector += unsafe {
             match end - vector {
                 8.. if R == 1 => score::<S, T, R, 8>(q, piece, vector, scores),
-                4.. if R <= 2 => score::<S, T, R, 4>(q, piece, vector, scores),
-                2.. => score::<S, T, R, 2>(q, piece, vector, scores),
+                4.. if R == 2 => score::<S, T, R, 4>(q, piece, vector, scores),
+                2.. if R == 4 => score::<S, T, R, 2>(q, piece, vector, scores),
                 _ => score::<S, T, R, 1>(q, piece, vector, scores),
             }
         };
@@ -287,8 +293,8 @@ unsafe fn values<S: Simd, T: PageWord, const R: usize>(
             * unsafe {
                 match (width - at) / S::LANES {
                     8.. if R == 1 => value::<S, T, R, 8>(weights, piece, seen, (out, width), at),
-                    4.. if R <= 2 => value::<S, T, R, 4>(weights, piece, seen, (out, width), at),
-                    2.. => value::<S, T, R, 2>(weights, piece, seen, (out, width), at),
+                    4.. if R == 2 => value::<S, T, R, 4>(weights, piece, seen, (out, width), at),
+                    2.. if R == 4 => value::<S, T, R, 2>(weights, piece, seen, (out, width), at),
                     _ => value::<S, T, R, 1>(weights, piece, seen, (out, width), at),
                 }
             };

@@ -5,13 +5,18 @@
 //! contracts or reassociates floating point, so the same body gives the same bits everywhere.
 #![expect(unsafe_code, reason = "a function compiled for target features is entered")]
 
+use crate::dots::Dots;
 use crate::simd::{Portable, Simd};
 #[cfg(target_arch = "x86_64")]
 use crate::x86::{Avx2, Avx512};
+#[cfg(target_arch = "x86_64")]
+use crate::x86_dots::Vnni;
 
 /// An instruction set that there are kernels for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Isa {
+    /// [`Isa::Avx512`] with VNNI, the integer dot product.
+    Avx512Vnni,
     /// x86-64 with AVX-512 F, BW, VL and DQ: 16 lanes.
     Avx512,
     /// x86-64 with AVX2, FMA and F16C: 8 lanes.
@@ -22,11 +27,12 @@ pub enum Isa {
 
 impl Isa {
     /// Every instruction set, the fastest first.
-    pub const ALL: [Self; 3] = [Self::Avx512, Self::Avx2, Self::Portable];
+    pub const ALL: [Self; 4] = [Self::Avx512Vnni, Self::Avx512, Self::Avx2, Self::Portable];
 
     /// How it is spelled in arguments and reports.
     pub fn name(self) -> &'static str {
         match self {
+            Self::Avx512Vnni => "avx512-vnni",
             Self::Avx512 => "avx512",
             Self::Avx2 => "avx2",
             Self::Portable => "portable",
@@ -41,6 +47,10 @@ impl Isa {
     /// Whether this machine has it.
     pub fn is_available(self) -> bool {
         match self {
+            #[cfg(target_arch = "x86_64")]
+            Self::Avx512Vnni => {
+                Self::Avx512.is_available() && std::is_x86_feature_detected!("avx512vnni")
+            }
             #[cfg(target_arch = "x86_64")]
             Self::Avx512 => {
                 std::is_x86_feature_detected!("avx512f")
@@ -57,7 +67,7 @@ impl Isa {
                     && std::is_x86_feature_detected!("f16c")
             }
             #[cfg(not(target_arch = "x86_64"))]
-            Self::Avx512 | Self::Avx2 => false,
+            Self::Avx512Vnni | Self::Avx512 | Self::Avx2 => false,
             Self::Portable => true,
         }
     }
@@ -95,13 +105,54 @@ impl Level {
         match self.0 {
             // SAFETY: a level is made only after the machine was found to have its features.
             #[cfg(target_arch = "x86_64")]
-            Isa::Avx512 => unsafe { avx512(kernel) },
+            Isa::Avx512Vnni | Isa::Avx512 => unsafe { avx512(kernel) },
             // SAFETY: as above.
             #[cfg(target_arch = "x86_64")]
             Isa::Avx2 => unsafe { avx2(kernel) },
             _ => kernel.run::<Portable>(),
         }
     }
+
+    /// Runs `kernel`, compiled for this instruction set.
+    #[inline]
+    pub(crate) fn run_dots<K: DotKernel>(self, kernel: K) {
+        match self.0 {
+            // SAFETY: a level is made only after the machine was found to have its features.
+            #[cfg(target_arch = "x86_64")]
+            Isa::Avx512Vnni => unsafe { dots_vnni(kernel) },
+            // SAFETY: as above.
+            #[cfg(target_arch = "x86_64")]
+            Isa::Avx512 => unsafe { dots_avx512(kernel) },
+            // SAFETY: as above.
+            #[cfg(target_arch = "x86_64")]
+            Isa::Avx2 => unsafe { dots_avx2(kernel) },
+            _ => kernel.run::<Portable>(),
+        }
+    }
+}
+
+/// A [`Kernel`] that uses integer dot products.
+pub(crate) trait DotKernel {
+    /// Does the work with the vectors of `S`.
+    fn run<S: Dots>(self);
+}
+
+#[cfg(target_arch = "x86_64")]
+#[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx512vnni,avx2,fma,f16c")]
+fn dots_vnni<K: DotKernel>(kernel: K) {
+    kernel.run::<Vnni>();
+}
+
+#[cfg(target_arch = "x86_64")]
+#[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx2,fma,f16c")]
+fn dots_avx512<K: DotKernel>(kernel: K) {
+    kernel.run::<Avx512>();
+}
+
+#[cfg(target_arch = "x86_64")]
+#[target_feature(enable = "avx2,fma,f16c")]
+fn dots_avx2<K: DotKernel>(kernel: K) {
+    kernel.run::<Avx2>();
 }
 
 #[cfg(target_arch = "x86_64")]

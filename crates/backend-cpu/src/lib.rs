@@ -6,13 +6,16 @@
 
 mod algebra;
 mod attend;
+mod cache;
 mod decode;
+mod dots;
 mod elementwise;
 mod isa;
 mod linear;
 mod outer;
 mod pages;
 mod panel;
+mod quantized;
 mod rows;
 mod score;
 mod simd;
@@ -20,6 +23,8 @@ mod tasks;
 mod tile;
 #[cfg(target_arch = "x86_64")]
 mod x86;
+#[cfg(target_arch = "x86_64")]
+mod x86_dots;
 
 pub use isa::Isa;
 
@@ -28,11 +33,12 @@ use backend::{
     Attend, AttendPaged, Backend, BackendError, Buffer, DeviceWeight, DivergenceRow, Embed,
     KvCache, KvDType, Linear, RankUpdate, Rope, SoftmaxRow,
 };
+use cache::{Cache, new_pages};
 use half::{bf16, f16};
-use ir::{Activation, Heads, Weight};
+use ir::{Activation, Heads, Quantized, Weight};
 use isa::Level;
-use pages::{PageWord, Pages};
 use panel::{Panels, Word};
+use quantized::Packed;
 use rayon::prelude::*;
 use rows::{Pool, Rows};
 use std::ops::Range;
@@ -52,6 +58,7 @@ enum Prepared {
     Bf16(Panels<bf16>),
     F16(Panels<f16>),
     Vector(Vec<f32>),
+    Quantized(Packed),
 }
 
 impl Cpu {
@@ -93,6 +100,18 @@ impl Backend for Cpu {
         Ok(DeviceWeight::new(weight.spec.shape, prepared))
     }
 
+    fn prepare_quantized(
+        &self,
+        tensor: &str,
+        weight: Quantized,
+    ) -> Result<DeviceWeight, BackendError> {
+        let packed = Packed::new(&weight).ok_or_else(|| BackendError::Weight {
+            tensor: tensor.into(),
+            rule: format!("a matrix on {} that fits into memory", weight.grid),
+        })?;
+        Ok(DeviceWeight::new(weight.shape.to_vec(), Prepared::Quantized(packed)))
+    }
+
     fn upload(&self, width: usize, values: Vec<f32>) -> Result<Buffer, BackendError> {
         let rows = values.len() / width.max(1);
         check(rows * width == values.len(), "rows are whole")?;
@@ -114,7 +133,7 @@ impl Backend for Cpu {
             Prepared::F32(table) => embed(args, table, out),
             Prepared::Bf16(table) => embed(args, table, out),
             Prepared::F16(table) => embed(args, table, out),
-            Prepared::Vector(_) => Err(internal("an embedding table is a matrix")),
+            _ => Err(internal("an embedding table is a dense matrix")),
         }
     }
 
@@ -123,6 +142,7 @@ impl Backend for Cpu {
             Prepared::F32(weight) => self.linear_over(args, weight),
             Prepared::Bf16(weight) => self.linear_over(args, weight),
             Prepared::F16(weight) => self.linear_over(args, weight),
+            Prepared::Quantized(weight) => self.linear_quantized(args, weight),
             Prepared::Vector(_) => Err(internal("a linear's weight is a matrix")),
         }
     }
@@ -168,8 +188,10 @@ impl Backend for Cpu {
             out.values_mut()[gap.start * width..gap.end * width].fill(0.0);
         }
         let (k, v) = (host(args.k)?, host(args.v)?);
-        let keys = |s: &Range<usize>| attend::InRows { k, v, start: s.start };
-        let spans = args.sequences.iter().map(|s| (s.clone(), 0, keys(s))).collect();
+        let keys = args.sequences.iter().map(|s| attend::InRows { k, v, start: s.start });
+        let keys: Vec<_> = keys.collect();
+        let spans = args.sequences.iter().zip(&keys);
+        let spans = spans.map(|(s, keys)| (s.clone(), 0, keys as &dyn attend::Keys)).collect();
         let (q, heads) = (host(args.q)?, args.heads);
         attend::Attend { q, heads, scale: args.scale, window: args.window, spans }
             .run(self.level, out.values_mut());
@@ -269,54 +291,7 @@ impl Backend for Cpu {
     }
 }
 
-/// The keys and values of a layer.
-enum Cache {
-    F32(Pages<f32>),
-    Bf16(Pages<u16>),
-    Int8(Pages<i8>),
-}
-
-fn new_pages<T: PageWord>(heads: Heads, blocks: usize) -> Result<Pages<T>, BackendError> {
-    check(heads.kv > 0 && heads.dim > 0, "a cache has heads")?;
-    Pages::new(heads, blocks).ok_or_else(|| internal("there is memory for the cache"))
-}
-
-/// Query rows of a key head up to which pages are read as they lie.
-const FEW: usize = 16;
-
 impl Cpu {
-    fn attend_pages<T: PageWord>(
-        &self,
-        args: &AttendPaged<'_>,
-        pages: &mut Pages<T>,
-    ) -> Result<Buffer, BackendError> {
-        let rows: Vec<Range<usize>> = args.spans.iter().map(|s| s.rows.clone()).collect();
-        let gaps = check_attend(args.heads, [args.q, args.k, args.v], &rows)?;
-        check(args.heads == pages.heads(), "a cache has its layer's heads")?;
-        let fits = args.spans.iter().all(|s| s.fits(args.window, pages.blocks()));
-        check(fits, "every position has a block")?;
-        let (rows, width) = (args.q.rows(), args.q.width());
-        let mut out = self.unset(rows, width)?;
-        for gap in gaps {
-            out.values_mut()[gap.start * width..gap.end * width].fill(0.0);
-        }
-        pages.write(args.spans, host(args.k)?, host(args.v)?);
-        let pages = &*pages;
-        let group = args.heads.query / args.heads.kv;
-        // The kernel is chosen by the span alone; both give the same bits.
-        let all = args
-            .spans
-            .iter()
-            .filter(|s| !s.rows.is_empty())
-            .map(|s| (s.rows.clone(), s.start, attend::InPages { pages, blocks: s.blocks }));
-        let (few, many) = all.partition(|(rows, ..)| rows.len() * group <= FEW);
-        let (q, heads, scale, window) = (host(args.q)?, args.heads, args.scale, args.window);
-        let of = |spans: Vec<_>| attend::Attend { q, heads, scale, window, spans };
-        decode::run(&of(few), self.level, out.values_mut());
-        of(many).run(self.level, out.values_mut());
-        Ok(Buffer::new(rows, width, out))
-    }
-
     fn linear_over<T: Word>(
         &self,
         args: &Linear<'_>,
@@ -328,6 +303,19 @@ impl Cpu {
         check(bias.is_none_or(|bias| bias.len() == out), "a bias has an element an output")?;
         let mut result = self.unset(rows, out)?;
         let linear = linear::Linear { x: host(args.input)?, rows, weight, bias };
+        linear.run(self.level, result.values_mut());
+        Ok(Buffer::new(rows, out, result))
+    }
+}
+
+impl Cpu {
+    fn linear_quantized(&self, args: &Linear<'_>, weight: &Packed) -> Result<Buffer, BackendError> {
+        let (rows, out) = (args.input.rows(), weight.out());
+        check(args.input.width() == weight.inputs(), "a linear's input has its weight's width")?;
+        let bias = args.bias.map(vector).transpose()?;
+        check(bias.is_none_or(|bias| bias.len() == out), "a bias has an element an output")?;
+        let mut result = self.unset(rows, out)?;
+        let linear = quantized::Linear { x: host(args.input)?, rows, weight, bias };
         linear.run(self.level, result.values_mut());
         Ok(Buffer::new(rows, out, result))
     }

@@ -22,7 +22,7 @@ pub use reference::Reference;
 pub use rope::RopeTable;
 pub use score::{DivergenceRow, SoftmaxRow};
 
-use ir::{Activation, Heads, Weight};
+use ir::{Activation, Heads, Quantized, Weight};
 use std::ops::Range;
 
 /// Executes ops on a device. Shapes are `[rows, width]`, values `f32`; a row is a token.
@@ -38,6 +38,17 @@ pub trait Backend: Send + Sync {
     /// # Errors
     /// If the dtype is not one the device computes with, or memory is short.
     fn prepare(&self, weight: Weight) -> Result<DeviceWeight, BackendError>;
+
+    /// Lays a weight on an integer grid out for [`Self::linear`], whose activations are then rounded
+    /// to int8 on the fly (see [`numerics::blocks`]). `tensor` names it in errors.
+    ///
+    /// # Errors
+    /// If the grid is not one the device computes with, or memory is short.
+    fn prepare_quantized(
+        &self,
+        tensor: &str,
+        weight: Quantized,
+    ) -> Result<DeviceWeight, BackendError>;
 
     /// Copies rows to the device. `values` is `[rows, width]`.
     fn upload(&self, width: usize, values: Vec<f32>) -> Result<Buffer, BackendError>;

@@ -3,6 +3,8 @@
 //! Each rule can be kept by scalar code and by vectors of any width up to [`LANES`], so kernels
 //! for different instruction sets give the same bits. No function here calls the system's libm.
 
+use std::ops::Range;
+
 /// Lanes of a horizontal sum: element `i` of a run goes to lane `i % LANES`.
 pub const LANES: usize = 16;
 
@@ -16,6 +18,9 @@ pub const GRAM_CHUNK: usize = 256;
 /// Attention over keys is cut at multiples of this position. Each piece has its own soft-max, and
 /// the pieces are merged in order.
 pub const ATTEND_CHUNK: usize = 128;
+
+/// The most columns of activations that share a scale.
+pub const ROUNDED_COLUMNS: usize = 128;
 
 /// `e^x`, within 2 units in the last place; 0 below -87.34 (results that would be subnormal), and
 /// infinity above 88.72.
@@ -117,6 +122,32 @@ pub fn rotate(head: &mut [f32], cos: &[f32], sin: &[f32]) {
         *a = x * c - y * s;
         *b = y * c + x * s;
     }
+}
+
+/// Columns whose activations share a scale, beside weights of fewer bits.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Columns {
+    /// The columns.
+    pub columns: Range<usize>,
+    /// The group of the weight's scales that they belong to.
+    pub group: usize,
+}
+
+/// How the `width` inputs of a linear over an integer weight are cut, whose scales span `span`
+/// inputs: every group, and every [`ROUNDED_COLUMNS`] of it.
+///
+/// Each block of a row is rounded by [`quantize`]. An output is the sum over the blocks, in order
+/// and from zero, of `fma(sum, activations' scale * weight's scale, total)`, where `sum` is the exact
+/// integer sum of (code - zero) times the activation's code; then the bias is added.
+pub fn blocks(width: usize, span: usize) -> Vec<Columns> {
+    let mut all = Vec::new();
+    for (group, begin) in (0..width).step_by(span.max(1)).enumerate() {
+        let end = width.min(begin.saturating_add(span));
+        for start in (begin..end).step_by(ROUNDED_COLUMNS) {
+            all.push(Columns { columns: start..end.min(start + ROUNDED_COLUMNS), group });
+        }
+    }
+    all
 }
 
 /// Rounds a run to int8: writes `codes`, and returns the scale that brings them back.

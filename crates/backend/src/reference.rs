@@ -3,13 +3,15 @@
 //! It runs on any CPU and uses no particular instructions. It is slow and stays: every fast kernel
 //! is tested against it, and it keeps the sums' order that [`crate::numerics`] fixes.
 
-use crate::numerics::{ATTEND_CHUNK, LINEAR_CHUNK, exp, inverse_rms, max, rotate, silu, sum_by};
+use crate::numerics::{
+    ATTEND_CHUNK, LINEAR_CHUNK, blocks, exp, inverse_rms, max, quantize, rotate, silu, sum_by,
+};
 use crate::pages::Pages;
 use crate::{
     Attend, AttendPaged, Backend, BackendError, Buffer, DeviceWeight, DivergenceRow, Embed,
     KvCache, KvDType, Linear, RankUpdate, Rope, SoftmaxRow, algebra,
 };
-use ir::{Activation, Heads, Weight};
+use ir::{Activation, Heads, Quantized, Weight};
 use std::ops::Range;
 
 /// The plain CPU backend.
@@ -27,6 +29,10 @@ impl Backend for Reference {
             rule: format!("dtype {} is F32, F16 or BF16", weight.spec.dtype),
         })?;
         Ok(DeviceWeight::new(weight.spec.shape, values))
+    }
+
+    fn prepare_quantized(&self, _: &str, weight: Quantized) -> Result<DeviceWeight, BackendError> {
+        Ok(DeviceWeight::new(weight.shape.to_vec(), weight))
     }
 
     fn upload(&self, width: usize, values: Vec<f32>) -> Result<Buffer, BackendError> {
@@ -54,8 +60,12 @@ impl Backend for Reference {
     }
 
     fn linear(&self, args: &Linear<'_>) -> Result<Buffer, BackendError> {
-        let (x, w) = (host(args.input)?, weights(args.weight)?);
         let bias = args.bias.map(weights).transpose()?;
+        if let Ok(weight) = args.weight.data::<Quantized>() {
+            let y = rounded(host(args.input)?, weight, bias.map(Vec::as_slice));
+            return self.upload(weight.shape[0], y);
+        }
+        let (x, w) = (host(args.input)?, weights(args.weight)?);
         let (k, out) = (args.input.width(), args.weight.shape()[0]);
         let mut y = Vec::with_capacity(args.input.rows() * out);
         for row in x.chunks_exact(k) {
@@ -216,6 +226,36 @@ fn dot(a: &[f32], b: &[f32]) -> f32 {
     let piece = |a: &[f32], b: &[f32]| a.iter().zip(b).fold(0.0, |s: f32, (a, b)| a.mul_add(*b, s));
     let pieces = a.chunks(LINEAR_CHUNK).zip(b.chunks(LINEAR_CHUNK));
     pieces.map(|(a, b)| piece(a, b)).fold(0.0, |total, piece| total + piece)
+}
+
+/// A linear whose activations are rounded, as [`blocks`] says.
+fn rounded(x: &[f32], weight: &Quantized, bias: Option<&[f32]>) -> Vec<f32> {
+    let [out, width] = weight.shape;
+    let groups = weight.grid.span().groups(width);
+    let blocks = blocks(width, weight.grid.span().size(width));
+    let mut y = Vec::with_capacity(x.len() / width.max(1) * out);
+    for row in x.chunks_exact(width) {
+        let mut codes = vec![0; width];
+        let scales: Vec<f32> = blocks
+            .iter()
+            .map(|b| quantize(&row[b.columns.clone()], &mut codes[b.columns.clone()]))
+            .collect();
+        for o in 0..out {
+            let mut total = 0.0f32;
+            for (block, scale) in blocks.iter().zip(&scales) {
+                let at = o * groups + block.group;
+                let zero = weight.zeros.get(at).map_or(0, |&zero| i32::from(zero));
+                let products = block.columns.clone().map(|column| {
+                    let code = i32::from(weight.codes[o * width + column]) - zero;
+                    code * i32::from(codes[column])
+                });
+                let sum: i32 = products.sum();
+                total = (sum as f32).mul_add(scale * weight.scales[at], total);
+            }
+            y.push(total + bias.map_or(0.0, |bias| bias[o]));
+        }
+    }
+    y
 }
 
 /// The keys and values of one head of one sequence.

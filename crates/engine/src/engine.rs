@@ -1,5 +1,6 @@
 //! The loop: schedule, run, take the results in.
 
+use crate::depth::CostTable;
 use crate::pool::KvPool;
 use crate::request::{Refused, Request};
 use crate::sampler::{SampleError, Sampled, Scored};
@@ -37,6 +38,11 @@ pub enum Event {
         position: usize,
         /// What the model said of it.
         scored: Scored,
+    },
+    /// The first step that has the sequence was run.
+    Started {
+        /// The sequence.
+        seq: SeqId,
     },
     /// A token was generated.
     Token {
@@ -104,6 +110,11 @@ impl Engine {
         let pool = KvPool::new(&limits.groups);
         let (queues, stats) = (Queues::default(), Stats::default());
         Self { limits, options, pool, queues, next: 0, stats, outputs: Outputs::default() }
+    }
+
+    /// Says what steps cost, once that is known.
+    pub fn set_cost(&mut self, cost: CostTable) {
+        self.limits.cost = cost;
     }
 
     /// Takes a request in. Its sequence waits until there is room.
@@ -253,6 +264,9 @@ impl Engine {
         let mut results = outputs.rows.drain(..);
         let mut ended = Vec::new();
         for sequence in queues.running.iter_mut().filter(|s| s.scheduled > 0) {
+            if !std::mem::replace(&mut sequence.started, true) {
+                events.push(Event::Started { seq: sequence.id });
+            }
             let drafts = std::mem::take(&mut sequence.drafts);
             sequence.tokens.truncate(sequence.tokens.len() - drafts.len());
             let finish = match (ran, results.next()) {

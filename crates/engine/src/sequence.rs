@@ -19,6 +19,8 @@ pub(crate) struct Sequence {
     pub(crate) computed: usize,
     /// What it has of the cache; nothing while it waits.
     pub(crate) held: Option<Held>,
+    /// Whether any step had it.
+    pub(crate) started: bool,
     /// Prompt positions whose scores were reported.
     pub(crate) scored: usize,
     /// Tokens of a prefix that was cached when it was last taken in.
@@ -38,6 +40,7 @@ impl Sequence {
             request,
             computed: 0,
             held: None,
+            started: false,
             scored: 0,
             cached: 0,
             depth: Depth::default(),

@@ -197,17 +197,19 @@ struct Seen {
     prompt: BTreeMap<usize, f32>,
     finish: Option<Finish>,
     aborted: bool,
+    started: bool,
 }
 
 impl Seen {
     fn new(request: Request) -> Self {
         let (output, prompt) = (Vec::new(), BTreeMap::new());
-        Self { request, output, prompt, finish: None, aborted: false }
+        Self { request, output, prompt, finish: None, aborted: false, started: false }
     }
 
     fn see(&mut self, event: Event) {
         assert!(self.finish.is_none() && !self.aborted, "nothing comes after the end");
         match event {
+            Event::Started { .. } => assert!(!std::mem::replace(&mut self.started, true)),
             Event::Token { sampled, .. } => self.output.push(sampled.token),
             Event::Finished { finish, .. } => self.finish = Some(finish),
             Event::Prompt { position, scored, .. } => {
@@ -342,6 +344,7 @@ fn history(seed: u64) -> History {
         world.step(&mut events);
         for event in events.drain(..) {
             let (Event::Prompt { seq, .. }
+            | Event::Started { seq }
             | Event::Token { seq, .. }
             | Event::Finished { seq, .. }) = event;
             all.get_mut(&seq).unwrap().see(event);

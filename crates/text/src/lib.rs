@@ -10,9 +10,11 @@ mod check;
 mod error;
 mod moment;
 mod pyjson;
+mod stream;
 mod template;
 
 pub use error::Error;
+pub use stream::{Detokenizer, StopStrings};
 pub use template::{ChatTemplate, TemplateFiles};
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -87,6 +89,11 @@ impl Tokenizer {
     /// The highest id plus one, added tokens included. An embedding may have more rows.
     pub fn size(&self) -> usize {
         self.size
+    }
+
+    /// Whether both give every token the same id.
+    pub fn has_vocabulary_of(&self, other: &Self) -> bool {
+        self.inner.get_vocab(true) == other.inner.get_vocab(true)
     }
 
     fn encode_with(&self, text: &str, special: bool) -> Result<Vec<u32>, Error> {

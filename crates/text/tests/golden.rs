@@ -2,7 +2,7 @@
 
 #![expect(clippy::unwrap_used, reason = "a test may fail by it, in its own functions too")]
 
-use text::Tokenizer;
+use text::{Detokenizer, Tokenizer};
 
 /// Text, its ids with special tokens, and what the ids decode to (special tokens left out).
 const GOLDEN: &[(&str, &[u32], &str)] = &[
@@ -98,4 +98,22 @@ fn a_long_text_is_one_call() {
     assert_eq!(ids.len(), 100_000 - 2 + one.len());
     assert_eq!(ids[..2], one[..2]);
     assert!(ids[2..].iter().all(|id| *id == one[1]));
+}
+
+#[test]
+fn text_that_comes_token_by_token_is_the_whole_text() {
+    let tokenizer = stories();
+    for (_, ids, text) in GOLDEN {
+        let mut stream = Detokenizer::new(&tokenizer, &ids[..1]);
+        let mut all = String::new();
+        for &id in &ids[1..] {
+            all.push_str(&stream.push(id).unwrap());
+        }
+        all.push_str(&stream.finish().unwrap());
+        assert_eq!(all, *text);
+    }
+    // What follows a prompt keeps the space before it.
+    let mut stream = Detokenizer::new(&tokenizer, &[1, 403, 407, 261, 378]);
+    assert_eq!(stream.push(432).unwrap(), ",");
+    assert_eq!(stream.push(383).unwrap(), " there");
 }

@@ -8,3 +8,4 @@ mod common;
 mod elements;
 mod linear;
 mod paged;
+mod quantized;

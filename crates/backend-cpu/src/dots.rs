@@ -1,0 +1,138 @@
+//! Integer dot products of four bytes a lane: unsigned weights times signed activations, summed in
+//! `i32` without saturation, so that every instruction set gives the same sums.
+#![expect(unsafe_code, reason = "vectors are loaded through pointers")]
+
+use crate::simd::{Portable, Simd};
+use half::{bf16, f16};
+use tensor::DType;
+
+/// Vectors of `i32` beside those of `f32`, of as many lanes.
+///
+/// # Safety
+/// As [`Simd`].
+pub(crate) trait Dots: Simd {
+    /// A vector of `LANES` `i32`, or of `4 * LANES` bytes.
+    type I: Copy;
+
+    /// Rows of the tallest tile whose sums stay in registers.
+    const TALLEST: usize;
+
+    /// `x` in every lane.
+    unsafe fn all(x: i32) -> Self::I;
+
+    /// Four bytes in every lane.
+    unsafe fn spread(at: *const i8) -> Self::I;
+
+    /// `4 * LANES` bytes.
+    unsafe fn bytes(at: *const u8) -> Self::I;
+
+    /// The low and the high halves of bytes.
+    unsafe fn nibbles(bytes: Self::I) -> [Self::I; 2];
+
+    /// `sum` and the products of the bytes of `w`, unsigned, and of `x`, signed.
+    unsafe fn dot(sum: Self::I, w: Self::I, x: Self::I) -> Self::I;
+
+    /// The low halves of `a * b`.
+    unsafe fn times(a: Self::I, b: Self::I) -> Self::I;
+
+    /// As `f32`, rounded to the nearest.
+    unsafe fn float(a: Self::I) -> Self::V;
+
+    /// `a * b`.
+    unsafe fn product(a: Self::V, b: Self::V) -> Self::V;
+}
+
+const LANES: usize = <Portable as Simd>::LANES;
+
+impl Dots for Portable {
+    type I = [i32; LANES];
+
+    const TALLEST: usize = 2;
+
+    #[inline(always)]
+    unsafe fn all(x: i32) -> Self::I {
+        [x; LANES]
+    }
+
+    #[inline(always)]
+    unsafe fn spread(at: *const i8) -> Self::I {
+        // SAFETY: the caller vouches for four bytes.
+        [i32::from_le_bytes(unsafe { at.cast::<[u8; 4]>().read_unaligned() }); LANES]
+    }
+
+    #[inline(always)]
+    unsafe fn bytes(at: *const u8) -> Self::I {
+        // SAFETY: the caller vouches for `4 * LANES` bytes.
+        unsafe { at.cast::<[[u8; 4]; LANES]>().read_unaligned() }.map(i32::from_le_bytes)
+    }
+
+    #[inline(always)]
+    unsafe fn nibbles(bytes: Self::I) -> [Self::I; 2] {
+        [bytes.map(|x| x & 0x0f0f_0f0f), bytes.map(|x| (x >> 4) & 0x0f0f_0f0f)]
+    }
+
+    #[inline(always)]
+    unsafe fn dot(sum: Self::I, w: Self::I, x: Self::I) -> Self::I {
+        std::array::from_fn(|lane| {
+            let (w, x) = (w[lane].to_le_bytes(), x[lane].to_le_bytes());
+            let products = w.iter().zip(x).map(|(&w, x)| i32::from(w) * i32::from(x as i8));
+            sum[lane] + products.sum::<i32>()
+        })
+    }
+
+    #[inline(always)]
+    unsafe fn times(a: Self::I, b: Self::I) -> Self::I {
+        std::array::from_fn(|lane| a[lane].wrapping_mul(b[lane]))
+    }
+
+    #[inline(always)]
+    unsafe fn float(a: Self::I) -> Self::V {
+        a.map(|x| x as f32)
+    }
+
+    #[inline(always)]
+    unsafe fn product(a: Self::V, b: Self::V) -> Self::V {
+        std::array::from_fn(|lane| a[lane] * b[lane])
+    }
+}
+
+/// Scales, each in the dtype that the grid has rounded it to.
+pub(crate) enum Scales {
+    F32(Vec<f32>),
+    F16(Vec<f16>),
+    /// As bits.
+    Bf16(Vec<u16>),
+}
+
+impl Scales {
+    /// `scales` as `dtype`; `None` if memory is short.
+    pub(crate) fn new(dtype: DType, scales: &[f32]) -> Option<Self> {
+        fn collect<T>(scales: &[f32], keep: impl Fn(f32) -> T) -> Option<Vec<T>> {
+            let mut all = Vec::new();
+            all.try_reserve_exact(scales.len()).ok()?;
+            all.extend(scales.iter().map(|&scale| keep(scale)));
+            Some(all)
+        }
+        match dtype {
+            DType::F16 => collect(scales, f16::from_f32).map(Self::F16),
+            DType::BF16 => collect(scales, |x| bf16::from_f32(x).to_bits()).map(Self::Bf16),
+            _ => collect(scales, |x| x).map(Self::F32),
+        }
+    }
+
+    /// `S::LANES` scales from `at` on.
+    ///
+    /// # Safety
+    /// There are as many, and `S` is enabled.
+    #[inline(always)]
+    pub(crate) unsafe fn load<S: Simd>(&self, at: usize) -> S::V {
+        // SAFETY: the caller's promise is passed on.
+        unsafe {
+            match self {
+                Self::F32(scales) => S::load(scales.as_ptr().add(at)),
+                Self::F16(scales) => S::load_f16(scales.as_ptr().add(at)),
+                Self::Bf16(scales) => S::load_bf16(scales.as_ptr().add(at)),
+            }
+        }
+    }
+}

@@ -1,0 +1,397 @@
+//! Linears over weights of 8 bits and fewer, with activations rounded to int8 on the fly.
+//!
+//! A weight is laid out once as panels of 32 outputs. Each block of columns (see
+//! [`backend::numerics::blocks`]) is padded to whole quads: a vector holds four neighbouring inputs
+//! of neighbouring outputs, as the dot product of bytes wants them. Codes of four bits and fewer
+//! take half a byte; codes are stored unsigned, and what that adds is taken off by the sum of the
+//! activations.
+#![expect(unsafe_code, reason = "tiles are passed to the microkernel as pointers")]
+
+use crate::dots::{Dots, Scales};
+use crate::isa::{DotKernel, Level};
+use crate::panel::PANEL;
+use crate::tasks::{self, Output};
+use backend::numerics::{Columns, blocks, quantize};
+use ir::{Grid, Quantized};
+use rayon::prelude::*;
+use std::ops::Range;
+
+/// Inputs of a quad of a nibble's panel: two quads share their bytes.
+const PAIR: usize = 8;
+
+/// Rows of a task.
+const BLOCK_ROWS: usize = 240;
+
+/// Panels of a task when there are many rows.
+const GROUP: usize = 4;
+
+/// A weight `[out, inputs]` on an integer grid.
+pub(crate) struct Packed {
+    out: usize,
+    inputs: usize,
+    blocks: Vec<Columns>,
+    /// Where each block's columns begin, padded; the last is the width.
+    offsets: Vec<usize>,
+    groups: usize,
+    nibbles: bool,
+    /// `[panels][blocks]` quads of 32 outputs.
+    codes: Vec<u8>,
+    /// `[panels][groups][32]`.
+    scales: Scales,
+    /// `[panels][groups][32]`: what is to be taken off a stored code; one row if all are equal.
+    zeros: Vec<i32>,
+}
+
+impl Packed {
+    /// Lays out a weight; `None` if memory is short or it is not a weight of its grid.
+    pub(crate) fn new(weight: &Quantized) -> Option<Self> {
+        let ([out, inputs], Grid::Int { bits, scale, .. }) = (weight.shape, weight.grid);
+        let span = weight.grid.span();
+        let (groups, nibbles) = (span.groups(inputs), bits <= 4);
+        let sound = out > 0
+            && inputs > 0
+            && weight.codes.len() == out.checked_mul(inputs)?
+            && weight.scales.len() == out.checked_mul(groups)?
+            && (weight.zeros.is_empty() || weight.zeros.len() == weight.scales.len());
+        if !sound || !(2..=8).contains(&bits) {
+            return None;
+        }
+        let blocks = blocks(inputs, span.size(inputs));
+        let mut offsets = vec![0];
+        for block in &blocks {
+            let end = offsets.last()? + block.columns.len().next_multiple_of(PAIR);
+            offsets.push(end);
+        }
+        let panels = out.div_ceil(PANEL);
+        let width = *offsets.last()?;
+        let bytes = width.checked_mul(PANEL)? / if nibbles { 2 } else { 1 };
+        let mut by_lane = filled(panels.checked_mul(groups * PANEL)?, 0.0)?;
+        for (index, &scale) in weight.scales.iter().enumerate() {
+            by_lane[place(index, groups)] = scale;
+        }
+        let mut packed = Self {
+            out,
+            inputs,
+            blocks,
+            offsets,
+            groups,
+            nibbles,
+            codes: filled(panels.checked_mul(bytes)?, 0)?,
+            scales: Scales::new(scale, &by_lane)?,
+            zeros: Vec::new(),
+        };
+        packed.zeros = match weight.zeros.is_empty() {
+            true => vec![packed.offset(); PANEL],
+            false => filled(by_lane.len(), packed.offset())?,
+        };
+        packed.fill(weight, bytes);
+        Some(packed)
+    }
+
+    /// What is added to a code to store it unsigned.
+    fn offset(&self) -> i32 {
+        if self.nibbles { 8 } else { 128 }
+    }
+
+    fn fill(&mut self, weight: &Quantized, bytes: usize) {
+        let (groups, inputs, offset) = (self.groups, self.inputs, self.offset());
+        let (blocks, offsets, nibbles) = (&self.blocks, &self.offsets, self.nibbles);
+        let panels = self.codes.par_chunks_exact_mut(bytes);
+        panels.enumerate().for_each(|(panel, codes)| {
+            let rows = panel * PANEL..weight.shape[0].min((panel + 1) * PANEL);
+            for (lane, row) in rows.enumerate() {
+                let from = &weight.codes[row * inputs..(row + 1) * inputs];
+                for (block, &begin) in blocks.iter().zip(offsets) {
+                    for (index, &code) in from[block.columns.clone()].iter().enumerate() {
+                        let code = (i32::from(code) + offset) as u8;
+                        let column = begin + index;
+                        let (quad, byte) = (column / 4, lane * 4 + column % 4);
+                        match nibbles {
+                            true => {
+                                let at = quad / 2 * 4 * PANEL + byte;
+                                codes[at] |= code << (quad % 2 * 4);
+                            }
+                            false => codes[quad * 4 * PANEL + byte] = code,
+                        }
+                    }
+                }
+            }
+        });
+        for (index, &zero) in weight.zeros.iter().enumerate() {
+            self.zeros[place(index, groups)] = offset + i32::from(zero);
+        }
+    }
+
+    /// The number of outputs.
+    pub(crate) fn out(&self) -> usize {
+        self.out
+    }
+
+    /// The number of inputs.
+    pub(crate) fn inputs(&self) -> usize {
+        self.inputs
+    }
+
+    /// Padded columns.
+    fn width(&self) -> usize {
+        self.offsets.last().copied().unwrap_or(0)
+    }
+
+    /// Bytes of a panel's codes.
+    fn panel_bytes(&self) -> usize {
+        self.width() * PANEL / if self.nibbles { 2 } else { 1 }
+    }
+}
+
+/// Rows of activations, rounded.
+struct Activations {
+    /// `[rows][width]`.
+    codes: Vec<i8>,
+    /// `[rows][blocks]`.
+    scales: Vec<f32>,
+    /// `[rows][blocks]`: the sums of the codes.
+    sums: Vec<i32>,
+}
+
+/// One linear. `x` is `[rows, inputs]`, `out` `[rows, out]`, all of which is written.
+pub(crate) struct Linear<'a> {
+    pub(crate) x: &'a [f32],
+    pub(crate) rows: usize,
+    pub(crate) weight: &'a Packed,
+    pub(crate) bias: Option<&'a [f32]>,
+}
+
+impl Linear<'_> {
+    /// Computes `out`. The slices must have the sizes their names say.
+    pub(crate) fn run(&self, level: Level, out: &mut [f32]) {
+        assert_eq!(self.x.len(), self.rows * self.weight.inputs, "input size");
+        assert_eq!(out.len(), self.rows * self.weight.out, "output size");
+        if self.rows == 0 {
+            return;
+        }
+        let activations = self.round(level);
+        let panels = self.weight.out.div_ceil(PANEL);
+        let height = self.rows.div_ceil(self.rows.div_ceil(BLOCK_ROWS)).next_multiple_of(12);
+        let group = match self.rows {
+            0..=16 => panels.div_ceil(4 * rayon::current_num_threads()).max(1),
+            _ => GROUP,
+        };
+        let groups = panels.div_ceil(group);
+        let output = Output::new(out);
+        tasks::run(
+            self.rows.div_ceil(height) * groups,
+            || (),
+            |(), index| {
+                let (row, panel) = (index / groups * height, index % groups * group);
+                level.run_dots(Block {
+                    linear: self,
+                    activations: &activations,
+                    rows: row..(row + height).min(self.rows),
+                    panels: panel..(panel + group).min(panels),
+                    output,
+                });
+            },
+        );
+    }
+
+    /// Rounds every block of every row.
+    fn round(&self, level: Level) -> Activations {
+        let (width, count) = (self.weight.width(), self.weight.blocks.len());
+        let mut all = Activations {
+            codes: vec![0; self.rows * width],
+            scales: vec![0.0; self.rows * count],
+            sums: vec![0; self.rows * count],
+        };
+        let rows = self.x.par_chunks_exact(self.weight.inputs);
+        let parts = all.codes.par_chunks_exact_mut(width);
+        let parts = parts.zip(all.scales.par_chunks_exact_mut(count));
+        let parts = parts.zip(all.sums.par_chunks_exact_mut(count));
+        rows.zip(parts).with_min_len(4).for_each(|(x, ((codes, scales), sums))| {
+            level.run_dots(Round { x, weight: self.weight, codes, scales, sums });
+        });
+        all
+    }
+}
+
+/// A row that is being rounded.
+struct Round<'a> {
+    x: &'a [f32],
+    weight: &'a Packed,
+    codes: &'a mut [i8],
+    scales: &'a mut [f32],
+    sums: &'a mut [i32],
+}
+
+impl DotKernel for Round<'_> {
+    #[inline(always)]
+    fn run<S: Dots>(self) {
+        let blocks = self.weight.blocks.iter().zip(&self.weight.offsets).enumerate();
+        for (index, (block, &begin)) in blocks {
+            let codes = &mut self.codes[begin..begin + block.columns.len()];
+            self.scales[index] = quantize(&self.x[block.columns.clone()], codes);
+            self.sums[index] = codes.iter().map(|&code| i32::from(code)).sum();
+        }
+    }
+}
+
+/// A task: `rows` times `panels`.
+struct Block<'a> {
+    linear: &'a Linear<'a>,
+    activations: &'a Activations,
+    rows: Range<usize>,
+    panels: Range<usize>,
+    output: Output,
+}
+
+impl DotKernel for Block<'_> {
+    #[inline(always)]
+    fn run<S: Dots>(self) {
+        for panel in self.panels.clone() {
+            let mut row = self.rows.start;
+            while row < self.rows.end {
+                row += match self.rows.end - row {
+                    12.. if S::TALLEST >= 12 => self.tile::<S, 12>(row, panel),
+                    8.. if S::TALLEST >= 8 => self.tile::<S, 8>(row, panel),
+                    4.. if S::TALLEST >= 4 => self.tile::<S, 4>(row, panel),
+                    2.. => self.tile::<S, 2>(row, panel),
+                    _ => self.tile::<S, 1>(row, panel),
+                };
+            }
+        }
+    }
+}
+
+impl Block<'_> {
+    #[inline(always)]
+    fn tile<S: Dots, const R: usize>(&self, row: usize, panel: usize) -> usize {
+        match self.linear.weight.nibbles {
+            true => self.sums::<S, R, true>(row, panel),
+            false => self.sums::<S, R, false>(row, panel),
+        }
+        R
+    }
+
+    /// `R` rows times a panel, written to the output with its bias.
+    #[inline(always)]
+    fn sums<S: Dots, const R: usize, const NIBBLES: bool>(&self, row: usize, panel: usize) {
+        let (weight, x) = (self.linear.weight, self.activations);
+        let (count, width) = (weight.blocks.len(), weight.width());
+        let mut result = [[0.0f32; PANEL]; R];
+        let codes = &weight.codes[panel * weight.panel_bytes()..][..weight.panel_bytes()];
+        let a_quad = if NIBBLES { 2 * PANEL } else { 4 * PANEL };
+        for half in 0..16 / S::LANES {
+            // SAFETY: the panel has as many bytes as its blocks have quads, 128 a quad of bytes and
+            // 128 a pair of nibbles; scales and zeros have 32 a group; the rows have `width` codes.
+            unsafe {
+                let lanes = [half * S::LANES, 16 + half * S::LANES];
+                let mut totals = [[S::splat(0.0); 2]; R];
+                for (index, block) in weight.blocks.iter().enumerate() {
+                    let (begin, end) = (weight.offsets[index], weight.offsets[index + 1]);
+                    let x_at: [*const i8; R] =
+                        std::array::from_fn(|r| x.codes.as_ptr().add((row + r) * width + begin));
+                    let at = (panel * weight.groups + block.group) * PANEL;
+                    let zeros_at = if weight.zeros.len() > PANEL { at } else { 0 };
+                    let zeros = lanes.map(|lane| {
+                        S::bytes(weight.zeros.as_ptr().add(zeros_at + lane).cast::<u8>())
+                    });
+                    let start: [[S::I; 2]; R] = std::array::from_fn(|r| {
+                        let sum = S::all(-x.sums[(row + r) * count + index]);
+                        zeros.map(|zero| S::times(zero, sum))
+                    });
+                    let from = codes.as_ptr().add(begin / 4 * a_quad);
+                    let quads = (end - begin) / 4;
+                    let sums = quad_sums::<S, R, NIBBLES>(from, lanes, &x_at, quads, start);
+                    let scales = lanes.map(|lane| weight.scales.load::<S>(at + lane));
+                    for (r, (total, sum)) in totals.iter_mut().zip(sums).enumerate() {
+                        let scale = S::splat(x.scales[(row + r) * count + index]);
+                        for v in 0..2 {
+                            let both = S::product(scale, scales[v]);
+                            total[v] = S::fma(S::float(sum[v]), both, total[v]);
+                        }
+                    }
+                }
+                for (result, total) in result.iter_mut().zip(totals) {
+                    for v in 0..2 {
+                        S::store(result.as_mut_ptr().add(lanes[v]), total[v]);
+                    }
+                }
+            }
+        }
+        self.write(row, panel, &mut result);
+    }
+
+    /// Adds the bias and writes those of a panel's outputs that there are.
+    #[inline(always)]
+    fn write(&self, row: usize, panel: usize, result: &mut [[f32; PANEL]]) {
+        let (out, first) = (self.linear.weight.out, panel * PANEL);
+        let columns = PANEL.min(out - first);
+        for (r, result) in result.iter_mut().enumerate() {
+            let result = &mut result[..columns];
+            if let Some(bias) = self.linear.bias {
+                result.iter_mut().zip(&bias[first..]).for_each(|(y, b)| *y += b);
+            }
+            // SAFETY: the row and its columns lie within the output; this task alone writes them.
+            let to = unsafe {
+                let start = self.output.start().add((row + r) * out + first);
+                std::slice::from_raw_parts_mut(start, columns)
+            };
+            to.copy_from_slice(result);
+        }
+    }
+}
+
+/// The integer sums of a block: `R` rows, two vectors of outputs.
+///
+/// # Safety
+/// `from` has `quads` quads of 32 outputs (two share their bytes if `NIBBLES`), each of `x` four
+/// codes a quad, and `S` is enabled.
+#[inline(always)]
+unsafe fn quad_sums<S: Dots, const R: usize, const NIBBLES: bool>(
+    from: *const u8,
+    lanes: [usize; 2],
+    x: &[*const i8; R],
+    quads: usize,
+    start: [[S::I; 2]; R],
+) -> [[S::I; 2]; R] {
+    // SAFETY: the caller's promise is passed on.
+    unsafe {
+        let mut sums = start;
+        if NIBBLES {
+            for pair in 0..quads / 2 {
+                let bytes = lanes.map(|lane| S::bytes(from.add((pair * PANEL + lane) * 4)));
+                let [low, high] = [S::nibbles(bytes[0]), S::nibbles(bytes[1])];
+                for (sum, x) in sums.iter_mut().zip(x) {
+                    let [even, odd] = [S::spread(x.add(pair * 8)), S::spread(x.add(pair * 8 + 4))];
+                    sum[0] = S::dot(sum[0], low[0], even);
+                    sum[1] = S::dot(sum[1], high[0], even);
+                    sum[0] = S::dot(sum[0], low[1], odd);
+                    sum[1] = S::dot(sum[1], high[1], odd);
+                }
+            }
+        } else {
+            for quad in 0..quads {
+                let bytes = lanes.map(|lane| S::bytes(from.add((quad * PANEL + lane) * 4)));
+                for (sum, x) in sums.iter_mut().zip(x) {
+                    let four = S::spread(x.add(quad * 4));
+                    sum[0] = S::dot(sum[0], bytes[0], four);
+                    sum[1] = S::dot(sum[1], bytes[1], four);
+                }
+            }
+        }
+        sums
+    }
+}
+
+/// Where the scale of a row and group, `row * groups + group` in the grid's order, is among panels.
+fn place(index: usize, groups: usize) -> usize {
+    let (row, group) = (index / groups, index % groups);
+    ((row / PANEL) * groups + group) * PANEL + row % PANEL
+}
+
+/// `count` times `value`, if there is memory for it.
+fn filled<E: Clone>(count: usize, value: E) -> Option<Vec<E>> {
+    let mut all = Vec::new();
+    all.try_reserve_exact(count).ok()?;
+    all.resize(count, value);
+    Some(all)
+}

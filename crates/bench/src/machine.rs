@@ -1,0 +1,58 @@
+//! What the machine can do: read memory, and multiply.
+
+use std::time::Instant;
+
+/// Measured limits of a machine, over all threads of the current pool.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Machine {
+    /// Bytes read a second, from memory.
+    pub read: f64,
+    /// Operations a second of `f32` multiply-adds, two each.
+    pub f32: f64,
+    /// Operations a second of int8 dot products, two a product.
+    pub int8: f64,
+}
+
+/// Work of a known size on all threads.
+pub trait Probe {
+    /// Reads every word.
+    fn read(&self, words: &[u64]) -> u64;
+
+    /// Does `rounds` of multiply-adds; returns the operations.
+    fn f32(&self, rounds: usize) -> f64;
+
+    /// Does `rounds` of int8 dot products; returns the operations.
+    fn int8(&self, rounds: usize) -> f64;
+}
+
+/// Words that are read: far more than any cache holds.
+const WORDS: usize = (512 << 20) / 8;
+
+/// How often each is measured; the best counts, for others use the machine too.
+const REPEATS: usize = 7;
+
+/// Rounds of arithmetic, a few dozen milliseconds.
+const ROUNDS: usize = 1 << 20;
+
+/// Measures the machine, which takes about a second and half a gigabyte; `None` if there is no
+/// memory for it.
+pub fn measure(probe: &dyn Probe) -> Option<Machine> {
+    let mut words: Vec<u64> = Vec::new();
+    words.try_reserve_exact(WORDS).ok()?;
+    words.extend(0..WORDS as u64);
+    let read = best(|| {
+        std::hint::black_box(probe.read(&words));
+        (WORDS * 8) as f64
+    });
+    let (f32, int8) = (best(|| probe.f32(ROUNDS)), best(|| probe.int8(ROUNDS)));
+    Some(Machine { read, f32, int8 })
+}
+
+/// The highest rate of some tries.
+fn best(work: impl Fn() -> f64) -> f64 {
+    let rate = |_| {
+        let begun = Instant::now();
+        work() / begun.elapsed().as_secs_f64()
+    };
+    (0..REPEATS).map(rate).fold(0.0, f64::max)
+}

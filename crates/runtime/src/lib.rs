@@ -1,0 +1,12 @@
+//! Runs the engine's steps: a whole model on a device, keys and values in pages, the same block
+//! programs and the same interpreter as calibration.
+
+mod error;
+mod memory;
+mod model;
+mod runner;
+
+pub use error::LoadError;
+pub use memory::{KvPlan, free_memory};
+pub use model::Model;
+pub use runner::{Runner, Settings};

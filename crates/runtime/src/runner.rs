@@ -1,0 +1,239 @@
+//! The executor: a step's rows through the model's blocks.
+
+use crate::error::LoadError;
+use crate::memory::KvPlan;
+use crate::model::Model;
+use backend::{Backend, BackendError, Buffer, Embed, Interpreter, KV_BLOCK, KvCache, Span};
+use engine::{
+    CostTable, ExecError, Executor, KvBlock, KvTable, Limits, Outputs, Row, RowOutput, Sampling,
+    Scratch, SeqId, Step, sample, score,
+};
+use rayon::prelude::*;
+use std::time::Instant;
+
+/// What a runner takes.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Settings {
+    /// The most tokens of a step.
+    pub tokens: usize,
+    /// The most sequences of a step.
+    pub rows: usize,
+}
+
+impl Default for Settings {
+    fn default() -> Self {
+        Self { tokens: 512, rows: 256 }
+    }
+}
+
+/// Rows whose logits are held at once.
+const HEAD_ROWS: usize = 16;
+
+/// Positions of the steps whose cost is measured.
+const MEASURED: [usize; 6] = [1, 2, 4, 8, 16, 32];
+
+/// How often each is; the least counts.
+const REPEATS: usize = 3;
+
+/// Runs steps of one model on one device.
+pub struct Runner<'m> {
+    model: &'m Model,
+    interpreter: Interpreter<'m>,
+    caches: Vec<KvCache>,
+    plan: KvPlan,
+    limits: Limits,
+    scratch: Vec<Scratch>,
+}
+
+/// A position whose logits are wanted.
+#[derive(Clone, Copy)]
+struct Wanted {
+    row: usize,
+    position: usize,
+    /// Its row in the step's hidden states.
+    state: usize,
+    samples: bool,
+}
+
+impl<'m> Runner<'m> {
+    /// A runner of `model` on the backend that it was loaded for.
+    ///
+    /// # Errors
+    /// If there is no memory for the cache.
+    pub fn new(
+        backend: &'m dyn Backend,
+        model: &'m Model,
+        plan: KvPlan,
+        settings: &Settings,
+    ) -> Result<Self, LoadError> {
+        let mut caches = Vec::new();
+        for (layer, &group) in model.layers.iter().zip(&plan.layers) {
+            let heads = crate::memory::attention(layer).map(|(heads, _)| heads);
+            let heads = heads.ok_or(LoadError::Internal("a layer attends once"))?;
+            let blocks = plan.groups.get(group).map_or(0, |(_, blocks)| *blocks);
+            caches.push(backend.kv_cache(heads, plan.dtype, blocks)?);
+        }
+        let limits = Limits {
+            vocab: model.spec.vocab,
+            context: model.spec.context,
+            tokens: settings.tokens,
+            rows: settings.rows,
+            groups: plan.groups.clone(),
+            cost: CostTable::default(),
+        };
+        let scratch = vec![Scratch::default(); HEAD_ROWS];
+        let interpreter = Interpreter::new(backend);
+        Ok(Self { model, interpreter, caches, plan, limits, scratch })
+    }
+
+    /// Measures what steps of a few positions cost; until then a table is assumed. What lies in
+    /// the first blocks of the cache is lost: no sequence may run yet.
+    ///
+    /// # Errors
+    /// If a step cannot be computed.
+    pub fn measure_cost(&mut self) -> Result<(), ExecError> {
+        let most = self.limits.groups.iter().map(|(_, blocks)| blocks * KV_BLOCK).min();
+        let most = most.unwrap_or(0).min(self.limits.context).min(self.limits.tokens);
+        let mut points = Vec::new();
+        for positions in MEASURED.into_iter().filter(|&n| n <= most) {
+            let tokens = vec![0; positions];
+            let blocks = (0..positions.div_ceil(KV_BLOCK) as u32).map(|b| Some(KvBlock(b)));
+            let tables = vec![blocks.collect::<KvTable>(); self.limits.groups.len()];
+            let row = Row {
+                seq: SeqId(0),
+                context: &tokens,
+                positions: 0..positions,
+                tables: &tables,
+                samples: 0..positions,
+                scores: 0..0,
+                sampling: &Sampling::default(),
+                prompt: positions,
+                logprobs: None,
+                alternatives: 0,
+            };
+            let (step, mut out) = (Step { rows: vec![row] }, Outputs::default());
+            let mut best = f64::INFINITY;
+            for _ in 0..REPEATS {
+                let begun = Instant::now();
+                self.run(&step, &mut out)?;
+                best = best.min(begun.elapsed().as_secs_f64());
+            }
+            points.push((positions, best));
+        }
+        self.limits.cost = CostTable::new(points);
+        Ok(())
+    }
+
+    /// The hidden states after the last layer, `[tokens, hidden]`.
+    fn states(&mut self, step: &Step<'_>) -> Result<Buffer, BackendError> {
+        let backend = self.interpreter.backend();
+        let tokens: Vec<u32> =
+            step.rows.iter().flat_map(|r| &r.context[r.positions.clone()]).copied().collect();
+        let hidden = self.model.spec.hidden;
+        let mut state = backend.upload(hidden, vec![0.0; tokens.len() * hidden])?;
+        let weight = &self.model.embedding;
+        backend.embed(&Embed { tokens: &tokens, weight, first: 0 }, &mut state)?;
+        let tables: Vec<Vec<Vec<u32>>> = (0..self.plan.groups.len())
+            .map(|group| step.rows.iter().map(|row| table(row.tables.get(group))).collect())
+            .collect();
+        let spans: Vec<Vec<Span<'_>>> = tables.iter().map(|t| spans(step, t)).collect();
+        let layers = self.model.layers.iter().zip(&mut self.caches).zip(&self.plan.layers);
+        for ((layer, cache), &group) in layers {
+            state = self.interpreter.run_cached(layer, state, &spans[group], cache)?;
+        }
+        Ok(state)
+    }
+
+    /// The logits of some positions, and what is drawn or read from them, into `out`.
+    fn answer(
+        &mut self,
+        step: &Step<'_>,
+        states: &[f32],
+        wanted: &[Wanted],
+        out: &mut [RowOutput],
+    ) -> Result<(), BackendError> {
+        let (backend, hidden) = (self.interpreter.backend(), self.model.spec.hidden);
+        for wanted in wanted.chunks(HEAD_ROWS) {
+            let rows = wanted.iter().flat_map(|w| &states[w.state * hidden..][..hidden]);
+            let input = backend.upload(hidden, rows.copied().collect())?;
+            let logits = self.interpreter.run(&self.model.head, input, &[])?;
+            let mut logits = backend.download(logits)?;
+            let logits = logits.par_chunks_exact_mut(self.model.spec.vocab);
+            let all = logits.zip(wanted).zip(&mut self.scratch);
+            let answers: Vec<RowOutput> = all
+                .map(|((logits, wanted), scratch)| {
+                    answer(&step.rows[wanted.row], wanted, logits, scratch)
+                })
+                .collect();
+            for (wanted, answer) in wanted.iter().zip(answers) {
+                out[wanted.row].sampled.extend(answer.sampled);
+                out[wanted.row].scored.extend(answer.scored);
+            }
+        }
+        Ok(())
+    }
+}
+
+impl Executor for Runner<'_> {
+    fn limits(&self) -> Limits {
+        self.limits.clone()
+    }
+
+    fn run(&mut self, step: &Step<'_>, out: &mut Outputs) -> Result<(), ExecError> {
+        let failed = |error: BackendError| ExecError(error.to_string());
+        let states = self.states(step).map_err(failed)?;
+        out.rows.clear();
+        out.rows.resize(step.rows.len(), RowOutput::default());
+        let wanted = wanted(step);
+        if wanted.is_empty() {
+            return Ok(());
+        }
+        let states = self.interpreter.backend().download(states).map_err(failed)?;
+        self.answer(step, &states, &wanted, &mut out.rows).map_err(failed)
+    }
+}
+
+/// What a row's position says.
+fn answer(row: &Row<'_>, wanted: &Wanted, logits: &mut [f32], scratch: &mut Scratch) -> RowOutput {
+    let mut output = RowOutput::default();
+    if wanted.samples {
+        let history = (&row.context[..=wanted.position], row.prompt);
+        output.sampled.push(sample(logits, history, row.sampling, row.logprobs, scratch));
+    } else {
+        let target = row.context[wanted.position + 1];
+        output.scored.push(score(logits, target, row.alternatives, scratch));
+    }
+    output
+}
+
+/// The positions whose logits are wanted, in order.
+fn wanted(step: &Step<'_>) -> Vec<Wanted> {
+    let (mut all, mut first) = (Vec::new(), 0);
+    for (row, r) in step.rows.iter().enumerate() {
+        for (positions, samples) in [(&r.scores, false), (&r.samples, true)] {
+            all.extend(positions.clone().map(|position| {
+                let state = first + position - r.positions.start;
+                Wanted { row, position, state, samples }
+            }));
+        }
+        first += r.positions.len();
+    }
+    all
+}
+
+/// A table as the backend reads it.
+fn table(table: Option<&KvTable>) -> Vec<u32> {
+    let block = |block: &Option<engine::KvBlock>| block.map_or(u32::MAX, |block| block.0);
+    table.into_iter().flatten().map(block).collect()
+}
+
+/// The rows of a step, with the tables of one cache group.
+fn spans<'t>(step: &Step<'_>, tables: &'t [Vec<u32>]) -> Vec<Span<'t>> {
+    let mut first = 0;
+    let rows = step.rows.iter().zip(tables).map(|(row, blocks)| {
+        let rows = first..first + row.positions.len();
+        first = rows.end;
+        Span { rows, start: row.positions.start, blocks }
+    });
+    rows.collect()
+}

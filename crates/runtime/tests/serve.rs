@@ -1,0 +1,228 @@
+//! The runtime against the streamed forward, and against itself in other company: the same bits.
+
+#![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
+
+use backend::KvDType;
+use backend_cpu::Cpu;
+use checkpoint::Checkpoint;
+use engine::{
+    DraftModel, Engine, Event, Finish, NGram, Options, Request, Sampled, Sampling, Scratch, SeqId,
+    Speculator, score,
+};
+use runtime::{KvPlan, Model, Runner, Settings};
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+use tensor::DType;
+
+struct Stored<'a>(&'a Checkpoint);
+
+impl arch::Stored for Stored<'_> {
+    fn get(&self, name: &str) -> Option<(DType, &[usize])> {
+        self.0.tensor(name).map(|t| (t.dtype, &t.shape[..]))
+    }
+
+    fn names(&self) -> Box<dyn Iterator<Item = &str> + '_> {
+        Box::new(self.0.tensors().iter().map(|t| t.name.as_str()))
+    }
+}
+
+fn tests() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("../../tests")
+}
+
+struct Opened {
+    checkpoint: Checkpoint,
+    spec: ir::ModelSpec,
+    cpu: Cpu,
+}
+
+impl Opened {
+    fn new(folder: &Path) -> Self {
+        let checkpoint = Checkpoint::open(folder).unwrap();
+        let spec = arch::load(checkpoint.config(), &Stored(&checkpoint)).unwrap().model;
+        Self { checkpoint, spec, cpu: Cpu::new() }
+    }
+
+    fn stories() -> Self {
+        Self::new(&tests().join("models/stories260k"))
+    }
+
+    fn model(&self) -> Model {
+        Model::load(&self.cpu, &self.checkpoint, &self.spec, false).unwrap()
+    }
+
+    fn runner<'m>(&'m self, model: &'m Model, dtype: KvDType, blocks: u64) -> Runner<'m> {
+        let token = KvPlan::new(&self.spec, dtype, u64::MAX, 1).unwrap().token;
+        let plan = KvPlan::new(&self.spec, dtype, token * 16 * blocks, usize::MAX).unwrap();
+        Runner::new(&self.cpu, model, plan, &Settings::default()).unwrap()
+    }
+
+    /// Logits `[tokens, vocab]` by the streamed forward.
+    fn streamed(&self, tokens: &[u32]) -> Vec<f32> {
+        let model = calibration::Model { spec: &self.spec, source: &self.checkpoint };
+        calibration::logits(&self.cpu, model, tokens).unwrap()
+    }
+}
+
+#[derive(Clone, Debug, Default, PartialEq)]
+struct Said {
+    tokens: Vec<Sampled>,
+    prompt: Vec<(usize, f32)>,
+    finish: Option<Finish>,
+}
+
+impl Said {
+    fn ids(&self) -> Vec<u32> {
+        self.tokens.iter().map(|t| t.token).collect()
+    }
+}
+
+fn serve(
+    runner: &mut Runner<'_>,
+    requests: &[Request],
+    options: &Options,
+    mut speculator: Option<&mut dyn Speculator>,
+) -> (Vec<Said>, engine::Stats) {
+    let mut engine = Engine::new(engine::Executor::limits(runner), options.clone());
+    let mut said: BTreeMap<SeqId, Said> = BTreeMap::new();
+    for request in requests {
+        said.insert(engine.add(request.clone()).unwrap(), Said::default());
+    }
+    let mut events = Vec::new();
+    while !engine.is_idle() {
+        let speculator = speculator.as_mut().map(|s| &mut **s as &mut dyn Speculator);
+        engine.step(runner, speculator, &mut events).unwrap();
+        for event in events.drain(..) {
+            match event {
+                Event::Token { seq, sampled } => said.get_mut(&seq).unwrap().tokens.push(sampled),
+                Event::Prompt { seq, position, scored } => {
+                    said.get_mut(&seq).unwrap().prompt.push((position, scored.logprob));
+                }
+                Event::Started { .. } => {}
+                Event::Finished { seq, finish } => {
+                    said.get_mut(&seq).unwrap().finish = Some(finish)
+                }
+            }
+        }
+    }
+    assert!(engine.pool().is_idle());
+    (said.into_values().collect(), engine.stats())
+}
+
+fn prompt(n: usize, seed: u32) -> Vec<u32> {
+    let next = |i: u32| i.wrapping_mul(2_654_435_761).wrapping_add(seed * 9_700_417) >> 7;
+    std::iter::once(1).chain((1..n as u32).map(|i| 3 + next(i) % 500)).collect()
+}
+
+fn requests() -> Vec<Request> {
+    let lengths = [1, 5, 16, 17, 40, 130, 33, 200];
+    let shared = prompt(70, 9);
+    let request = |(i, &n): (usize, &usize)| {
+        let mut tokens = prompt(n, i as u32);
+        if i % 3 == 2 {
+            tokens = [&shared[..], &tokens[1..]].concat();
+        }
+        let sampling = Sampling {
+            temperature: [0.0, 0.8, 1.2][i % 3],
+            top_k: [0, 40][i % 2],
+            top_p: [1.0, 0.95][i / 2 % 2],
+            repetition_penalty: [1.0, 1.1][i / 3 % 2],
+            seed: i as u64,
+            ..Sampling::default()
+        };
+        let logprobs = Some(3);
+        let prompt_logprobs = (i % 4 == 1).then_some(0);
+        Request { sampling, logprobs, prompt_logprobs, ..Request::new(tokens, 30 + i) }
+    };
+    lengths.iter().enumerate().map(request).collect()
+}
+
+#[test]
+fn with_unrounded_keys_it_says_what_the_streamed_forward_says() {
+    let families = std::fs::read_dir(tests().join("fixtures/families")).unwrap();
+    let mut folders: Vec<PathBuf> = families.map(|e| e.unwrap().path()).collect();
+    folders.retain(|folder| folder.is_dir());
+    folders.push(tests().join("models/stories260k"));
+    for folder in folders {
+        let opened = Opened::new(&folder);
+        let model = opened.model();
+        let mut runner = opened.runner(&model, KvDType::F32, 64);
+        let vocab = opened.spec.vocab;
+        let tokens: Vec<u32> =
+            prompt(opened.spec.context.min(90) - 8, 3).iter().map(|t| t % vocab as u32).collect();
+        let request = Request { prompt_logprobs: Some(0), ..Request::new(tokens.clone(), 8) };
+        let (said, _) = serve(&mut runner, &[request], &Options::default(), None);
+        let all = [&tokens[..], &said[0].ids()].concat();
+        let logits = opened.streamed(&all);
+        let mut rows = logits.chunks_exact(vocab);
+        for &(position, logprob) in &said[0].prompt {
+            let row = rows.next().unwrap();
+            let alone = score(row, all[position], 0, &mut Scratch::default()).unwrap();
+            assert_eq!(alone.logprob.to_bits(), logprob.to_bits(), "{folder:?}, {position}");
+        }
+        for (row, token) in rows.zip(said[0].ids()) {
+            let best = row.iter().copied().fold(f32::NEG_INFINITY, f32::max);
+            let best = row.iter().position(|&x| x == best).unwrap();
+            assert_eq!(best as u32, token, "{folder:?}");
+        }
+    }
+}
+
+#[test]
+fn its_greedy_text_is_the_streamed_forward_s() {
+    let opened = Opened::stories();
+    let model = opened.model();
+    for dtype in [KvDType::Bf16, KvDType::Int8] {
+        let mut runner = opened.runner(&model, dtype, 64);
+        let request = Request::new(vec![1, 403, 407, 261, 378], 100);
+        let one = std::slice::from_ref(&request);
+        let (said, _) = serve(&mut runner, one, &Options::default(), None);
+        let all = [&request.prompt[..], &said[0].ids()].concat();
+        let logits = opened.streamed(&all);
+        let rows = logits.chunks_exact(opened.spec.vocab).skip(4);
+        let best = rows.map(|row| {
+            let best = row.iter().copied().fold(f32::NEG_INFINITY, f32::max);
+            row.iter().position(|&x| x == best).unwrap() as u32
+        });
+        let same = best.zip(said[0].ids()).take_while(|(a, b)| a == b).count();
+        assert_eq!(same, 100, "{}", dtype.name());
+    }
+}
+
+#[test]
+fn company_chunks_preemption_prefixes_and_drafts_change_no_bit() {
+    let opened = Opened::stories();
+    let model = opened.model();
+    let requests = requests();
+    let alone: Vec<Said> = requests
+        .iter()
+        .flat_map(|request| {
+            let mut runner = opened.runner(&model, KvDType::Bf16, 64);
+            let one = std::slice::from_ref(request);
+            serve(&mut runner, one, &Options::default(), None).0
+        })
+        .collect();
+    assert!(alone.iter().all(|said| said.tokens.len() >= 30));
+    let whole = Options::default();
+    let chunks = Options { tokens: 23, chunk: 9, prefix_cache: true };
+    let (mut preempted, mut cached, mut accepted) = (0, 0, 0);
+    for (options, blocks) in [(&whole, 200), (&chunks, 200), (&chunks, 20), (&whole, 24)] {
+        for kind in 0..3 {
+            let mut runner = opened.runner(&model, KvDType::Bf16, blocks);
+            let mut ngram = NGram { sizes: 1..4, reach: 500 };
+            let mut draft = DraftModel::new(opened.runner(&model, KvDType::Int8, 40));
+            let speculator: Option<&mut dyn Speculator> = match kind {
+                0 => None,
+                1 => Some(&mut ngram),
+                _ => Some(&mut draft),
+            };
+            let (said, stats) = serve(&mut runner, &requests, options, speculator);
+            assert_eq!(said, alone, "{options:?}, {blocks} blocks, speculator {kind}");
+            assert!(draft.pool().is_idle());
+            preempted += stats.preemptions;
+            cached += stats.cached;
+            accepted += stats.drafted.iter().map(|d| d.1).sum::<u64>();
+        }
+    }
+    assert!(preempted > 0 && cached > 0 && accepted > 0, "{preempted} {cached} {accepted}");
+}
