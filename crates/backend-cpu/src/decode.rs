@@ -253,10 +253,11 @@ unsafe fn score<S: Simd, T: PageWord, const R: usize, const N: usize>(
 ) -> usize {
     // SAFETY: see the caller's promise; a vector lies within the 16 keys of its block.
     unsafe {
-        let keys: [*const T; N] = std::array::from_fn(|n| {
+        let mut keys = [std::ptr::null::<T>(); N];
+        for (n, key) in keys.iter_mut().enumerate() {
             let lane = (first + n) * S::LANES;
-            piece.keys[lane / KV_BLOCK].add(lane % KV_BLOCK)
-        });
+            *key = piece.keys[lane / KV_BLOCK].add(lane % KV_BLOCK);
+        }
         let mut sums = [[S::splat(0.0); N]; R];
         for d in 0..dim {
             for n in 0..N {

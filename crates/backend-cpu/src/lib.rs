@@ -15,6 +15,7 @@ mod linear;
 mod outer;
 mod pages;
 mod panel;
+mod probe;
 mod quantized;
 mod rows;
 mod score;

@@ -287,33 +287,37 @@ impl Block<'_> {
                 let mut totals = [[S::splat(0.0); 2]; R];
                 for (index, block) in weight.blocks.iter().enumerate() {
                     let (begin, end) = (weight.offsets[index], weight.offsets[index + 1]);
-                    let x_at: [*const i8; R] =
-                        std::array::from_fn(|r| x.codes.as_ptr().add((row + r) * width + begin));
                     let at = (panel * weight.groups + block.group) * PANEL;
                     let zeros_at = if weight.zeros.len() > PANEL { at } else { 0 };
-                    let zeros = lanes.map(|lane| {
-                        S::bytes(weight.zeros.as_ptr().add(zeros_at + lane).cast::<u8>())
-                    });
-                    let start: [[S::I; 2]; R] = std::array::from_fn(|r| {
-                        let sum = S::all(-x.sums[(row + r) * count + index]);
-                        zeros.map(|zero| S::times(zero, sum))
-                    });
+                    let zeros = weight.zeros.as_ptr().add(zeros_at);
+                    let zeros = [
+                        S::bytes(zeros.add(lanes[0]).cast::<u8>()),
+                        S::bytes(zeros.add(lanes[1]).cast::<u8>()),
+                    ];
+                    let mut sums = [[S::all(0); 2]; R];
+                    for (r, sums) in sums.iter_mut().enumerate() {
+                        let sum = S::all(-*x.sums.get_unchecked((row + r) * count + index));
+                        *sums = [S::times(zeros[0], sum), S::times(zeros[1], sum)];
+                    }
                     let from = codes.as_ptr().add(begin / 4 * a_quad);
+                    let x_at = x.codes.as_ptr().add(row * width + begin);
                     let quads = (end - begin) / 4;
-                    let sums = quad_sums::<S, R, NIBBLES>(from, lanes, &x_at, quads, start);
-                    let scales = lanes.map(|lane| weight.scales.load::<S>(at + lane));
-                    for (r, (total, sum)) in totals.iter_mut().zip(sums).enumerate() {
-                        let scale = S::splat(x.scales[(row + r) * count + index]);
+                    quad_sums::<S, R, NIBBLES>(from, lanes, (x_at, width), quads, &mut sums);
+                    let scales = [
+                        weight.scales.load::<S>(at + lanes[0]),
+                        weight.scales.load::<S>(at + lanes[1]),
+                    ];
+                    for (r, (total, sum)) in totals.iter_mut().zip(&sums).enumerate() {
+                        let scale = S::splat(*x.scales.get_unchecked((row + r) * count + index));
                         for v in 0..2 {
                             let both = S::product(scale, scales[v]);
                             total[v] = S::fma(S::float(sum[v]), both, total[v]);
                         }
                     }
                 }
-                for (result, total) in result.iter_mut().zip(totals) {
-                    for v in 0..2 {
-                        S::store(result.as_mut_ptr().add(lanes[v]), total[v]);
-                    }
+                for (result, total) in result.iter_mut().zip(&totals) {
+                    S::store(result.as_mut_ptr().add(lanes[0]), total[0]);
+                    S::store(result.as_mut_ptr().add(lanes[1]), total[1]);
                 }
             }
         }
@@ -340,28 +344,30 @@ impl Block<'_> {
     }
 }
 
-/// The integer sums of a block: `R` rows, two vectors of outputs.
+/// Goes on with the integer sums of a block: `R` rows, two vectors of outputs. No closures: one that
+/// is not inlined is compiled without the instruction set.
 ///
 /// # Safety
-/// `from` has `quads` quads of 32 outputs (two share their bytes if `NIBBLES`), each of `x` four
-/// codes a quad, and `S` is enabled.
+/// `from` has `quads` quads of 32 outputs (two share their bytes if `NIBBLES`), each of `R` rows of
+/// `x`, `width` apart, four codes a quad, and `S` is enabled.
 #[inline(always)]
 unsafe fn quad_sums<S: Dots, const R: usize, const NIBBLES: bool>(
     from: *const u8,
     lanes: [usize; 2],
-    x: &[*const i8; R],
+    (x, width): (*const i8, usize),
     quads: usize,
-    start: [[S::I; 2]; R],
-) -> [[S::I; 2]; R] {
+    sums: &mut [[S::I; 2]; R],
+) {
     // SAFETY: the caller's promise is passed on.
     unsafe {
-        let mut sums = start;
         if NIBBLES {
             for pair in 0..quads / 2 {
-                let bytes = lanes.map(|lane| S::bytes(from.add((pair * PANEL + lane) * 4)));
-                let [low, high] = [S::nibbles(bytes[0]), S::nibbles(bytes[1])];
-                for (sum, x) in sums.iter_mut().zip(x) {
-                    let [even, odd] = [S::spread(x.add(pair * 8)), S::spread(x.add(pair * 8 + 4))];
+                let at = from.add(pair * PANEL * 4);
+                let low = S::nibbles(S::bytes(at.add(lanes[0] * 4)));
+                let high = S::nibbles(S::bytes(at.add(lanes[1] * 4)));
+                for (r, sum) in sums.iter_mut().enumerate() {
+                    let even = S::spread(x.add(r * width + pair * 8));
+                    let odd = S::spread(x.add(r * width + pair * 8 + 4));
                     sum[0] = S::dot(sum[0], low[0], even);
                     sum[1] = S::dot(sum[1], high[0], even);
                     sum[0] = S::dot(sum[0], low[1], odd);
@@ -370,15 +376,15 @@ unsafe fn quad_sums<S: Dots, const R: usize, const NIBBLES: bool>(
             }
         } else {
             for quad in 0..quads {
-                let bytes = lanes.map(|lane| S::bytes(from.add((quad * PANEL + lane) * 4)));
-                for (sum, x) in sums.iter_mut().zip(x) {
-                    let four = S::spread(x.add(quad * 4));
+                let at = from.add(quad * PANEL * 4);
+                let bytes = [S::bytes(at.add(lanes[0] * 4)), S::bytes(at.add(lanes[1] * 4))];
+                for (r, sum) in sums.iter_mut().enumerate() {
+                    let four = S::spread(x.add(r * width + quad * 4));
                     sum[0] = S::dot(sum[0], bytes[0], four);
                     sum[1] = S::dot(sum[1], bytes[1], four);
                 }
             }
         }
-        sums
     }
 }
 

@@ -1,5 +1,8 @@
 //! The command line. A help text is two sentences: what the option does, and when one wants it.
 
+pub(crate) mod bench;
+pub(crate) mod serve;
+
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use std::path::PathBuf;
 
@@ -25,6 +28,14 @@ pub(crate) enum Command {
     /// Measure a model's perplexity, or its score on a task, on this machine. Use it to know what a
     /// model is worth, and with --baseline what a smaller version of it lost.
     Eval(Eval),
+    /// Continue a text. Use it to see what a model says; text is streamed as it is generated.
+    Run(serve::Run),
+    /// Talk with a model in its own conversation format, a line a turn. Use it to judge a model by
+    /// hand; earlier turns stay in the cache.
+    Chat(serve::Chat),
+    /// Measure how fast a model answers here, against what the machine allows. Use it to compare
+    /// models, and to know what a machine can serve.
+    Bench(bench::Bench),
     /// Hold every file of an artifact against the manifest in its report. Use it after a copy or a
     /// download, before the artifact is trusted.
     Verify(Verify),

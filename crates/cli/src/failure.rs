@@ -136,3 +136,39 @@ impl From<calibration::CalibrationError> for Failure {
         Self::new(Code::Refused, error)
     }
 }
+
+impl From<engine::Refused> for Failure {
+    fn from(refused: engine::Refused) -> Self {
+        let hint = match &refused {
+            engine::Refused::Pool { .. } => {
+                Some("ask for fewer with --max-tokens, or give more --kv-memory")
+            }
+            engine::Refused::Empty => Some("give the text to be continued"),
+            _ => None,
+        };
+        Self { hint: hint.map(String::from), ..Self::new(Code::Refused, refused) }
+    }
+}
+
+impl From<runtime::LoadError> for Failure {
+    fn from(error: runtime::LoadError) -> Self {
+        use runtime::LoadError as E;
+        let code = match error {
+            E::Checkpoint(error) => return error.into(),
+            E::Read(ir::ReadError::Machine(_)) => Code::Machine,
+            E::Internal(_) | E::Backend(backend::BackendError::Internal(_)) => Code::Bug,
+            E::Read(_) | E::Backend(_) | E::Memory { .. } => Code::Refused,
+        };
+        Self::new(code, error)
+    }
+}
+
+impl From<::bench::DriveError> for Failure {
+    fn from(error: ::bench::DriveError) -> Self {
+        match error {
+            ::bench::DriveError::Refused(refused) => refused.into(),
+            ::bench::DriveError::Logits => Self::new(Code::Refused, error),
+            ::bench::DriveError::Failed(_) => Self::new(Code::Bug, error),
+        }
+    }
+}

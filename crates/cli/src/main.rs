@@ -2,15 +2,20 @@
 
 mod allocator;
 mod args;
+mod bench;
+mod chat;
 mod eval;
 mod failure;
 mod fault;
+mod generation;
 mod inspect;
 mod model;
 mod optimize;
 mod output;
 mod plan;
 mod request;
+mod run;
+mod serve;
 mod task;
 mod tokens;
 mod verify;
@@ -69,6 +74,9 @@ fn run(arguments: &[OsString]) -> Result<(), Failure> {
     match line.command {
         Command::Inspect(args) => inspect::run(&args),
         Command::Eval(args) => eval::run(&args),
+        Command::Run(args) => run::run(&args),
+        Command::Chat(args) => chat::run(&args),
+        Command::Bench(args) => bench::run(&args),
         Command::Verify(args) => verify::run(&args),
     }
 }

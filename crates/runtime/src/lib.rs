@@ -1,11 +1,13 @@
 //! Runs the engine's steps: a whole model on a device, keys and values in pages, the same block
 //! programs and the same interpreter as calibration.
 
+mod cost;
 mod error;
 mod memory;
 mod model;
 mod runner;
 
+pub use cost::Cost;
 pub use error::LoadError;
 pub use memory::{KvPlan, free_memory};
 pub use model::Model;

@@ -1,0 +1,129 @@
+//! Arguments of the commands that generate text.
+
+use super::{Common, size};
+use clap::{Args, ValueEnum};
+
+/// Arguments of `run`.
+#[derive(Debug, Args)]
+pub(crate) struct Run {
+    /// The checkpoint: a folder, or a repository id in the local cache. Quote it with a leading `./`
+    /// if a folder has a command's name.
+    pub(crate) model: String,
+    /// The text to be continued, or `-` for standard input. It is taken as it is: use chat for a
+    /// model's conversation format.
+    pub(crate) prompt: String,
+    #[command(flatten)]
+    pub(crate) sampling: Sampling,
+    #[command(flatten)]
+    pub(crate) serving: Serving,
+    #[command(flatten)]
+    pub(crate) common: Common,
+}
+
+/// Arguments of `chat`.
+#[derive(Debug, Args)]
+pub(crate) struct Chat {
+    /// The checkpoint: a folder, or a repository id in the local cache. Quote it with a leading `./`
+    /// if a folder has a command's name.
+    pub(crate) model: String,
+    /// What the model is told before the conversation. Use it to set a role or a tone.
+    #[arg(long, value_name = "TEXT")]
+    pub(crate) system: Option<String>,
+    #[command(flatten)]
+    pub(crate) sampling: Sampling,
+    #[command(flatten)]
+    pub(crate) serving: Serving,
+    #[command(flatten)]
+    pub(crate) common: Common,
+}
+
+/// How tokens are drawn. Defaults are those of generation_config.json, greedy where it has none.
+#[derive(Debug, Args)]
+pub(crate) struct Sampling {
+    /// Tokens to generate at most [default: what the context has left]. Use it to bound time.
+    #[arg(long, value_name = "N")]
+    pub(crate) max_tokens: Option<usize>,
+    /// Divides the logits; 0 takes the most likely token. Use more for variety, less for care.
+    #[arg(long, value_name = "T")]
+    pub(crate) temperature: Option<f32>,
+    /// Draw from the most likely tokens that together have this probability. Use it to cut the
+    /// tail.
+    #[arg(long, value_name = "P")]
+    pub(crate) top_p: Option<f32>,
+    /// Draw from so many of the most likely tokens, 0 for all. Use it to cut the tail.
+    #[arg(long, value_name = "K")]
+    pub(crate) top_k: Option<usize>,
+    /// Cut tokens that have less than this share of the most likely one's probability. Use it at
+    /// high temperatures.
+    #[arg(long, value_name = "P")]
+    pub(crate) min_p: Option<f32>,
+    /// Divides the logits of tokens that occurred; 1 for none. Use it against loops.
+    #[arg(long, value_name = "X")]
+    pub(crate) repetition_penalty: Option<f32>,
+    /// Decides which noise is drawn [default: 0]. The same seed gives the same text.
+    #[arg(long, value_name = "N")]
+    pub(crate) seed: Option<u64>,
+    /// End before this text; repeatable. Use it to cut an answer where the next question begins.
+    #[arg(long, value_name = "TEXT")]
+    pub(crate) stop: Vec<String>,
+    /// Add BIAS to the logit of the token ID; repeatable. Use -inf to ban a token.
+    #[arg(long, value_name = "ID=BIAS", value_parser = bias, allow_hyphen_values = true)]
+    pub(crate) logit_bias: Vec<(u32, f32)>,
+}
+
+/// How a model is run. Only `--kv-dtype` and `--exact` can change the text.
+#[derive(Clone, Debug, Args)]
+pub(crate) struct Serving {
+    /// What keys and values are stored as. Use int8 for twice the context in the same memory, f32
+    /// to compare with eval.
+    #[arg(long, value_enum, value_name = "DTYPE", default_value_t = KvDType::Bf16)]
+    pub(crate) kv_dtype: KvDType,
+    /// Memory for keys and values, such as 2G [default: half of what is free]. Use less to leave
+    /// room for others.
+    #[arg(long, value_name = "SIZE", value_parser = size)]
+    pub(crate) kv_memory: Option<u64>,
+    /// Compute with float activations where weights have 8 bits or fewer. Use it to see what
+    /// rounding them costs; it is slower.
+    #[arg(long)]
+    pub(crate) exact: bool,
+    /// Guess tokens ahead and verify them together [default: auto: draft when one is given, else
+    /// off]. Use ngram for texts that repeat their input.
+    #[arg(long, value_enum, value_name = "HOW", default_value_t = Speculate::Auto)]
+    pub(crate) speculate: Speculate,
+    /// A smaller model of the same vocabulary that drafts. Use it to answer sooner; the text stays
+    /// the same.
+    #[arg(long, value_name = "MODEL")]
+    pub(crate) draft: Option<String>,
+}
+
+/// What keys and values are stored as.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub(crate) enum KvDType {
+    /// 32-bit floating point.
+    F32,
+    /// bfloat16.
+    Bf16,
+    /// 8 bits, a scale a head and token.
+    Int8,
+}
+
+/// Who guesses tokens.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub(crate) enum Speculate {
+    /// The draft model, if one is given.
+    Auto,
+    /// Nobody.
+    Off,
+    /// The text itself, where it repeats.
+    Ngram,
+    /// The draft model.
+    Draft,
+}
+
+/// `13=-2.5`.
+fn bias(text: &str) -> Result<(u32, f32), String> {
+    let wrong = || "a bias is a token id and a number, such as 13=-2.5 or 13=-inf".to_string();
+    let (id, bias) = text.split_once('=').ok_or_else(wrong)?;
+    let (id, bias) = (id.trim().parse(), bias.trim().parse());
+    Ok((id.map_err(|_| wrong())?, bias.map_err(|_| wrong())?))
+}

@@ -1,0 +1,99 @@
+//! `optimize chat`: a conversation, a line a turn.
+
+use crate::args::serve::Chat;
+use crate::failure::Failure;
+use crate::generation::Generation;
+use crate::model::device;
+use crate::output::{remark, write_stream};
+use crate::run::speed;
+use crate::serve::{Answerer, Served};
+use engine::Request;
+use serde_json::{Value, json};
+use std::io::{self, BufRead, IsTerminal, Read, Write};
+use text::ChatTemplate;
+
+/// The longest turn, in bytes.
+const TURN_BYTES: u64 = 1 << 20;
+
+pub(crate) fn run(args: &Chat) -> Result<(), Failure> {
+    let served = Served::open(&args.model, &args.serving, &args.common)?;
+    let template = served.opened.chat_template()?.ok_or_else(|| {
+        let folder = served.opened.checkpoint.folder();
+        Failure::refused(format!("{folder:?} has no chat template"))
+            .with_hint("use run for a model that only continues text")
+    })?;
+    let generation = Generation::new(&args.sampling, &served.opened.checkpoint)?;
+    let (cpu, pool) = device(&args.common)?;
+    pool.install(|| {
+        served.load(&cpu, |answerer| {
+            let talk = Talk { args, served: &served, template: &template, generation };
+            talk.run(answerer)
+        })
+    })
+}
+
+struct Talk<'a> {
+    args: &'a Chat,
+    served: &'a Served,
+    template: &'a ChatTemplate,
+    generation: Generation,
+}
+
+impl Talk<'_> {
+    fn run(&self, answerer: &mut Answerer<'_>) -> Result<(), Failure> {
+        let mut messages: Vec<Value> = Vec::new();
+        if let Some(text) = &self.args.system {
+            messages.push(json!({ "role": "system", "content": text }));
+        }
+        while let Some(turn) = self.turn()? {
+            messages.push(json!({ "role": "user", "content": turn }));
+            match self.answer(answerer, &messages) {
+                Ok(text) => messages.push(json!({ "role": "assistant", "content": text })),
+                // A turn that cannot be answered is taken back; the conversation goes on.
+                Err(failure) if io::stdin().is_terminal() => {
+                    remark(&failure.to_string());
+                    messages.pop();
+                }
+                Err(failure) => return Err(failure),
+            }
+        }
+        Ok(())
+    }
+
+    /// The user's next line that says anything; `None` at the end.
+    fn turn(&self) -> Result<Option<String>, Failure> {
+        loop {
+            if !self.args.common.quiet && io::stdin().is_terminal() {
+                // If nobody can see the prompt, nothing is lost.
+                let _ = write!(io::stderr().lock(), "> ");
+            }
+            let mut line = String::new();
+            let read = io::stdin().lock().take(TURN_BYTES).read_line(&mut line);
+            match read.map_err(|error| Failure::io("standard input".as_ref(), error))? {
+                0 => return Ok(None),
+                _ if line.trim().is_empty() => {}
+                _ => return Ok(Some(line.trim_end_matches(['\r', '\n']).to_string())),
+            }
+        }
+    }
+
+    fn answer(&self, answerer: &mut Answerer<'_>, messages: &[Value]) -> Result<String, Failure> {
+        let text = self.template.render(&Value::Array(messages.to_vec()), true)?;
+        // The template has written every special token itself.
+        let prompt = self.served.tokenizer.encode_plain(&text)?;
+        let tokens = prompt.len();
+        let left = self.served.room().saturating_sub(tokens);
+        let max_tokens = self.args.sampling.max_tokens.unwrap_or(left);
+        let request = Request {
+            stop: self.generation.stop.clone(),
+            sampling: self.generation.sampling.clone(),
+            ..Request::new(prompt, max_tokens.max(1))
+        };
+        let answer = answerer.answer(request, &self.args.sampling.stop, false)?;
+        write_stream("\n")?;
+        if !self.args.common.quiet {
+            remark(&speed(&answer, tokens));
+        }
+        Ok(answer.text)
+    }
+}
