@@ -112,7 +112,7 @@ fn what_cannot_be_run_is_one_clear_error() {
     refused(&["run", &stories, "x", "--draft", &noise], &["300 tokens", "one of 512"]);
     refused(&["run", &stories, "x", "--speculate", "draft"], &["--draft MODEL"]);
     refused(&["run", &stories, "x", "--logit-bias", "600=1"], &["token 600", "vocabulary of 512"]);
-    refused(&["run", &stories, "x", "--temperature", "-1"], &["temperature"]);
+    refused(&["run", &stories, "x", "--temperature=-1"], &["temperature = -1"]);
     refused(&["run", &stories, "x", "--top-p", "0"], &["top_p = 0"]);
     refused(&["chat", &stories], &["no chat template", "use run"]);
 }
