@@ -140,3 +140,37 @@ fn broken_weights_and_configurations_are_told() {
     fs::write(&weights, bytes).unwrap();
     refused(&["run", &model, "x"], &["logits are not numbers"]);
 }
+
+#[test]
+fn a_conversation_goes_on_from_its_turns() {
+    let folder = tempfile::tempdir().unwrap();
+    for name in ["config.json", "tokenizer.json", "model.safetensors"] {
+        fs::copy(Path::new(&stories()).join(name), folder.path().join(name)).unwrap();
+    }
+    let template = "{{ '<s>' }}{% for m in messages %}{{ m.content }}{% endfor %}";
+    fs::write(folder.path().join("chat_template.jinja"), template).unwrap();
+    let model = folder.path().display().to_string();
+    let mut child = optimize()
+        .args(["chat", &model, "--max-tokens", "20", "--quiet"])
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .spawn()
+        .unwrap();
+    let turns = format!("{PROMPT}\n\n Then\n");
+    child.stdin.take().unwrap().write_all(turns.as_bytes()).unwrap();
+    let out = child.wait_with_output().unwrap();
+    assert_eq!(out.status.code(), Some(0));
+    let said = String::from_utf8(out.stdout).unwrap();
+    let (first, _) = text(&["--max-tokens", "20"]);
+    let second = said.strip_prefix(&format!("{first}\n")).unwrap();
+    // The second answer continues everything that was said before it.
+    let all = run(&[
+        "run",
+        &stories(),
+        &format!("{PROMPT}{first} Then"),
+        "--max-tokens",
+        "20",
+        "--quiet",
+    ]);
+    assert_eq!(second, String::from_utf8(all.stdout).unwrap());
+}

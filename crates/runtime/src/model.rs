@@ -3,8 +3,10 @@
 use crate::error::LoadError;
 use backend::{Backend, DeviceWeight};
 use checkpoint::Checkpoint;
-use ir::{Block, ModelSpec, Source, Spec, Weight};
+use ir::{Block, ModelSpec, Quantized, Source, Spec, Weight};
+use rayon::prelude::*;
 use std::collections::HashMap;
+use std::ops::Range;
 
 /// A decoder with its weights laid out for a device.
 #[derive(Debug)]
@@ -37,7 +39,8 @@ impl Model {
         if spec.tied {
             loader.loaded.insert(table.tensor.clone(), embedding.clone());
         }
-        let layers = spec.layers.iter().map(|block| loader.block(block));
+        // Reading and unpacking keep one thread busy a weight: there are many weights.
+        let layers = spec.layers.par_iter().map(|block| loader.block(block));
         let layers = layers.collect::<Result<_, _>>()?;
         let head = loader.block(&spec.head)?;
         Ok(Self { spec: spec.clone(), embedding, layers, head })
@@ -49,6 +52,9 @@ impl Model {
     }
 }
 
+/// Codes that one thread reads of a large weight.
+const PART: usize = 1 << 23;
+
 struct Loader<'a> {
     backend: &'a dyn Backend,
     checkpoint: &'a Checkpoint,
@@ -58,7 +64,7 @@ struct Loader<'a> {
 }
 
 impl Loader<'_> {
-    fn block(&mut self, block: &Block<Spec>) -> Result<Block<DeviceWeight>, LoadError> {
+    fn block(&self, block: &Block<Spec>) -> Result<Block<DeviceWeight>, LoadError> {
         block.clone().try_map(|spec| match self.loaded.get(&spec.tensor) {
             Some(weight) => Ok(weight.clone()),
             None => self.weight(&spec),
@@ -67,12 +73,32 @@ impl Loader<'_> {
 
     fn weight(&self, spec: &Spec) -> Result<DeviceWeight, LoadError> {
         let rows = spec.shape.first().copied().unwrap_or(0);
-        if !self.exact
-            && let Some(weight) = self.checkpoint.quantized_rows(&spec.tensor, 0..rows)?
-        {
-            return Ok(self.backend.prepare_quantized(&spec.tensor, weight)?);
+        match self.quantized(spec, rows)? {
+            Some(weight) => Ok(self.backend.prepare_quantized(&spec.tensor, weight)?),
+            None => self.dense(spec),
         }
-        self.dense(spec)
+    }
+
+    /// The codes of a weight on an integer grid, a large one read by several threads; `None` if it
+    /// is dense or is to be.
+    fn quantized(&self, spec: &Spec, rows: usize) -> Result<Option<Quantized>, LoadError> {
+        let read = |rows: Range<usize>| self.checkpoint.quantized_rows(&spec.tensor, rows);
+        if self.exact || read(0..rows.min(1))?.is_none() {
+            return Ok(None);
+        }
+        let width = spec.shape.get(1).copied().unwrap_or(1).max(1);
+        let step = (PART / width).next_multiple_of(32).max(32);
+        let parts = (0..rows.div_ceil(step)).into_par_iter();
+        let parts = parts.map(|part| read(part * step..rows.min((part + 1) * step)));
+        let mut parts = parts.collect::<Result<Vec<_>, _>>()?.into_iter().flatten();
+        let Some(mut whole) = parts.next() else { return Ok(None) };
+        for part in parts {
+            whole.shape[0] += part.shape[0];
+            whole.codes.extend_from_slice(&part.codes);
+            whole.scales.extend_from_slice(&part.scales);
+            whole.zeros.extend_from_slice(&part.zeros);
+        }
+        Ok(Some(whole))
     }
 
     fn dense(&self, spec: &Spec) -> Result<DeviceWeight, LoadError> {
