@@ -174,3 +174,42 @@ fn a_conversation_goes_on_from_its_turns() {
     ]);
     assert_eq!(second, String::from_utf8(all.stdout).unwrap());
 }
+
+#[test]
+fn artifacts_run_the_same_on_every_instruction_set() {
+    let folder = tempfile::tempdir().unwrap();
+    for (quant, alike) in [("int8", 20), ("int4", 3)] {
+        let artifact = folder.path().join(quant).display().to_string();
+        let made = run(&[
+            "--quant",
+            quant,
+            "--method",
+            "rtn",
+            "--group-size",
+            "32",
+            "--no-gate",
+            "--quiet",
+            "-o",
+            &artifact,
+            &stories(),
+        ]);
+        assert_eq!(made.status.code(), Some(0), "{}", String::from_utf8_lossy(&made.stderr));
+        let said = |more: &[&str]| {
+            let run_it = ["run", &artifact, PROMPT, "--max-tokens", "40", "--quiet"];
+            let out = run(&[&run_it, more].concat());
+            assert_eq!(out.status.code(), Some(0), "{}", String::from_utf8_lossy(&out.stderr));
+            String::from_utf8(out.stdout).unwrap()
+        };
+        let fast = said(&[]);
+        for isa in ["portable", "avx2", "avx512", "avx512-vnni"] {
+            let out = run(&["run", &artifact, "x", "--max-tokens", "1", "--isa", isa]);
+            if out.status.code() == Some(0) {
+                assert_eq!(said(&["--isa", isa, "--threads", "1"]), fast, "{quant}, {isa}");
+            }
+        }
+        // Rounding activations changes little: the text begins as the exact one does.
+        let exact = said(&["--exact"]);
+        let same = exact.bytes().zip(fast.bytes()).take_while(|(a, b)| a == b).count();
+        assert!(same >= alike, "{quant}: {exact} {fast}");
+    }
+}
