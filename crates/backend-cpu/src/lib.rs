@@ -1,7 +1,7 @@
 //! Fast CPU kernels, chosen at run time by instruction set: [`Cpu`] gives the same bits as
 //! [`backend::Reference`] with any of them, on any number of threads.
 //!
-//! One file a kernel family; each kernel is written once over vectors ([`simd`]) and compiled for
+//! One file a kernel family; each kernel is written once over vectors (`simd`) and compiled for
 //! every [`Isa`]. Work runs on the current rayon pool.
 
 mod algebra;
