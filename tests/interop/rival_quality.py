@@ -1,7 +1,7 @@
 """Quantizes a model with three tools on the same token windows, and scores all three alike.
 
     rival_quality.py OPTIMIZE PEERS MODEL CALIBRATION EVALUATION [--group 128] [--draws 5]
-                     [--samples 64] [--length 512] [--tokens 40000]
+                     [--samples 64] [--length 512] [--tokens 40000] [--without NAME]
 
 OPTIMIZE     our program; it scores every artifact, its own and the rivals'
 PEERS        the folder in which peers.sh installed llmcompressor and gptqmodel
@@ -10,7 +10,7 @@ EVALUATION   a text of which the first tokens are scored, in windows of --length
 
 int4, symmetric, act-order with static groups, damping 0.01, the head left alone. Prints a JSON line
 for each artifact, then for each tool the mean and its standard error over the draws. A tool that
-fails on the model is said to, with its last line. Run it in tests/interop/.venv/transformers.
+fails on the model is said to, with its last line; NAME is a projection that all leave alone. Run it in tests/interop/.venv/transformers.
 """
 
 import argparse
@@ -42,6 +42,8 @@ def last_line(run):
 def ours(args, windows, out):
     command = [args.optimize, "--quant", "int4", args.model, "-o", out, "--calibration", windows]
     command += ["--samples", args.samples, "--seq-len", args.length, "--group-size", args.group]
+    if args.without:
+        command += ["--ignore", f"*{args.without}"]
     return [*command, "--no-gate", "--quiet"], out
 
 
@@ -50,6 +52,8 @@ def rival(tool):
         script = [HERE / "rival_quantize.py", tool, args.model, windows, args.group, out]
         if tool == "gptqmodel":
             script.append(f"{out}-dense")
+        if args.without:
+            script += ["--without", args.without]
         python = pathlib.Path(args.peers) / tool / "bin" / "python"
         return [python, *script], f"{out}-dense" if tool == "gptqmodel" else out
 
@@ -81,6 +85,7 @@ def main():
     parser.add_argument("--samples", type=int, default=64)
     parser.add_argument("--length", type=int, default=512)
     parser.add_argument("--tokens", type=int, default=40_000)
+    parser.add_argument("--without", help="a projection that every tool leaves alone")
     args = parser.parse_args()
     scratch = pathlib.Path(tempfile.mkdtemp())
     tokens = scratch / "tokens"

@@ -1,11 +1,12 @@
 """Quantizes a model with a rival, on given token windows, and says where the time went.
 
-    rival_quantize.py llmcompressor|gptqmodel MODEL WINDOWS.jsonl GROUP OUT [DENSE]
+    rival_quantize.py llmcompressor|gptqmodel MODEL WINDOWS.jsonl GROUP OUT [DENSE] [--without NAME]
 
 WINDOWS.jsonl   a calibration sample a line: a list of token ids, all of one length
 GROUP           group size, 32, 64 or 128
 OUT             the artifact: compressed-tensors, or GPTQ's own format
 DENSE           gptqmodel only: the artifact's weights dequantized to f32, a plain checkpoint
+NAME            a projection that is left alone in every layer, such as down_proj
 
 int4, symmetric, act-order with static groups, damping 0.01, the head left alone. Prints one JSON
 object: seconds of each phase, and the peak resident memory in bytes. Run it in the venv that
@@ -25,7 +26,7 @@ def windows(path):
     return [json.loads(line) for line in open(path, encoding="utf-8")]
 
 
-def llmcompressor(model_path, samples, group, out):
+def llmcompressor(model_path, samples, group, out, without):
     import torch
     from datasets import Dataset
     from llmcompressor import oneshot
@@ -42,7 +43,7 @@ def llmcompressor(model_path, samples, group, out):
     }
     modifier = GPTQModifier(
         config_groups={"group_0": {"targets": ["Linear"], "weights": weights}},
-        ignore=["lm_head"], dampening_frac=0.01, block_size=128,
+        ignore=["lm_head"] + ([f"re:.*{without}"] if without else []), dampening_frac=0.01, block_size=128,
     )
     data = Dataset.from_dict({
         "input_ids": samples, "attention_mask": [[1] * len(s) for s in samples],
@@ -56,7 +57,7 @@ def llmcompressor(model_path, samples, group, out):
     return imported, loaded, solved
 
 
-def gptqmodel(model_path, samples, group, out):
+def gptqmodel(model_path, samples, group, out, without):
     import torch
     # It takes one worker on two cores and then asks for two.
     os.environ.setdefault("GPTQMODEL_CPU_WORKERS", "2")
@@ -66,7 +67,7 @@ def gptqmodel(model_path, samples, group, out):
     imported = time.monotonic()
     config = QuantizeConfig(
         bits=4, group_size=group, sym=True, desc_act=True, static_groups=True, act_group_aware=False,
-        damp_percent=0.01,
+        damp_percent=0.01, dynamic={f"-:.*{without}": {}} if without else None,
     )
     model = GPTQModel.load(model_path, config, device="cpu", dtype=torch.float32)
     loaded = time.monotonic()
@@ -119,10 +120,17 @@ def dense(artifact, source, out):
             shutil.copy(f"{source}/{name}", out)
 
 
-def main(tool, model, path, group, out, plain=None):
+def main(*words):
+    words = list(words)
+    without = None
+    if "--without" in words:
+        at = words.index("--without")
+        without = words[at + 1]
+        del words[at : at + 2]
+    tool, model, path, group, out, plain = (words + [None])[:6]
     samples = windows(path)
     run = {"llmcompressor": llmcompressor, "gptqmodel": gptqmodel}[tool]
-    imported, loaded, solved = run(model, samples, int(group), out)
+    imported, loaded, solved = run(model, samples, int(group), out, without)
     ended = time.monotonic()
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
     if plain:
