@@ -288,6 +288,15 @@ fn bad_input_is_refused_before_anything_is_visible() {
     assert!(!bench.path("b").exists());
 }
 
+/// What is packed is read as f32, whatever config.json says of the rest.
+#[test]
+fn an_artifact_is_not_warned_about() {
+    let bench = Bench::new();
+    bench.make(&stories(), &["--quant", "int4", "--dtype", "bf16", "--no-gate", "-o", "out"]);
+    let out = bench.run(&bench.path("out"), &["inspect"]);
+    assert!(out.status.success() && out.stderr.is_empty(), "{out:?}");
+}
+
 /// A conversation is what its template makes of it, with the special tokens where it has them.
 #[test]
 fn messages_go_through_the_models_chat_template() {

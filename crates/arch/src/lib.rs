@@ -45,7 +45,7 @@ pub fn load(config: &Map<String, Value>, stored: &dyn Stored) -> Result<Loaded, 
     let mut warnings = Vec::new();
     warnings.extend(keys::architecture_warning(&fields, family)?);
     let model = decoder::emit(&plan, family.name, stored, &mut warnings)?;
-    warnings.extend(stored::dtype_warning(&fields, &model)?);
+    warnings.extend(stored::dtype_warning(&fields, &model, stored)?);
     warnings.extend(stored::unused_warning(&model, stored));
     Ok(Loaded { model, warnings })
 }

@@ -13,6 +13,11 @@ pub trait Stored {
 
     /// Every name, in the checkpoint's order.
     fn names(&self) -> Box<dyn Iterator<Item = &str> + '_>;
+
+    /// Whether the tensor `name` is stored as codes: its dtype is then how it is read.
+    fn is_packed(&self, _name: &str) -> bool {
+        false
+    }
 }
 
 impl Stored for BTreeMap<String, (DType, Vec<usize>)> {
@@ -39,7 +44,11 @@ pub(crate) fn unused_warning(model: &ModelSpec, stored: &dyn Stored) -> Option<S
 }
 
 /// The file's dtype wins over the configuration's; a disagreement is worth a word.
-pub(crate) fn dtype_warning(config: &Fields, model: &ModelSpec) -> Result<Option<String>, Error> {
+pub(crate) fn dtype_warning(
+    config: &Fields,
+    model: &ModelSpec,
+    stored: &dyn Stored,
+) -> Result<Option<String>, Error> {
     // transformers 5 spells the key `dtype` and prefers it when both are there.
     let key = if config.text("dtype")?.is_some() { "dtype" } else { "torch_dtype" };
     let Some(said) = config.text(key)? else { return Ok(None) };
@@ -50,7 +59,7 @@ pub(crate) fn dtype_warning(config: &Fields, model: &ModelSpec) -> Result<Option
         _ => None,
     };
     let mut counts = BTreeMap::new();
-    for spec in model.tensors() {
+    for spec in model.tensors().iter().filter(|s| !stored.is_packed(&s.tensor)) {
         *counts.entry(spec.dtype).or_insert(0usize) += 1;
     }
     if counts.keys().all(|&dtype| Some(dtype) == expected) {

@@ -67,4 +67,8 @@ impl arch::Stored for Tensors<'_> {
     fn names(&self) -> Box<dyn Iterator<Item = &str> + '_> {
         Box::new(self.0.tensors().iter().map(|t| t.name.as_str()))
     }
+
+    fn is_packed(&self, name: &str) -> bool {
+        self.0.tensor(name).is_some_and(|t| t.grid.is_some())
+    }
 }
