@@ -134,3 +134,39 @@ fn a_file_system_that_is_too_small_is_said_to_be() {
     }
     assert!(refused >= 3, "only {refused} were too small");
 }
+
+/// The headers, the configuration, the tokenizer: what is read before and beside the tensors.
+#[test]
+fn a_file_of_the_model_that_cannot_be_read_is_the_machines_failure() {
+    let dir = folder();
+    let (out, log) = (dir.path().join("out"), dir.path().join("trace"));
+    let model = tests::root().join("tests/models/stories260k");
+    let optimize = tests::optimize();
+    let arguments = ["--quant", "int4", "--samples", "4", "--quiet", "-o"];
+    let mut injected = 0;
+    for file in fs::read_dir(&model).unwrap().map(|entry| entry.unwrap().path()) {
+        for call in 1..=3 {
+            let fault = format!("inject=read,pread64:error=EIO:when={call}");
+            let mut strace = Command::new("strace");
+            strace.args(["-f", "-qq", "-e", "trace=read,pread64", "-e", &fault, "-P"]).arg(&file);
+            strace.arg("-o").arg(&log).arg(optimize.get_program());
+            let Ok(ran) = strace.args(arguments).arg(&out).arg(&model).output() else {
+                println!("skipped: there is no strace here");
+                return;
+            };
+            if !fs::read_to_string(&log).unwrap_or_default().contains("INJECTED") {
+                println!("skipped: call {call} on {file:?} was not reached, or nobody may trace");
+                continue;
+            }
+            injected += 1;
+            let said = String::from_utf8_lossy(&ran.stderr);
+            assert_eq!(ran.status.code(), Some(4), "call {call} on {file:?}: {said}");
+            assert!(said.contains(file.to_str().unwrap()), "{said}");
+            assert!(said.contains("Input/output error"), "{said}");
+            assert!(!out.exists(), "call {call} on {file:?}");
+        }
+    }
+    println!("{injected} reads failed");
+    let mut again = tests::optimize();
+    assert!(again.args(arguments).arg(&out).arg(&model).status().unwrap().success());
+}
