@@ -297,6 +297,18 @@ fn an_artifact_is_not_warned_about() {
     assert!(out.status.success() && out.stderr.is_empty(), "{out:?}");
 }
 
+#[test]
+fn a_report_without_end_is_refused() {
+    let bench = Bench::new();
+    fs::create_dir(bench.path("out")).unwrap();
+    let report = fs::File::create(bench.path("out").join("report.json")).unwrap();
+    // A hole: it takes no disk.
+    report.set_len(1 << 40).unwrap();
+    let out = optimize().arg("verify").arg(bench.path("out")).output().unwrap();
+    let said = String::from_utf8_lossy(&out.stderr);
+    assert!(out.status.code() != Some(0) && said.contains("is longer than"), "{said}");
+}
+
 /// A conversation is what its template makes of it, with the special tokens where it has them.
 #[test]
 fn messages_go_through_the_models_chat_template() {

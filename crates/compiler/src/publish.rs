@@ -1,7 +1,7 @@
 //! Where an artifact comes to be: nothing is visible at its place before it is complete.
 
 use crate::CompileError;
-use crate::report::Report;
+use crate::report::{self, Report};
 use calibration::Spill;
 use checkpoint::disk::{Disk, DiskFile, System};
 use checkpoint::write_file_on;
@@ -83,7 +83,7 @@ impl Destination {
         {
             return Err(occupied(&self.out, "is or holds the model that is read; give another -o"));
         }
-        let report = fs::read_to_string(self.out.join("report.json"));
+        let report = report::text(&self.out.join("report.json"));
         self.existing = report.ok().and_then(|text| serde_json::from_str(&text).ok());
         if self.existing.is_none() && !self.force {
             return Err(occupied(&self.out, "exists; give another -o, or --force to replace it"));
@@ -173,7 +173,7 @@ impl Destination {
 
     /// The report of finished work.
     pub(crate) fn kept(&self) -> Option<Report> {
-        let text = fs::read_to_string(self.partial.join(FINISHED)).ok()?;
+        let text = report::text(&self.partial.join(FINISHED)).ok()?;
         serde_json::from_str(&text).ok()
     }
 

@@ -3,6 +3,9 @@
 use crate::recipe::Recipe;
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
+use std::fs::File;
+use std::io::{self, Read};
+use std::path::Path;
 
 /// The contents of `report.json`: what the recipe determines, and nothing of the run.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -116,4 +119,18 @@ impl Report {
         // Maps have string keys and floats are finite, so there is nothing to fail.
         text.unwrap_or_default() + "\n"
     }
+}
+
+/// The longest report that is read: one of a hundred thousand tensors has some 50 MB.
+const REPORT_MAX: u64 = 256 << 20;
+
+/// The text of a report, which may be anybody's.
+pub(crate) fn text(path: &Path) -> io::Result<String> {
+    let mut text = String::new();
+    let read = File::open(path)?.take(REPORT_MAX + 1).read_to_string(&mut text)?;
+    if read as u64 > REPORT_MAX {
+        let rule = format!("is longer than {REPORT_MAX} bytes");
+        return Err(io::Error::new(io::ErrorKind::InvalidData, rule));
+    }
+    Ok(text)
 }

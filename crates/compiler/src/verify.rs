@@ -1,7 +1,7 @@
 //! Holds a published artifact against the manifest in its report.
 
 use crate::CompileError;
-use crate::report::Report;
+use crate::report::{self, Report};
 use std::collections::BTreeSet;
 use std::fs;
 use std::path::Path;
@@ -38,7 +38,7 @@ impl Difference {
 /// If the folder has no report that can be read, or a file cannot be.
 pub fn verify(folder: &Path) -> Result<(Report, Vec<Difference>), CompileError> {
     let path = folder.join("report.json");
-    let text = fs::read_to_string(&path).map_err(|e| CompileError::io("read", &path, e))?;
+    let text = report::text(&path).map_err(|e| CompileError::io("read", &path, e))?;
     let report: Report = serde_json::from_str(&text).map_err(|e| CompileError::Occupied {
         path,
         rule: format!("is no report of this tool: {e}"),
