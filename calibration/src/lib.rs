@@ -14,7 +14,8 @@ pub mod windows;
 pub use activations::{Activations, Room, Spill};
 pub use forward::{GROUP_ROWS, Group, Model, SLICE_ROWS, largest_block};
 pub use score::{
-    ACTIVATION_BYTES_MAX, Against, Progress, Scored, Sequence, Target, logits, score, score_states,
+    ACTIVATION_BYTES_MAX, Against, HEAD_ROWS, Progress, Scored, Sequence, Target, logits, score,
+    score_states,
 };
 
 /// Why a measurement failed.

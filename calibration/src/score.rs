@@ -12,7 +12,7 @@ use std::ops::Range;
 pub const ACTIVATION_BYTES_MAX: usize = 256 << 20;
 
 /// Rows of hidden states whose logits are computed together: `[512, SLICE_ROWS]` is 8 MiB.
-const HEAD_ROWS: usize = 512;
+pub const HEAD_ROWS: usize = 512;
 
 /// A sequence that starts at position 0, and which of its tokens are to be scored.
 #[derive(Clone, Debug, PartialEq, Eq)]

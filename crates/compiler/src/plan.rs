@@ -3,7 +3,7 @@
 use crate::output;
 use crate::pass::{Pass, Refusal};
 use crate::recipe::{Dtype, Recipe};
-use calibration::{GROUP_ROWS, SLICE_ROWS};
+use calibration::{GROUP_ROWS, HEAD_ROWS, SLICE_ROWS};
 use ir::{Block, BlockId, Grid, ModelSpec, Op, Spec, Value};
 use std::collections::BTreeSet;
 use tensor::DType;
@@ -13,9 +13,6 @@ pub const BASE_BYTES: u64 = 8 << 20;
 
 /// What kernels pack their operands into.
 const SCRATCH_BYTES: u64 = 16 << 20;
-
-/// Rows of hidden states whose logits are computed together.
-const LOGIT_ROWS: usize = 512;
 
 /// Rows of a Gram matrix that a solver lays out at once to measure losses.
 const LOSS_ROWS: usize = 2048;
@@ -307,7 +304,7 @@ fn live(block: &Block<Spec>, weights: &[PlannedWeight]) -> u64 {
 fn slices(model: &ModelSpec, tokens: Tokens) -> u64 {
     let rows = SLICE_ROWS.min(model.vocab);
     let copied = rows * model.hidden * 5;
-    let scored = 2 * (rows * model.hidden * 8 + LOGIT_ROWS * (rows + model.hidden) * 4);
+    let scored = 2 * (rows * model.hidden * 8 + HEAD_ROWS * (rows + model.hidden) * 4);
     let scored = scored as u64 + SCRATCH_BYTES;
     if tokens.held_out > 0 { scored.max(copied as u64) } else { copied as u64 }
 }
