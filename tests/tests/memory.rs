@@ -65,17 +65,18 @@ fn a_compilation_takes_what_its_plan_says_however_many_layers() {
     let folder = tempfile::tempdir().unwrap();
     let ids: Vec<String> = (0..6000).map(|i| (i * 37 % 500).to_string()).collect();
     std::fs::write(folder.path().join("ids.jsonl"), format!("[{}]\n", ids.join(","))).unwrap();
-    for layers in [3, 6] {
+    for layers in [3, 12] {
         tests::write_noise_model(&folder.path().join(layers.to_string()), layers, 512, 500);
     }
     let calibrated = ["--calibration", "ids.jsonl", "--samples", "16", "--seq-len", "256"];
     for arguments in [&calibrated[..], &["--method", "rtn", "--no-gate"]] {
-        let [small, large] = ["./3", "./6"].map(|m| compiled(folder.path(), m, arguments));
+        let [small, large] = ["./3", "./12"].map(|m| compiled(folder.path(), m, arguments));
         for [peak, planned] in [small, large] {
             let ratio = planned as f64 / peak as f64;
             assert!((0.8..1.2).contains(&ratio), "{arguments:?}: {peak} taken, {planned} planned");
         }
-        // A layer is 12 MB.
-        assert!(large[0] < small[0] + (8 << 20), "{arguments:?}: {small:?}, {large:?}");
+        // How threads overlap moves the peak by some 10 MB. Nine layers more are 108 MB: keeping a
+        // quarter of each would show.
+        assert!(large[0] < small[0] + (24 << 20), "{arguments:?}: {small:?}, {large:?}");
     }
 }
