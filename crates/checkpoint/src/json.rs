@@ -148,7 +148,8 @@ fn read(bytes: &[u8], limits: &Limits, built: Option<usize>) -> Result<Value, Js
     });
     parsed.map_err(|e| match foreign::identify(bytes.get(..foreign::SEEN).unwrap_or(bytes)) {
         Some(what) => whole(what),
-        None if e.rule.contains("recursion limit") => {
+        // The start alone: a rule may quote the document, and that may hold any words.
+        None if e.rule.starts_with("recursion limit exceeded") => {
             JsonError { rule: "nested more than 127 deep".into(), ..e }
         }
         None => e,

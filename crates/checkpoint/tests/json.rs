@@ -61,6 +61,8 @@ fn a_key_that_comes_twice_is_found_wherever_it_is_and_however_it_is_spelled() {
         (r#"{"a":1,"\u0061":1}"#, 15),
         (r#"[{"x":[{"a":{},"b":0,"a":0}]}]"#, 24),
         ("{\"\u{e9}\":1,\"\\u00e9\":1}", 16),
+        // A key that holds the words of another rule.
+        (r#"{"recursion limit exceeded":1,"recursion limit exceeded":1}"#, 56),
     ] {
         let error = parse(text.as_bytes(), &Limits::CONFIG).unwrap_err();
         assert_eq!(check(text.as_bytes(), &Limits::CONFIG), Err(error.clone()));
