@@ -68,6 +68,8 @@ struct Piece<T> {
     keys: [*const T; BLOCKS],
     values: [*const T; BLOCKS],
     scales: [[f32; ATTEND_CHUNK]; 2],
+    /// The keys of the piece after it, brought near while its values are read; null for none.
+    next: [*const T; BLOCKS],
 }
 
 impl<T: PageWord> Kernel for Few<'_, '_, T> {
@@ -80,7 +82,13 @@ impl<T: PageWord> Kernel for Few<'_, '_, T> {
         for piece in first / ATTEND_CHUNK..positions.end.div_ceil(ATTEND_CHUNK) {
             let keys =
                 first.max(piece * ATTEND_CHUNK)..positions.end.min((piece + 1) * ATTEND_CHUNK);
-            let pages = self.find(keys, piece * ATTEND_CHUNK);
+            let mut pages = self.find(keys, piece * ATTEND_CHUNK);
+            let after = ((piece + 1) * ATTEND_CHUNK).min(positions.end);
+            let after = after..positions.end.min((piece + 2) * ATTEND_CHUNK);
+            for (next, block) in pages.next.iter_mut().zip(after.step_by(KV_BLOCK)) {
+                let block = self.keys.blocks[block / KV_BLOCK];
+                *next = self.keys.pages.page(block, self.head).keys.as_ptr();
+            }
             for (index, position) in positions.clone().enumerate() {
                 let begin = Span::first_seen(window, position).max(piece * ATTEND_CHUNK);
                 let end = (position + 1).min((piece + 1) * ATTEND_CHUNK);
@@ -147,7 +155,7 @@ impl<'a, T: PageWord> Few<'a, '_, T> {
     fn find(&self, keys: Range<usize>, start: usize) -> Piece<T> {
         let nothing = [std::ptr::null(); BLOCKS];
         let scales = [[0.0; ATTEND_CHUNK]; 2];
-        let mut piece = Piece { keys: nothing, values: nothing, scales };
+        let mut piece = Piece { keys: nothing, values: nothing, scales, next: nothing };
         for block in keys.start / KV_BLOCK..keys.end.div_ceil(KV_BLOCK) {
             let page = self.keys.pages.page(self.keys.blocks[block], self.head);
             let index = block - start / KV_BLOCK;
@@ -261,6 +269,8 @@ unsafe fn score<S: Simd, T: PageWord, const R: usize, const N: usize>(
         let mut sums = [[S::splat(0.0); N]; R];
         for d in 0..dim {
             for n in 0..N {
+                // The values of a block follow its keys, and are as many.
+                S::prefetch(keys[n].wrapping_add((dim + d) * KV_BLOCK));
                 let key = T::load::<S>(keys[n].add(d * KV_BLOCK));
                 for (r, sums) in sums.iter_mut().enumerate() {
                     sums[n] = S::fma(S::splat(*q.add(r * dim + d)), key, sums[n]);
@@ -319,7 +329,11 @@ unsafe fn value<S: Simd, T: PageWord, const R: usize, const N: usize>(
         let mut sums = [[S::splat(0.0); N]; R];
         for key in seen.clone() {
             let value = piece.values[key / KV_BLOCK].add(key % KV_BLOCK * width + at);
+            let next = piece.next[key / KV_BLOCK].wrapping_add(key % KV_BLOCK * width + at);
             for n in 0..N {
+                if !piece.next[key / KV_BLOCK].is_null() {
+                    S::prefetch(next.wrapping_add(n * S::LANES));
+                }
                 let x = T::load::<S>(value.add(n * S::LANES));
                 for (r, sums) in sums.iter_mut().enumerate() {
                     sums[n] = S::fma(S::splat(*weights.add(r * ATTEND_CHUNK + key)), x, sums[n]);

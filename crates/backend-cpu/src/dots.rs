@@ -120,6 +120,25 @@ impl Scales {
         }
     }
 
+    /// Brings the scales from `at` on near; touches nothing.
+    ///
+    /// # Safety
+    /// `S` is enabled.
+    #[inline(always)]
+    pub(crate) unsafe fn prefetch<S: Simd>(&self, at: usize) {
+        // SAFETY: a prefetch may name any address.
+        unsafe {
+            match self {
+                Self::F32(scales) => {
+                    S::prefetch(scales.as_ptr().wrapping_add(at));
+                    S::prefetch(scales.as_ptr().wrapping_add(at + 16));
+                }
+                Self::F16(scales) => S::prefetch(scales.as_ptr().wrapping_add(at)),
+                Self::Bf16(scales) => S::prefetch(scales.as_ptr().wrapping_add(at)),
+            }
+        }
+    }
+
     /// `S::LANES` scales from `at` on.
     ///
     /// # Safety

@@ -3,9 +3,9 @@
 
 use crate::isa::{Kernel, Level};
 use crate::simd::Simd;
+use crate::tasks;
 use backend::RopeTable;
 use backend::numerics::{inverse_rms, rotate, silu};
-use rayon::prelude::*;
 use std::ops::Range;
 
 /// Elements that a thread takes at a time, roughly.
@@ -14,8 +14,10 @@ const SHARE: usize = 1 << 15;
 /// Norms every run of `weight.len()` elements of `x` into `y`.
 pub(crate) fn norm(level: Level, x: &[f32], weight: &[f32], eps: f32, y: &mut [f32]) {
     let share = SHARE.next_multiple_of(weight.len());
-    let shares = y.par_chunks_mut(share).zip(x.par_chunks(share));
-    shares.for_each(|(y, x)| level.run(Norm { x, weight, eps, y }));
+    tasks::chunks(y, share, |index, y| {
+        let x = &x[index * share..][..y.len()];
+        level.run(Norm { x, weight, eps, y });
+    });
 }
 
 /// Rotates the heads of the rows of each of `sequences` in `x`; `starts` as [`backend::Rope`].
@@ -30,7 +32,7 @@ pub(crate) fn rope(
         let start = starts.get(index).copied().unwrap_or(0);
         let rows = &mut x[sequence.start * width..sequence.end * width];
         let share = SHARE.div_ceil(width);
-        rows.par_chunks_mut(share * width).enumerate().for_each(|(index, rows)| {
+        tasks::chunks(rows, share * width, |index, rows| {
             level.run(Rotate { rows, width, head_dim, table, first: start + index * share });
         });
     }
@@ -38,19 +40,23 @@ pub(crate) fn rope(
 
 /// `x = x * sigmoid(x)`.
 pub(crate) fn activate(level: Level, x: &mut [f32]) {
-    x.par_chunks_mut(SHARE).for_each(|x| level.run(Silu { x }));
+    tasks::chunks(x, SHARE, |_, x| level.run(Silu { x }));
 }
 
 /// `a = a * b`.
 pub(crate) fn mul(level: Level, a: &mut [f32], b: &[f32]) {
-    let shares = a.par_chunks_mut(SHARE).zip(b.par_chunks(SHARE));
-    shares.for_each(|(a, b)| level.run(Mul { a, b }));
+    tasks::chunks(a, SHARE, |index, a| {
+        let b = &b[index * SHARE..][..a.len()];
+        level.run(Mul { a, b });
+    });
 }
 
 /// `a = a + b`.
 pub(crate) fn add(level: Level, a: &mut [f32], b: &[f32]) {
-    let shares = a.par_chunks_mut(SHARE).zip(b.par_chunks(SHARE));
-    shares.for_each(|(a, b)| level.run(Add { a, b }));
+    tasks::chunks(a, SHARE, |index, a| {
+        let b = &b[index * SHARE..][..a.len()];
+        level.run(Add { a, b });
+    });
 }
 
 struct Norm<'a> {

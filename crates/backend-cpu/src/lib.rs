@@ -21,6 +21,7 @@ mod rows;
 mod score;
 mod simd;
 mod tasks;
+mod team;
 mod tile;
 #[cfg(target_arch = "x86_64")]
 mod x86;
@@ -39,8 +40,7 @@ use half::{bf16, f16};
 use ir::{Activation, Heads, Quantized, Weight};
 use isa::Level;
 use panel::{Panels, Word};
-use quantized::Packed;
-use rayon::prelude::*;
+use quantized::{Packed, RoundedPool};
 use rows::{Pool, Rows};
 use std::ops::Range;
 use std::sync::Arc;
@@ -51,6 +51,7 @@ use tensor::DType;
 pub struct Cpu {
     level: Level,
     pool: Arc<Pool>,
+    rounded: RoundedPool,
 }
 
 /// A weight as the kernels read it.
@@ -65,12 +66,13 @@ enum Prepared {
 impl Cpu {
     /// The CPU with the fastest instruction set it has.
     pub fn new() -> Self {
-        Self { level: Level::best(), pool: Arc::default() }
+        Self { level: Level::best(), pool: Arc::default(), rounded: RoundedPool::default() }
     }
 
     /// The CPU with the kernels of `isa`, or `None` if it does not have that.
     pub fn with_isa(isa: Isa) -> Option<Self> {
-        Some(Self { level: Level::new(isa)?, pool: Arc::default() })
+        let level = Level::new(isa)?;
+        Some(Self { level, pool: Arc::default(), rounded: RoundedPool::default() })
     }
 
     /// The instruction set of the kernels.
@@ -138,12 +140,26 @@ impl Backend for Cpu {
         }
     }
 
+    fn awake(&self, steps: &mut dyn FnMut()) {
+        team::Team::lead(steps);
+    }
+
+    fn linears(&self, all: &[Linear<'_>]) -> Result<Vec<Buffer>, BackendError> {
+        match all.iter().map(packed).collect::<Result<Option<Vec<_>>, _>>()? {
+            Some(weights) => self.linears_quantized(all, &weights),
+            None => all.iter().map(|args| self.linear(args)).collect(),
+        }
+    }
+
     fn linear(&self, args: &Linear<'_>) -> Result<Buffer, BackendError> {
         match args.weight.data()? {
             Prepared::F32(weight) => self.linear_over(args, weight),
             Prepared::Bf16(weight) => self.linear_over(args, weight),
             Prepared::F16(weight) => self.linear_over(args, weight),
-            Prepared::Quantized(weight) => self.linear_quantized(args, weight),
+            Prepared::Quantized(weight) => {
+                let all = self.linears_quantized(std::slice::from_ref(args), &[weight])?;
+                all.into_iter().next().ok_or_else(|| internal("a linear has an output"))
+            }
             Prepared::Vector(_) => Err(internal("a linear's weight is a matrix")),
         }
     }
@@ -310,16 +326,38 @@ impl Cpu {
 }
 
 impl Cpu {
-    fn linear_quantized(&self, args: &Linear<'_>, weight: &Packed) -> Result<Buffer, BackendError> {
-        let (rows, out) = (args.input.rows(), weight.out());
-        check(args.input.width() == weight.inputs(), "a linear's input has its weight's width")?;
-        let bias = args.bias.map(vector).transpose()?;
-        check(bias.is_none_or(|bias| bias.len() == out), "a bias has an element an output")?;
-        let mut result = self.unset(rows, out)?;
-        let linear = quantized::Linear { x: host(args.input)?, rows, weight, bias };
-        linear.run(self.level, result.values_mut());
-        Ok(Buffer::new(rows, out, result))
+    /// Linears over one input, whose rounding those of one cut share.
+    fn linears_quantized(
+        &self,
+        all: &[Linear<'_>],
+        weights: &[&Packed],
+    ) -> Result<Vec<Buffer>, BackendError> {
+        let mut outputs = Vec::with_capacity(all.len());
+        let mut linears = Vec::with_capacity(all.len());
+        for (args, &weight) in all.iter().zip(weights) {
+            let right = args.input.width() == weight.inputs();
+            check(right, "a linear's input has its weight's width")?;
+            let bias = args.bias.map(vector).transpose()?;
+            let out = weight.out();
+            check(bias.is_none_or(|bias| bias.len() == out), "a bias has an element an output")?;
+            outputs.push((args.input.rows(), out, self.unset(args.input.rows(), out)?));
+            let (x, rows) = (host(args.input)?, args.input.rows());
+            linears.push(quantized::Linear { x, rows, weight, bias });
+        }
+        let mut slices: Vec<&mut [f32]> =
+            outputs.iter_mut().map(|(_, _, values)| values.values_mut()).collect();
+        quantized::run(&linears, self.level, &self.rounded, &mut slices);
+        let buffer = |(rows, out, values)| Buffer::new(rows, out, values);
+        Ok(outputs.into_iter().map(buffer).collect())
     }
+}
+
+/// The weight of a linear over integers; `None` if it is dense.
+fn packed<'a>(args: &Linear<'a>) -> Result<Option<&'a Packed>, BackendError> {
+    Ok(match args.weight.data()? {
+        Prepared::Quantized(weight) => Some(weight),
+        _ => None,
+    })
 }
 
 fn prepare(weight: &Weight) -> Result<Prepared, BackendError> {
@@ -353,6 +391,9 @@ fn prepare(weight: &Weight) -> Result<Prepared, BackendError> {
     panels.ok_or_else(|| refuse("its panels fit into memory".into()))
 }
 
+/// Rows that a thread gathers at a time.
+const EMBEDDED: usize = 16;
+
 fn embed<T: Word>(
     args: &Embed<'_>,
     table: &Panels<T>,
@@ -360,10 +401,14 @@ fn embed<T: Word>(
 ) -> Result<(), BackendError> {
     let width = out.width();
     check(width == table.inputs(), "an embedding has the table's width")?;
-    let rows = host_mut(out)?.par_chunks_exact_mut(width).zip(args.tokens);
-    rows.for_each(|(row, token)| {
-        if let Some(index) = token.checked_sub(args.first) {
-            table.gather(index as usize, row);
+    check(args.tokens.len() <= out.rows(), "every token has a row")?;
+    let rows = &mut host_mut(out)?[..args.tokens.len() * width];
+    tasks::chunks(rows, EMBEDDED * width, |index, rows| {
+        let tokens = &args.tokens[index * EMBEDDED..];
+        for (row, token) in rows.chunks_exact_mut(width).zip(tokens) {
+            if let Some(index) = token.checked_sub(args.first) {
+                table.gather(index as usize, row);
+            }
         }
     });
     Ok(())

@@ -15,15 +15,27 @@ use backend::numerics::{Columns, blocks, quantize};
 use ir::{Grid, Quantized};
 use rayon::prelude::*;
 use std::ops::Range;
+use std::sync::{Mutex, PoisonError};
 
 /// Inputs of a quad of a nibble's panel: two quads share their bytes.
 const PAIR: usize = 8;
+
+/// Bytes of a weight that are brought near ahead of their use. One row reads as fast as the machine
+/// foresees; more compute too long between two reads for it to see far enough.
+const AHEAD: usize = 2048;
+
+/// Groups of scales, likewise: one comes with two kilobytes of codes, too seldom for the machine to
+/// see a pattern.
+const SCALES_AHEAD: usize = 4;
 
 /// Rows of a task.
 const BLOCK_ROWS: usize = 240;
 
 /// Panels of a task when there are many rows.
 const GROUP: usize = 4;
+
+/// Rows that a thread rounds at a time.
+const ROUNDED: usize = 8;
 
 /// A weight `[out, inputs]` on an integer grid.
 pub(crate) struct Packed {
@@ -144,6 +156,7 @@ impl Packed {
 }
 
 /// Rows of activations, rounded.
+#[derive(Debug, Default)]
 struct Activations {
     /// `[rows][width]`.
     codes: Vec<i8>,
@@ -153,7 +166,21 @@ struct Activations {
     sums: Vec<i32>,
 }
 
-/// One linear. `x` is `[rows, inputs]`, `out` `[rows, out]`, all of which is written.
+/// Activations that are no longer needed: their memory is used again.
+#[derive(Debug, Default)]
+pub(crate) struct RoundedPool(Mutex<Vec<Activations>>);
+
+impl RoundedPool {
+    fn take(&self) -> Activations {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).pop().unwrap_or_default()
+    }
+
+    fn give(&self, activations: Activations) {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).push(activations);
+    }
+}
+
+/// One linear. `x` is `[rows, inputs]`.
 pub(crate) struct Linear<'a> {
     pub(crate) x: &'a [f32],
     pub(crate) rows: usize,
@@ -161,54 +188,120 @@ pub(crate) struct Linear<'a> {
     pub(crate) bias: Option<&'a [f32]>,
 }
 
-impl Linear<'_> {
-    /// Computes `out`. The slices must have the sizes their names say.
-    pub(crate) fn run(&self, level: Level, out: &mut [f32]) {
-        assert_eq!(self.x.len(), self.rows * self.weight.inputs, "input size");
-        assert_eq!(out.len(), self.rows * self.weight.out, "output size");
-        if self.rows == 0 {
-            return;
-        }
-        let activations = self.round(level);
-        let panels = self.weight.out.div_ceil(PANEL);
-        let height = self.rows.div_ceil(self.rows.div_ceil(BLOCK_ROWS)).next_multiple_of(12);
-        let group = match self.rows {
+/// Computes linears over one input together; `outs` are `[rows, out]`, all of which is written. The
+/// slices must have the sizes their names say.
+pub(crate) fn run(
+    linears: &[Linear<'_>],
+    level: Level,
+    pool: &RoundedPool,
+    outs: &mut [&mut [f32]],
+) {
+    for (linear, out) in linears.iter().zip(&*outs) {
+        assert_eq!(linear.x.len(), linear.rows * linear.weight.inputs, "input size");
+        assert_eq!(out.len(), linear.rows * linear.weight.out, "output size");
+    }
+    let mut rounded: Vec<(&Linear<'_>, Activations)> = Vec::new();
+    let mut jobs: Vec<Job<'_>> = Vec::new();
+    for (linear, out) in linears.iter().zip(outs).filter(|(linear, _)| linear.rows > 0) {
+        let same = |(other, _): &(&Linear<'_>, _)| other.rounds_as(linear);
+        let activations = rounded.iter().position(same).unwrap_or_else(|| {
+            rounded.push((linear, linear.round(level, pool.take())));
+            rounded.len() - 1
+        });
+        jobs.push(Job::new(linear, activations, jobs.last().map_or(0, |job| job.end), out));
+    }
+    let count = jobs.last().map_or(0, |job| job.end);
+    tasks::run(
+        count,
+        || (),
+        |(), index| {
+            let place = jobs.partition_point(|job| job.end <= index);
+            let job = &jobs[place];
+            level.run_dots(job.block(index - job.begin, &rounded[job.activations].1));
+        },
+    );
+    rounded.into_iter().for_each(|(_, activations)| pool.give(activations));
+}
+
+/// A linear cut into tasks.
+struct Job<'a> {
+    linear: &'a Linear<'a>,
+    /// Which of the rounded inputs is its own.
+    activations: usize,
+    /// Its tasks among all.
+    begin: usize,
+    end: usize,
+    /// Rows, and panels, of a task.
+    height: usize,
+    group: usize,
+    output: Output,
+}
+
+impl<'a> Job<'a> {
+    fn new(linear: &'a Linear<'a>, activations: usize, begin: usize, out: &mut [f32]) -> Self {
+        let panels = linear.weight.out.div_ceil(PANEL);
+        let rows = linear.rows;
+        let height = rows.div_ceil(rows.div_ceil(BLOCK_ROWS)).next_multiple_of(12);
+        let group = match rows {
             0..=16 => panels.div_ceil(4 * rayon::current_num_threads()).max(1),
             _ => GROUP,
         };
-        let groups = panels.div_ceil(group);
-        let output = Output::new(out);
-        tasks::run(
-            self.rows.div_ceil(height) * groups,
-            || (),
-            |(), index| {
-                let (row, panel) = (index / groups * height, index % groups * group);
-                level.run_dots(Block {
-                    linear: self,
-                    activations: &activations,
-                    rows: row..(row + height).min(self.rows),
-                    panels: panel..(panel + group).min(panels),
-                    output,
-                });
-            },
-        );
+        let end = begin + rows.div_ceil(height) * panels.div_ceil(group);
+        Self { linear, activations, begin, end, height, group, output: Output::new(out) }
     }
 
-    /// Rounds every block of every row.
-    fn round(&self, level: Level) -> Activations {
+    /// Task `index` of this linear.
+    fn block<'b>(&'b self, index: usize, activations: &'b Activations) -> Block<'b> {
+        let panels = self.linear.weight.out.div_ceil(PANEL);
+        let groups = panels.div_ceil(self.group);
+        let (row, panel) = (index / groups * self.height, index % groups * self.group);
+        Block {
+            linear: self.linear,
+            activations,
+            rows: row..(row + self.height).min(self.linear.rows),
+            panels: panel..(panel + self.group).min(panels),
+            output: self.output,
+        }
+    }
+}
+
+impl Linear<'_> {
+    /// Whether `other` rounds the same input in the same way.
+    fn rounds_as(&self, other: &Self) -> bool {
+        std::ptr::eq(self.x, other.x)
+            && self.rows == other.rows
+            && self.weight.blocks == other.weight.blocks
+    }
+
+    /// Rounds every block of every row, into the memory of `all`.
+    fn round(&self, level: Level, mut all: Activations) -> Activations {
         let (width, count) = (self.weight.width(), self.weight.blocks.len());
-        let mut all = Activations {
-            codes: vec![0; self.rows * width],
-            scales: vec![0.0; self.rows * count],
-            sums: vec![0; self.rows * count],
-        };
-        let rows = self.x.par_chunks_exact(self.weight.inputs);
-        let parts = all.codes.par_chunks_exact_mut(width);
-        let parts = parts.zip(all.scales.par_chunks_exact_mut(count));
-        let parts = parts.zip(all.sums.par_chunks_exact_mut(count));
-        rows.zip(parts).with_min_len(4).for_each(|(x, ((codes, scales), sums))| {
-            level.run_dots(Round { x, weight: self.weight, codes, scales, sums });
-        });
+        // What a block is padded with must be zero.
+        all.codes.clear();
+        all.codes.resize(self.rows * width, 0);
+        all.scales.resize(self.rows * count, 0.0);
+        all.sums.resize(self.rows * count, 0);
+        let codes = Output::new(&mut all.codes);
+        let scales = Output::new(&mut all.scales);
+        let sums = Output::new(&mut all.sums);
+        tasks::run(
+            self.rows.div_ceil(ROUNDED),
+            || (),
+            |(), index| {
+                for row in index * ROUNDED..self.rows.min((index + 1) * ROUNDED) {
+                    let x = &self.x[row * self.weight.inputs..][..self.weight.inputs];
+                    // SAFETY: the row's parts lie within the vectors, and this task alone has them.
+                    let (codes, scales, sums) = unsafe {
+                        (
+                            std::slice::from_raw_parts_mut(codes.start().add(row * width), width),
+                            std::slice::from_raw_parts_mut(scales.start().add(row * count), count),
+                            std::slice::from_raw_parts_mut(sums.start().add(row * count), count),
+                        )
+                    };
+                    level.run_dots(Round { x, weight: self.weight, codes, scales, sums });
+                }
+            },
+        );
         all
     }
 }
@@ -288,6 +381,7 @@ impl Block<'_> {
                 for (index, block) in weight.blocks.iter().enumerate() {
                     let (begin, end) = (weight.offsets[index], weight.offsets[index + 1]);
                     let at = (panel * weight.groups + block.group) * PANEL;
+                    weight.scales.prefetch::<S>(at + SCALES_AHEAD * PANEL);
                     let zeros_at = if weight.zeros.len() > PANEL { at } else { 0 };
                     let zeros = weight.zeros.as_ptr().add(zeros_at);
                     let zeros = [
@@ -363,6 +457,10 @@ unsafe fn quad_sums<S: Dots, const R: usize, const NIBBLES: bool>(
         if NIBBLES {
             for pair in 0..quads / 2 {
                 let at = from.add(pair * PANEL * 4);
+                if R > 1 {
+                    S::prefetch(at.wrapping_add(AHEAD + lanes[0] * 4));
+                    S::prefetch(at.wrapping_add(AHEAD + lanes[1] * 4));
+                }
                 let low = S::nibbles(S::bytes(at.add(lanes[0] * 4)));
                 let high = S::nibbles(S::bytes(at.add(lanes[1] * 4)));
                 for (r, sum) in sums.iter_mut().enumerate() {
@@ -377,6 +475,10 @@ unsafe fn quad_sums<S: Dots, const R: usize, const NIBBLES: bool>(
         } else {
             for quad in 0..quads {
                 let at = from.add(quad * PANEL * 4);
+                if R > 1 {
+                    S::prefetch(at.wrapping_add(AHEAD + lanes[0] * 4));
+                    S::prefetch(at.wrapping_add(AHEAD + lanes[1] * 4));
+                }
                 let bytes = [S::bytes(at.add(lanes[0] * 4)), S::bytes(at.add(lanes[1] * 4))];
                 for (r, sum) in sums.iter_mut().enumerate() {
                     let four = S::spread(x.add(r * width + quad * 4));

@@ -2,6 +2,7 @@
 //! next task: cores are shared with others, so no thread is dealt a fixed share.
 #![expect(unsafe_code, reason = "threads write disjoint parts of one output")]
 
+use crate::team::Team;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 /// Runs `task` for `0..count`, each thread with its own scratch.
@@ -25,10 +26,35 @@ pub(crate) fn run<S>(
     if threads < 2 {
         return work();
     }
+    if Team::run(&work) {
+        return;
+    }
     rayon::scope(|scope| {
         (1..threads).for_each(|_| scope.spawn(|_| work()));
         work();
     });
+}
+
+/// Runs `task` for each run of `size` elements of `values` (the last may be shorter) and its index.
+pub(crate) fn chunks<E: Send>(
+    values: &mut [E],
+    size: usize,
+    task: impl Fn(usize, &mut [E]) + Sync,
+) {
+    let (len, size) = (values.len(), size.max(1));
+    let output = Output::new(values);
+    run(
+        len.div_ceil(size),
+        || (),
+        |(), index| {
+            let begin = index * size;
+            // SAFETY: the chunk lies within the values, and this task alone has it.
+            let chunk = unsafe {
+                std::slice::from_raw_parts_mut(output.start().add(begin), size.min(len - begin))
+            };
+            task(index, chunk);
+        },
+    );
 }
 
 /// An output that several tasks write, each its own elements.

@@ -111,6 +111,7 @@ impl<'a> Interpreter<'a> {
     ) -> Result<Option<Buffer>, BackendError> {
         let last_use = last_uses(block);
         let mut values: Vec<Option<Buffer>> = vec![Some(input)];
+        values.resize_with(block.ops.len() + 1, || None);
         for (index, op) in block.ops.iter().enumerate().take(end + 1) {
             if let Op::Linear { input, .. } = op {
                 see(index, get(&values, *input)?)?;
@@ -118,9 +119,14 @@ impl<'a> Interpreter<'a> {
             if index == end {
                 return Ok(None);
             }
-            let result =
-                self.op(block, op, rows, &mut values, |v| last_use[v.0 as usize] == index)?;
-            values.push(Some(result));
+            if let Op::Linear { input, .. } = op {
+                if values[index + 1].is_none() {
+                    self.linears(block, *input, index..end, &mut values)?;
+                }
+            } else {
+                let dies = |v: Value| last_use[v.0 as usize] == index;
+                values[index + 1] = Some(self.op(block, op, rows, &mut values, dies)?);
+            }
             for value in op.inputs() {
                 if last_use[value.0 as usize] == index {
                     values[value.0 as usize] = None;
@@ -128,6 +134,33 @@ impl<'a> Interpreter<'a> {
             }
         }
         Ok(values.pop().flatten())
+    }
+
+    /// Computes every linear of `ops` over `input` at once: q, k and v read one input.
+    fn linears(
+        &self,
+        block: &Block<DeviceWeight>,
+        input: Value,
+        ops: Range<usize>,
+        values: &mut [Option<Buffer>],
+    ) -> Result<(), BackendError> {
+        let (mut places, mut all, x) = (Vec::new(), Vec::new(), get(values, input)?);
+        for index in ops {
+            match block.ops[index] {
+                Op::Linear { input: same, weight: w, bias } if same == input => {
+                    let bias = bias.map(|b| weight(block, b)).transpose()?;
+                    all.push(Linear { input: x, weight: weight(block, w)?, bias });
+                    places.push(index + 1);
+                }
+                _ => {}
+            }
+        }
+        let outputs = self.backend.linears(&all)?;
+        if outputs.len() != places.len() {
+            return Err(BackendError::Internal("every linear has an output".into()));
+        }
+        places.into_iter().zip(outputs).for_each(|(at, output)| values[at] = Some(output));
+        Ok(())
     }
 
     fn op(
@@ -143,11 +176,9 @@ impl<'a> Interpreter<'a> {
             Op::Embed { .. } => {
                 Err(BackendError::Internal("embeddings are gathered by slices".into()))
             }
-            Op::Linear { input, weight: w, bias } => backend.linear(&Linear {
-                input: get(values, *input)?,
-                weight: weight(block, *w)?,
-                bias: bias.map(|b| weight(block, b)).transpose()?,
-            }),
+            Op::Linear { .. } => {
+                Err(BackendError::Internal("linears of one input are computed together".into()))
+            }
             Op::Norm { input, weight: w, eps } => {
                 backend.norm(get(values, *input)?, weight(block, *w)?, *eps)
             }
@@ -236,9 +267,11 @@ impl Rows<'_> {
 
 /// For each value, the index of the last op that reads it; the output is never read.
 fn last_uses<W>(block: &Block<W>) -> Vec<usize> {
-    (0..=block.ops.len() as u32)
-        .map(|v| block.uses(Value(v)).last().unwrap_or(usize::MAX))
-        .collect()
+    let mut last = vec![usize::MAX; block.ops.len() + 1];
+    for (index, op) in block.ops.iter().enumerate() {
+        op.inputs().into_iter().for_each(|value| last[value.0 as usize] = index);
+    }
+    last
 }
 
 fn get(values: &[Option<Buffer>], value: Value) -> Result<&Buffer, BackendError> {

@@ -65,6 +65,19 @@ pub trait Backend: Send + Sync {
     /// `x W^T + b`.
     fn linear(&self, args: &Linear<'_>) -> Result<Buffer, BackendError>;
 
+    /// [`Self::linear`] of each of `all`, over one input: what they share may be done once.
+    ///
+    /// # Errors
+    /// As [`Self::linear`].
+    fn linears(&self, all: &[Linear<'_>]) -> Result<Vec<Buffer>, BackendError> {
+        all.iter().map(|args| self.linear(args)).collect()
+    }
+
+    /// Runs `steps`, many short ops, with the device's threads kept awake between them.
+    fn awake(&self, steps: &mut dyn FnMut()) {
+        steps();
+    }
+
     /// Root-mean-square norm of every run of `len(weight)` elements.
     fn norm(&self, input: &Buffer, weight: &DeviceWeight, eps: f32)
     -> Result<Buffer, BackendError>;

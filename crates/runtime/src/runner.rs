@@ -137,11 +137,18 @@ impl<'m> Runner<'m> {
             .map(|group| step.rows.iter().map(|row| table(row.tables.get(group))).collect())
             .collect();
         let spans: Vec<Vec<Span<'_>>> = tables.iter().map(|t| spans(step, t)).collect();
-        let layers = self.model.layers.iter().zip(&mut self.caches).zip(&self.plan.layers);
-        for ((layer, cache), &group) in layers {
-            state = self.interpreter.run_cached(layer, state, &spans[group], cache)?;
-        }
-        Ok(state)
+        let Self { model, interpreter, caches, plan, .. } = self;
+        let mut through = |mut state| {
+            let layers = model.layers.iter().zip(&mut *caches).zip(&plan.layers);
+            for ((layer, cache), &group) in layers {
+                state = interpreter.run_cached(layer, state, &spans[group], cache)?;
+            }
+            Ok(state)
+        };
+        // The ops of a few rows are short: no thread is to fall asleep between them.
+        let (mut input, mut output) = (Some(state), None);
+        backend.awake(&mut || output = input.take().map(&mut through));
+        output.unwrap_or_else(|| Err(BackendError::Internal("the steps are run".into())))
     }
 
     /// The logits of some positions, and what is drawn or read from them, into `out`.

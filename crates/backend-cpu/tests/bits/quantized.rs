@@ -144,3 +144,47 @@ fn rounding_costs_little_and_what_is_no_weight_is_refused() {
         assert!(cpu.prepare_quantized("w", broken).is_err());
     }
 }
+
+#[test]
+fn linears_of_one_input_are_the_same_together_and_awake() {
+    let mut noise = Noise(91);
+    let grids = [
+        grid(4, true, Span::Group(128), DType::BF16),
+        grid(8, true, Span::Channel, DType::F32),
+        grid(4, false, Span::Group(32), DType::F16),
+        grid(4, true, Span::Group(128), DType::BF16),
+    ];
+    for rows in [0, 1, 5, 30] {
+        let width = noise.within(1..400);
+        let x = noise.values(rows * width);
+        let weights: Vec<Quantized> = grids
+            .iter()
+            .map(|&grid| {
+                let out = noise.within(1..100);
+                weight(&mut noise, [out, width], grid)
+            })
+            .collect();
+        for (place, alone) in weights.iter().enumerate() {
+            let reference = run(&backend::Reference, &x, alone);
+            let expected = backend::Reference.download(reference).unwrap();
+            for cpu in cpus() {
+                on_threads(3, || {
+                    let prepare = |w: &Quantized| cpu.prepare_quantized("w", w.clone()).unwrap();
+                    let prepared: Vec<DeviceWeight> = weights.iter().map(prepare).collect();
+                    let input = upload(&cpu, width, &x);
+                    let linear = |weight| Linear { input: &input, weight, bias: None };
+                    let all: Vec<Linear<'_>> = prepared.iter().map(linear).collect();
+                    let mut outputs = Vec::new();
+                    cpu.awake(&mut || outputs = cpu.linears(&all).unwrap());
+                    let output = cpu.download(outputs.swap_remove(place)).unwrap();
+                    let bits = |x: &[f32]| x.iter().map(|x| x.to_bits()).collect::<Vec<_>>();
+                    assert_eq!(
+                        bits(&output),
+                        bits(&expected),
+                        "{rows} rows, {width} wide, {place}"
+                    );
+                });
+            }
+        }
+    }
+}
