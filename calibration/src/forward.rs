@@ -4,7 +4,8 @@
 //! batch of sequences, and a slice of rows of the embedding or of the head.
 
 use crate::EvalError;
-use backend::{Buffer, DeviceWeight, Embed, Interpreter};
+use crate::pages::Pages;
+use backend::{Buffer, DeviceWeight, Embed, Interpreter, KvDType};
 use ir::{Block, ModelSpec, Op, Source, Spec, Weight};
 use std::ops::Range;
 use tensor::DType;
@@ -24,6 +25,37 @@ pub struct Model<'a> {
     pub spec: &'a ModelSpec,
     /// The weights.
     pub source: &'a dyn Source,
+}
+
+impl<'a> Model<'a> {
+    /// The model, computed exactly.
+    pub fn exact(self) -> Forward<'a> {
+        Forward { model: self, precision: Precision::Exact }
+    }
+
+    /// The model as the runtime serves it, with keys and values stored as `keys`.
+    pub fn served(self, keys: KvDType) -> Forward<'a> {
+        Forward { model: self, precision: Precision::Served(keys) }
+    }
+}
+
+/// How a forward computes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Precision {
+    /// With the `f32` that weights stand for, and with keys and values as they were computed.
+    Exact,
+    /// As the runtime serves: activations are rounded to int8 where a weight is on an integer grid,
+    /// keys and values are read back as they are stored.
+    Served(KvDType),
+}
+
+/// A model, and how it is run.
+#[derive(Clone, Copy)]
+pub struct Forward<'a> {
+    /// What is run.
+    pub model: Model<'a>,
+    /// How.
+    pub precision: Precision,
 }
 
 /// Some sequences that go through the model together.
@@ -68,37 +100,25 @@ pub(crate) fn bytes_a_token(model: &ModelSpec) -> usize {
 /// `done` is told after each block.
 pub(crate) fn hidden_states(
     interpreter: &Interpreter<'_>,
-    model: Model<'_>,
+    forward: Forward<'_>,
     groups: &[Group],
     done: &mut dyn FnMut(),
 ) -> Result<Vec<Buffer>, EvalError> {
-    let mut states = embed(interpreter, model, groups)?;
+    let mut states = embed(interpreter, forward.model, groups)?;
     done();
-    for layer in &model.spec.layers {
-        let block = load(interpreter, model.source, layer)?;
+    for layer in &forward.model.spec.layers {
+        let block = forward.load(interpreter, layer)?;
+        let mut pages = forward.pages(interpreter, layer, groups)?;
         for (group, state) in groups.iter().zip(&mut states) {
             let input = std::mem::replace(state, Buffer::new(0, 0, ()));
-            *state = interpreter.run(&block, input, &group.sequences)?;
+            *state = match &mut pages {
+                None => interpreter.run(&block, input, &group.sequences)?,
+                Some(pages) => pages.run(interpreter, &block, input, &group.sequences)?,
+            };
         }
         done();
     }
     Ok(states)
-}
-
-/// The head with only rows `slice` of its projection: its output is the logits of those tokens.
-pub(crate) fn head_slice(
-    interpreter: &Interpreter<'_>,
-    model: Model<'_>,
-    slice: Range<usize>,
-) -> Result<Block<DeviceWeight>, EvalError> {
-    let head = &model.spec.head;
-    let projection = projection(head)?;
-    let mut index = 0;
-    head.clone().try_map(|spec| {
-        let rows = if index == projection { slice.clone() } else { 0..spec.shape[0] };
-        index += 1;
-        prepare(interpreter, model.source, &spec, rows)
-    })
 }
 
 /// The slices of the vocabulary that the head goes through.
@@ -106,16 +126,65 @@ pub(crate) fn slices(vocab: usize) -> impl Iterator<Item = Range<usize>> {
     (0..vocab).step_by(SLICE_ROWS).map(move |begin| begin..(begin + SLICE_ROWS).min(vocab))
 }
 
-/// Reads a block's weights, one at a time, and lays them out for the device.
-pub(crate) fn load(
-    interpreter: &Interpreter<'_>,
-    source: &dyn Source,
-    block: &Block<Spec>,
-) -> Result<Block<DeviceWeight>, EvalError> {
-    block.clone().try_map(|spec| {
-        let rows = 0..spec.shape[0];
-        prepare(interpreter, source, &spec, rows)
-    })
+impl Forward<'_> {
+    /// The head with only rows `slice` of its projection: its output is the logits of those tokens.
+    pub(crate) fn head_slice(
+        &self,
+        interpreter: &Interpreter<'_>,
+        slice: Range<usize>,
+    ) -> Result<Block<DeviceWeight>, EvalError> {
+        let head = &self.model.spec.head;
+        let projection = projection(head)?;
+        let mut index = 0;
+        head.clone().try_map(|spec| {
+            let rows = if index == projection { slice.clone() } else { 0..spec.shape[0] };
+            index += 1;
+            self.weight(interpreter, &spec, rows)
+        })
+    }
+
+    /// Reads a block's weights, one at a time, and lays them out for the device.
+    fn load(
+        &self,
+        interpreter: &Interpreter<'_>,
+        block: &Block<Spec>,
+    ) -> Result<Block<DeviceWeight>, EvalError> {
+        block.clone().try_map(|spec| {
+            let rows = 0..spec.shape[0];
+            self.weight(interpreter, &spec, rows)
+        })
+    }
+
+    /// A layer's keys and values, if they are to be read back as stored.
+    fn pages(
+        &self,
+        interpreter: &Interpreter<'_>,
+        layer: &Block<Spec>,
+        groups: &[Group],
+    ) -> Result<Option<Pages>, EvalError> {
+        match self.precision {
+            Precision::Exact => Ok(None),
+            Precision::Served(dtype) => Pages::new(interpreter, layer, dtype, groups).map(Some),
+        }
+    }
+
+    fn weight(
+        &self,
+        interpreter: &Interpreter<'_>,
+        spec: &Spec,
+        rows: Range<usize>,
+    ) -> Result<DeviceWeight, EvalError> {
+        let Model { spec: model, source } = self.model;
+        // A table that embeds too is dense for both, as it is when served.
+        let dense = model.embedding.weights.iter().any(|table| table.tensor == spec.tensor);
+        if self.precision != Precision::Exact
+            && !dense
+            && let Some(weight) = source.read_quantized(&spec.tensor, rows.clone())?
+        {
+            return Ok(interpreter.backend().prepare_quantized(&spec.tensor, weight)?);
+        }
+        prepare(interpreter, source, spec, rows)
+    }
 }
 
 fn prepare(

@@ -6,13 +6,14 @@ pub mod builtin;
 pub mod corpus;
 pub mod documents;
 mod forward;
+mod pages;
 pub mod samples;
 mod score;
 pub mod tasks;
 pub mod windows;
 
 pub use activations::{Activations, Room, Spill};
-pub use forward::{GROUP_ROWS, Group, Model, SLICE_ROWS, largest_block};
+pub use forward::{Forward, GROUP_ROWS, Group, Model, Precision, SLICE_ROWS, largest_block};
 pub use score::{
     ACTIVATION_BYTES_MAX, Against, HEAD_ROWS, Progress, Scored, Sequence, Target, logits, score,
     score_states,

@@ -1,9 +1,9 @@
 //! Scores tokens of sequences: log-probability, greedy agreement, and the divergence between an
-//! original model and a result of it.
+//! original and what was made of it.
 
 use crate::EvalError;
 use crate::activations::Activations;
-use crate::forward::{Group, Model, bytes_a_token, head_slice, hidden_states, slices};
+use crate::forward::{Forward, Group, Model, bytes_a_token, hidden_states, slices};
 use backend::{Backend, Buffer, DivergenceRow, Interpreter, SoftmaxRow};
 use std::ops::Range;
 
@@ -40,7 +40,7 @@ pub struct Scored {
     pub logprob: f64,
     /// Whether the target is the model's own first choice.
     pub greedy: bool,
-    /// The comparison with the baseline, if there is one.
+    /// The comparison with the original, if there is one.
     pub against: Option<Against>,
 }
 
@@ -64,67 +64,67 @@ pub struct Progress {
     pub total: usize,
 }
 
-/// Scores every target of `sequences`, in order, streaming the weights of `model`, and of
-/// `baseline` beside it.
+/// Scores every target of `sequences`, in order, by each of `forwards`, streaming the weights of all
+/// of them side by side. A list a forward; each is compared with the next, its original.
 ///
 /// # Errors
-/// If a weight cannot be read, or the two models do not share a vocabulary.
+/// If a weight cannot be read, or two models do not share a vocabulary.
 pub fn score(
     backend: &dyn Backend,
-    model: Model<'_>,
-    baseline: Option<Model<'_>>,
+    forwards: &[Forward<'_>],
     sequences: &[Sequence],
     progress: &mut dyn FnMut(Progress),
-) -> Result<Vec<Scored>, EvalError> {
-    if let Some(b) = baseline.filter(|b| b.spec.vocab != model.spec.vocab) {
-        let (ours, theirs) = (model.spec.vocab, b.spec.vocab);
-        return Err(EvalError::Vocabulary { ours, theirs });
+) -> Result<Vec<Vec<Scored>>, EvalError> {
+    let vocab = |f: &Forward<'_>| f.model.spec.vocab;
+    for pair in forwards.windows(2) {
+        let [ours, theirs] = [vocab(&pair[0]), vocab(&pair[1])];
+        if ours != theirs {
+            return Err(EvalError::Vocabulary { ours, theirs });
+        }
     }
     let interpreter = Interpreter::new(backend);
-    let sweeps = sweeps(model, baseline, sequences);
-    let models = 1 + usize::from(baseline.is_some());
-    let blocks = 1 + model.spec.layers.len();
-    let total = sweeps.len() * (models * blocks + slices(model.spec.vocab).count());
+    let sweeps = sweeps(forwards, sequences);
+    let blocks: usize = forwards.iter().map(|f| 1 + f.model.spec.layers.len()).sum();
+    let heads = forwards.first().map_or(0, |f| slices(vocab(f)).count());
+    let total = sweeps.len() * (blocks + heads);
     let mut done = 0;
     let mut step = || {
         done += 1;
         progress(Progress { done, total });
     };
-    let mut scored = Vec::new();
+    let mut scored = vec![Vec::new(); forwards.len()];
+    let chain = Chain { interpreter: &interpreter, forwards };
     for sweep in sweeps {
-        let part = &sequences[sweep];
-        let head = Heads { interpreter: &interpreter, model, baseline };
-        scored.extend(head.score(part, &mut step)?);
+        let part = chain.score(&sequences[sweep], &mut step)?;
+        scored.iter_mut().zip(part).for_each(|(all, part)| all.extend(part));
     }
     Ok(scored)
 }
 
 /// Scores every target of `sequences` from hidden states that have gone through all layers: `ours`
-/// through those of `model`, `theirs` through those of `baseline`.
+/// through those of `model`, `theirs` through those of `baseline`. What `model` says, compared.
 ///
 /// # Errors
 /// If a weight of a head cannot be read, or states were spilled and cannot be read back.
 pub fn score_states(
     interpreter: &Interpreter<'_>,
-    [model, baseline]: [Model<'_>; 2],
+    models: [Model<'_>; 2],
     [ours, theirs]: [Activations; 2],
     sequences: &[Sequence],
 ) -> Result<Vec<Scored>, EvalError> {
-    let head = Heads { interpreter, model, baseline: Some(baseline) };
+    let forwards = models.map(Model::exact);
+    let chain = Chain { interpreter, forwards: &forwards };
     let (groups, ours) = ours.into_states(interpreter)?;
     let rows = target_rows(sequences, &groups);
-    let ours = head.select(model, ours, &rows)?;
-    let theirs = head.select(baseline, theirs.into_states(interpreter)?.1, &rows)?;
-    head.against(baseline, &ours, &theirs, &targets_of(sequences), &mut || {})
+    let ours = chain.select(models[0], ours, &rows)?;
+    let theirs = chain.select(models[1], theirs.into_states(interpreter)?.1, &rows)?;
+    let scored = chain.compare(&[ours, theirs], &targets_of(sequences), &mut || {})?;
+    scored.into_iter().next().ok_or_else(|| EvalError::Internal("a forward without scores".into()))
 }
 
 /// Ranges of sequences whose hidden states fit together in [`ACTIVATION_BYTES_MAX`].
-fn sweeps(
-    model: Model<'_>,
-    baseline: Option<Model<'_>>,
-    sequences: &[Sequence],
-) -> Vec<Range<usize>> {
-    let token = bytes_a_token(model.spec) + baseline.map_or(0, |b| bytes_a_token(b.spec));
+fn sweeps(forwards: &[Forward<'_>], sequences: &[Sequence]) -> Vec<Range<usize>> {
+    let token: usize = forwards.iter().map(|f| bytes_a_token(f.model.spec)).sum();
     let tokens_max = (ACTIVATION_BYTES_MAX / token.max(1)).max(1);
     let (mut ranges, mut begin, mut held) = (Vec::new(), 0, 0);
     for (i, sequence) in sequences.iter().enumerate() {
@@ -138,29 +138,30 @@ fn sweeps(
     ranges
 }
 
-struct Heads<'a> {
+/// Forwards of which each is compared with the next.
+struct Chain<'a> {
     interpreter: &'a Interpreter<'a>,
-    model: Model<'a>,
-    baseline: Option<Model<'a>>,
+    forwards: &'a [Forward<'a>],
 }
 
-impl Heads<'_> {
+impl Chain<'_> {
     fn score(
         &self,
         sequences: &[Sequence],
         step: &mut dyn FnMut(),
-    ) -> Result<Vec<Scored>, EvalError> {
+    ) -> Result<Vec<Vec<Scored>>, EvalError> {
         let groups = Group::cut(sequences.iter().map(|s| &s.tokens[..]));
         let rows = target_rows(sequences, &groups);
         let targets = targets_of(sequences);
-        let mut select = |model| {
-            let states = hidden_states(self.interpreter, model, &groups, step)?;
-            self.select(model, states, &rows)
-        };
-        let ours = select(self.model)?;
-        let Some(baseline) = self.baseline else { return self.alone(&ours, &targets, step) };
-        let theirs = select(baseline)?;
-        self.against(baseline, &ours, &theirs, &targets, step)
+        let states = self.forwards.iter().map(|&forward| {
+            let states = hidden_states(self.interpreter, forward, &groups, step)?;
+            self.select(forward.model, states, &rows)
+        });
+        let states = states.collect::<Result<Vec<_>, _>>()?;
+        match (self.forwards, &states[..]) {
+            ([forward], [states]) => Ok(vec![self.alone(*forward, states, &targets, step)?]),
+            _ => self.compare(&states, &targets, step),
+        }
     }
 
     /// The rows that targets are predicted from, [`HEAD_ROWS`] a buffer.
@@ -190,58 +191,79 @@ impl Heads<'_> {
 
     fn alone(
         &self,
+        forward: Forward<'_>,
         states: &[Buffer],
         targets: &[u32],
         step: &mut dyn FnMut(),
     ) -> Result<Vec<Scored>, EvalError> {
         let backend = self.interpreter.backend();
         let mut rows: Vec<SoftmaxRow> = targets.iter().map(|&t| SoftmaxRow::new(t)).collect();
-        for slice in slices(self.model.spec.vocab) {
-            let head = head_slice(self.interpreter, self.model, slice.clone())?;
+        for slice in slices(forward.model.spec.vocab) {
+            let head = forward.head_slice(self.interpreter, slice.clone())?;
             for (state, rows) in states.iter().zip(rows.chunks_mut(HEAD_ROWS)) {
                 let logits = self.interpreter.run(&head, backend.copy(state)?, &[])?;
                 backend.fold_softmax(&logits, slice.start as u32, rows)?;
             }
             step();
         }
-        let scored = |r: SoftmaxRow| Scored {
-            logprob: r.logprob(),
-            greedy: r.best == r.target,
-            against: None,
-        };
-        Ok(rows.into_iter().map(scored).collect())
+        Ok(rows.iter().map(|row| said(row, None)).collect())
     }
 
-    fn against(
+    /// `states` are a list of buffers a forward.
+    fn compare(
         &self,
-        baseline: Model<'_>,
-        ours: &[Buffer],
-        theirs: &[Buffer],
+        states: &[Vec<Buffer>],
         targets: &[u32],
         step: &mut dyn FnMut(),
-    ) -> Result<Vec<Scored>, EvalError> {
-        let backend = self.interpreter.backend();
-        let mut rows: Vec<DivergenceRow> = targets.iter().map(|&t| DivergenceRow::new(t)).collect();
-        for slice in slices(self.model.spec.vocab) {
-            let result = head_slice(self.interpreter, self.model, slice.clone())?;
-            let original = head_slice(self.interpreter, baseline, slice.clone())?;
-            for ((x, y), rows) in ours.iter().zip(theirs).zip(rows.chunks_mut(HEAD_ROWS)) {
-                let q = self.interpreter.run(&result, backend.copy(x)?, &[])?;
-                let p = self.interpreter.run(&original, backend.copy(y)?, &[])?;
-                backend.fold_divergence([&p, &q], slice.start as u32, rows)?;
-            }
+    ) -> Result<Vec<Vec<Scored>>, EvalError> {
+        let vocab = self.forwards.first().map_or(0, |f| f.model.spec.vocab);
+        let unseen: Vec<DivergenceRow> = targets.iter().map(|&t| DivergenceRow::new(t)).collect();
+        let mut pairs = vec![unseen; self.forwards.len().saturating_sub(1)];
+        for slice in slices(vocab) {
+            self.fold(states, slice, &mut pairs)?;
             step();
         }
-        let scored = |r: DivergenceRow| Scored {
-            logprob: r.q.logprob(),
-            greedy: r.q.best == r.q.target,
-            against: Some(Against {
-                logprob: r.p.logprob(),
-                divergence: r.divergence(),
-                agrees: r.p.best == r.q.best,
-            }),
-        };
-        Ok(rows.into_iter().map(scored).collect())
+        let compared = |row: &DivergenceRow| said(&row.q, Some(against(row)));
+        let last = pairs.last().map(|rows| rows.iter().map(|row| said(&row.p, None)).collect());
+        let first = pairs.iter().map(|rows| rows.iter().map(compared).collect());
+        Ok(first.chain(last).collect())
+    }
+
+    /// Folds one slice of every forward's logits into the rows of each pair.
+    fn fold(
+        &self,
+        states: &[Vec<Buffer>],
+        slice: Range<usize>,
+        pairs: &mut [Vec<DivergenceRow>],
+    ) -> Result<(), EvalError> {
+        let backend = self.interpreter.backend();
+        let heads = self.forwards.iter().map(|f| f.head_slice(self.interpreter, slice.clone()));
+        let heads = heads.collect::<Result<Vec<_>, _>>()?;
+        let parts = states.first().map_or(0, Vec::len);
+        for part in 0..parts {
+            let logits = heads.iter().zip(states).map(|(head, states)| {
+                self.interpreter.run(head, backend.copy(&states[part])?, &[])
+            });
+            let logits = logits.collect::<Result<Vec<_>, _>>()?;
+            for (rows, logits) in pairs.iter_mut().zip(logits.windows(2)) {
+                let end = rows.len().min((part + 1) * HEAD_ROWS);
+                let rows = &mut rows[part * HEAD_ROWS..end];
+                backend.fold_divergence([&logits[1], &logits[0]], slice.start as u32, rows)?;
+            }
+        }
+        Ok(())
+    }
+}
+
+fn said(row: &SoftmaxRow, against: Option<Against>) -> Scored {
+    Scored { logprob: row.logprob(), greedy: row.best == row.target, against }
+}
+
+fn against(row: &DivergenceRow) -> Against {
+    Against {
+        logprob: row.p.logprob(),
+        divergence: row.divergence(),
+        agrees: row.p.best == row.q.best,
     }
 }
 
@@ -268,16 +290,16 @@ fn target_rows(sequences: &[Sequence], groups: &[Group]) -> Vec<Vec<usize>> {
 /// If a weight cannot be read.
 pub fn logits(
     backend: &dyn Backend,
-    model: Model<'_>,
+    forward: Forward<'_>,
     tokens: &[u32],
 ) -> Result<Vec<f32>, EvalError> {
     let interpreter = Interpreter::new(backend);
     let groups = Group::cut(std::iter::once(tokens));
-    let states = hidden_states(&interpreter, model, &groups, &mut || {})?;
-    let vocab = model.spec.vocab;
+    let states = hidden_states(&interpreter, forward, &groups, &mut || {})?;
+    let vocab = forward.model.spec.vocab;
     let mut all = vec![0.0; tokens.len() * vocab];
     for slice in slices(vocab) {
-        let head = head_slice(&interpreter, model, slice.clone())?;
+        let head = forward.head_slice(&interpreter, slice.clone())?;
         let part = interpreter.run(&head, backend.copy(&states[0])?, &[])?;
         let part = backend.download(part)?;
         for (row, part) in all.chunks_exact_mut(vocab).zip(part.chunks_exact(slice.len())) {

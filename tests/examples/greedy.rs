@@ -33,11 +33,11 @@ fn main() -> Result<(), Box<dyn Error>> {
         let mut tokens: Vec<u32> = serde_json::from_str(line)?;
         let prompt = tokens.len();
         for _ in 0..count.parse::<usize>()? {
-            let all = logits(&cpu, model, &tokens)?;
+            let all = logits(&cpu, model.exact(), &tokens)?;
             let last = all.chunks_exact(spec.vocab).next_back().ok_or("an empty prompt")?;
             tokens.push(best(last).0);
         }
-        let all = logits(&cpu, model, &tokens)?;
+        let all = logits(&cpu, model.exact(), &tokens)?;
         let rows = all.chunks_exact(spec.vocab).skip(prompt - 1).take(tokens.len() - prompt);
         let (top1, margin): (Vec<u32>, Vec<f32>) = rows.map(best).unzip();
         let line = json!({ "tokens": tokens, "prompt": prompt, "top1": top1, "margin": margin });

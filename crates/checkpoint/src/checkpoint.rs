@@ -478,6 +478,14 @@ impl ir::Source for Checkpoint {
     fn read_rows(&self, name: &str, rows: Range<usize>) -> Result<Tensor, ir::ReadError> {
         Ok(self.rows(name, rows)?)
     }
+
+    fn read_quantized(
+        &self,
+        name: &str,
+        rows: Range<usize>,
+    ) -> Result<Option<Quantized>, ir::ReadError> {
+        Ok(self.quantized_rows(name, rows)?)
+    }
 }
 
 /// Zeroed memory, or an error where the machine has not enough: a plain allocation would abort.

@@ -284,12 +284,31 @@ pub(crate) struct Eval {
     /// Score only the first N tokens of the text, or items of the task. Use it for a quick look.
     #[arg(long, value_name = "N")]
     pub(crate) max_tokens: Option<usize>,
+    /// How the model is computed [default: both where weights have 8 bits or fewer, or with
+    /// --kv-dtype; else exact]. Use served to compare what run gives with a --baseline.
+    #[arg(long, value_enum, value_name = "PATH")]
+    pub(crate) path: Option<EvalPath>,
+    /// What keys and values are stored as on the served path [default: as run does, bf16]. Use it to
+    /// see what int8 costs in perplexity.
+    #[arg(long, value_enum, value_name = "DTYPE")]
+    pub(crate) kv_dtype: Option<serve::KvDType>,
     /// Write the log-probability of every token to FILE, one JSON object a line. Use it to compare
     /// models token by token.
     #[arg(long, value_name = "FILE")]
     pub(crate) logprobs: Option<PathBuf>,
     #[command(flatten)]
     pub(crate) common: Common,
+}
+
+/// How a model is computed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub(crate) enum EvalPath {
+    /// With the floats that weights stand for.
+    Exact,
+    /// As run does: int8 activations where weights have 8 bits or fewer, keys and values as stored.
+    Served,
+    /// Exact, and beside it as served.
+    Both,
 }
 
 /// How a text is cut into windows.

@@ -2,19 +2,18 @@
 
 use crate::args;
 use crate::failure::{Code, Failure};
+use crate::measure::{Models, Path};
 use crate::model::{Opened, device};
-use crate::output::{Meter, grouped, has_a_place, peak_memory, print, remark, write_whole};
+use crate::output::{grouped, has_a_place, print, remark, write_whole};
+use crate::quality::Quality;
 use crate::task;
-use backend::Backend;
 use calibration::builtin::EVAL_TEXT;
 use calibration::windows::{Protocol, Window, windows};
 use calibration::{Scored, Sequence, Target};
-use ir::{Source, Spec};
 use serde_json::{Value, json};
 use std::fmt::Write;
 use std::fs::File;
 use std::io::Read;
-use std::path::Path;
 
 /// Tokens a window, unless the model's context is shorter or the user says otherwise.
 const WINDOW: usize = 2048;
@@ -27,8 +26,9 @@ pub(crate) fn run(args: &args::Eval) -> Result<(), Failure> {
     let opened = Opened::open(&args.model, &args.common)?;
     let open_baseline = |model: &String| Opened::open(model, &args.common);
     let baseline = args.baseline.as_ref().map(open_baseline).transpose()?;
+    let path = Path::of(args, &opened);
     let (cpu, pool) = device(&args.common)?;
-    let models = Models { opened: &opened, baseline: baseline.as_ref(), backend: &cpu };
+    let models = Models { opened: &opened, baseline: baseline.as_ref(), backend: &cpu, path };
     pool.install(|| match &args.task {
         Some(file) => task::run(args, &models, file),
         None => text(args, &models),
@@ -47,47 +47,11 @@ fn consistent(args: &args::Eval) -> Result<(), Failure> {
             "--stride has no meaning under llama.cpp's protocol: its windows do not overlap";
         return Err(Failure::refused(message));
     }
-    args.logprobs.as_deref().map_or(Ok(()), has_a_place)
-}
-
-/// What is measured, and on what.
-pub(crate) struct Models<'a> {
-    pub(crate) opened: &'a Opened,
-    pub(crate) baseline: Option<&'a Opened>,
-    pub(crate) backend: &'a dyn Backend,
-}
-
-impl Models<'_> {
-    /// Scores `sequences` with progress; remarks how fast it went.
-    pub(crate) fn score(
-        &self,
-        sequences: &[Sequence],
-        quiet: bool,
-    ) -> Result<Vec<Scored>, Failure> {
-        let mut meter = Meter::new("scoring", quiet);
-        let baseline = self.baseline.map(Opened::streamed);
-        let scored = calibration::score(
-            self.backend,
-            self.opened.streamed(),
-            baseline,
-            sequences,
-            &mut |p| meter.at(p.done, p.total),
-        )?;
-        let (seconds, tokens) =
-            (meter.finish().as_secs_f64(), sequences.iter().map(|s| s.tokens.len()).sum());
-        if !quiet {
-            let rate = tokens as f64 / seconds;
-            let name = self.backend.name();
-            let peak = peak_memory().map_or(String::new(), |bytes| {
-                format!(", peak memory {:.1} MB", bytes as f64 / 1e6)
-            });
-            let tokens = grouped(tokens);
-            remark(&format!(
-                "{tokens} tokens in {seconds:.2} s on {name}: {rate:.0} tokens/s{peak}"
-            ));
-        }
-        Ok(scored)
+    if args.path == Some(args::EvalPath::Exact) && args.kv_dtype.is_some() {
+        let message = "--path exact keeps keys and values as computed; --kv-dtype stores them";
+        return Err(Failure::refused(message));
     }
+    args.logprobs.as_deref().map_or(Ok(()), has_a_place)
 }
 
 /// A text as token ids, and where it came from.
@@ -118,7 +82,7 @@ fn text(args: &args::Eval, models: &Models<'_>) -> Result<(), Failure> {
     };
     let result = Quality::of(&scored, models)?;
     if let Some(path) = &args.logprobs {
-        write_logprobs(path, &tokens.ids, at().zip(&scored))?;
+        write_logprobs(path, &tokens.ids, at().zip(&scored.main))?;
     }
     if args.common.json {
         let mut report = json!({
@@ -130,7 +94,10 @@ fn text(args: &args::Eval, models: &Models<'_>) -> Result<(), Failure> {
         result.write_json(&mut report);
         return print(&format!("{report:#}"));
     }
-    print(&result.table(&tokens, &protocol))
+    let (scored, all) = (grouped(scored.main.len()), grouped(tokens.ids.len()));
+    let mut table = format!("text        {}: {all} tokens, {scored} scored\n", tokens.from);
+    let _ = writeln!(table, "protocol    {}", named(&protocol));
+    print(&(table + &result.table()))
 }
 
 fn tokens(args: &args::Eval, opened: &Opened) -> Result<Tokens, Failure> {
@@ -158,7 +125,7 @@ pub(crate) fn tokenizer(opened: &Opened) -> Result<text::Tokenizer, Failure> {
 const TEXT_BYTES: u64 = 1 << 30;
 
 /// Reads a text file whole: texts are small beside models.
-pub(crate) fn read(path: &Path) -> Result<String, Failure> {
+pub(crate) fn read(path: &std::path::Path) -> Result<String, Failure> {
     let mut bytes = Vec::new();
     let file = File::open(path).map_err(|error| Failure::io(path, error))?;
     file.take(TEXT_BYTES + 1).read_to_end(&mut bytes).map_err(|error| Failure::io(path, error))?;
@@ -171,7 +138,7 @@ pub(crate) fn read(path: &Path) -> Result<String, Failure> {
     })
 }
 
-fn parse_ids(path: &Path, text: &str, vocab: usize) -> Result<Vec<u32>, Failure> {
+fn parse_ids(path: &std::path::Path, text: &str, vocab: usize) -> Result<Vec<u32>, Failure> {
     let separator = |c: char| c.is_whitespace() || matches!(c, ',' | '[' | ']');
     let words = text.split(separator).filter(|w| !w.is_empty());
     let parse = |(i, word): (usize, &str)| match word.parse::<u32>() {
@@ -207,6 +174,17 @@ fn describe(protocol: &Protocol) -> Value {
     }
 }
 
+/// As [`describe`], for people.
+fn named(protocol: &Protocol) -> String {
+    match protocol {
+        Protocol::Windows { window, stride } if window == stride => format!("windows of {window}"),
+        Protocol::Windows { window, stride } => format!("windows of {window}, one every {stride}"),
+        Protocol::LlamaCpp { window, .. } => {
+            format!("second half of windows of {window}, as llama-perplexity")
+        }
+    }
+}
+
 fn sequence(window: &Window, text: &Tokens) -> Sequence {
     let mut tokens = text.ids[window.begin..window.end].to_vec();
     if let (true, Some(bos), Some(first)) = (window.bos, text.bos, tokens.first_mut()) {
@@ -216,124 +194,9 @@ fn sequence(window: &Window, text: &Tokens) -> Sequence {
     Sequence { tokens, targets: window.score.clone().map(target).collect() }
 }
 
-/// What the scores of a text add up to.
-struct Quality {
-    scored: usize,
-    mean_nll: f64,
-    against: Option<Comparison>,
-}
-
-struct Comparison {
-    model: String,
-    mean_nll: f64,
-    divergence: f64,
-    agreement: f64,
-}
-
-impl Quality {
-    fn of(scored: &[Scored], models: &Models<'_>) -> Result<Self, Failure> {
-        let n = scored.len() as f64;
-        let mean_nll = -scored.iter().map(|s| s.logprob).sum::<f64>() / n;
-        finite(mean_nll, models.opened)?;
-        let pairs = || scored.iter().filter_map(|s| s.against);
-        let against = models.baseline.map(|baseline| Comparison {
-            model: baseline.checkpoint.folder().display().to_string(),
-            mean_nll: -pairs().map(|a| a.logprob).sum::<f64>() / n,
-            divergence: pairs().map(|a| a.divergence).sum::<f64>() / n,
-            agreement: pairs().filter(|a| a.agrees).count() as f64 / n,
-        });
-        if let (Some(against), Some(baseline)) = (&against, models.baseline) {
-            finite(against.mean_nll, baseline)?;
-        }
-        Ok(Self { scored: scored.len(), mean_nll, against })
-    }
-
-    fn write_json(&self, report: &mut Value) {
-        report["scored"] = json!(self.scored);
-        report["mean_nll"] = json!(self.mean_nll);
-        report["perplexity"] = json!(self.mean_nll.exp());
-        if let Some(c) = &self.against {
-            report["baseline"] = json!({
-                "model": c.model,
-                "mean_nll": c.mean_nll,
-                "perplexity": c.mean_nll.exp(),
-                "kl_divergence": c.divergence,
-                "top1_agreement": c.agreement,
-            });
-        }
-    }
-
-    fn table(&self, tokens: &Tokens, protocol: &Protocol) -> String {
-        let (scored, all) = (grouped(self.scored), grouped(tokens.ids.len()));
-        let mut out = String::new();
-        let _ = writeln!(out, "text        {}: {all} tokens, {scored} scored", tokens.from);
-        let cut = match protocol {
-            Protocol::Windows { window, stride } if window == stride => {
-                format!("windows of {window}")
-            }
-            Protocol::Windows { window, stride } => {
-                format!("windows of {window}, one every {stride}")
-            }
-            Protocol::LlamaCpp { window, .. } => {
-                format!("second half of windows of {window}, as llama-perplexity")
-            }
-        };
-        let _ = writeln!(out, "protocol    {cut}");
-        let _ = writeln!(
-            out,
-            "perplexity  {:.4}  (mean NLL {:.5} nats a token)",
-            self.mean_nll.exp(),
-            self.mean_nll
-        );
-        if let Some(c) = &self.against {
-            let change = ((self.mean_nll - c.mean_nll).exp() - 1.0) * 100.0;
-            let _ = writeln!(out, "baseline    {:.4}  ({})", c.mean_nll.exp(), c.model);
-            let _ = writeln!(out, "change      {change:+.2} %");
-            let _ = writeln!(out, "KL          {:.6} nats a token", c.divergence);
-            let _ = writeln!(out, "top-1       {:.2} % agree", c.agreement * 100.0);
-        }
-        out
-    }
-}
-
-/// Refuses a model whose probabilities are no numbers, and names the weight that is to blame.
-fn finite(mean_nll: f64, model: &Opened) -> Result<(), Failure> {
-    if mean_nll.is_finite() {
-        return Ok(());
-    }
-    let folder = model.checkpoint.folder();
-    let blame = model.spec.tensors().into_iter().find_map(|weight| not_finite(model, weight));
-    let blame =
-        blame.unwrap_or_else(|| "no weight is NaN or infinite, but some are too large".into());
-    Err(Failure::refused(format!("{folder:?}: the model's probabilities are not finite: {blame}")))
-}
-
-/// How many elements are looked at together.
-const LOOKED_AT: usize = 1 << 20;
-
-/// What is wrong with the elements of a weight, if any is no number. Only asked for when it must
-/// be: it reads the weight once more.
-fn not_finite(model: &Opened, weight: &Spec) -> Option<String> {
-    let rows = *weight.shape.first()?;
-    let width: usize = weight.shape[1..].iter().product::<usize>().max(1);
-    let step = (LOOKED_AT / width).max(1);
-    let (mut count, mut first) = (0, None);
-    for begin in (0..rows).step_by(step) {
-        let read = model.checkpoint.read_rows(&weight.tensor, begin..(begin + step).min(rows));
-        let values = read.ok()?.to_f32()?;
-        for (i, value) in values.iter().enumerate().filter(|(_, v)| !v.is_finite()) {
-            count += 1;
-            first.get_or_insert((begin * width + i, *value));
-        }
-    }
-    let (at, value) = first?;
-    let (name, all) = (&weight.tensor, rows * width);
-    Some(format!("{count} of the {all} elements of {name:?} are not, the first is {at}, {value}"))
-}
-
 /// One line a token of the text; tokens that were not scored have none.
 fn write_logprobs<'a>(
-    path: &Path,
+    path: &std::path::Path,
     ids: &[u32],
     scored: impl Iterator<Item = (usize, &'a Scored)>,
 ) -> Result<(), Failure> {

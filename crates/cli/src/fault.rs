@@ -5,7 +5,7 @@ use crate::args::Compile;
 use crate::failure::Failure;
 use crate::output::remark;
 use checkpoint::disk::{Disk, DiskFile, System};
-use ir::{ReadError, Source};
+use ir::{Quantized, ReadError, Source};
 use std::io;
 use std::ops::Range;
 use std::path::Path;
@@ -63,13 +63,29 @@ struct FaultySource<'a> {
     reads: AtomicU64,
 }
 
-impl Source for FaultySource<'_> {
-    fn read_rows(&self, name: &str, rows: Range<usize>) -> Result<Tensor, ReadError> {
+impl FaultySource<'_> {
+    fn count(&self, name: &str) -> Result<(), ReadError> {
         let n = self.reads.fetch_add(1, Ordering::Relaxed) + 1;
         if self.nth == Some(n) {
             return Err(ReadError::Machine(format!("tensor {name:?}: an injected I/O error")));
         }
+        Ok(())
+    }
+}
+
+impl Source for FaultySource<'_> {
+    fn read_rows(&self, name: &str, rows: Range<usize>) -> Result<Tensor, ReadError> {
+        self.count(name)?;
         self.source.read_rows(name, rows)
+    }
+
+    fn read_quantized(
+        &self,
+        name: &str,
+        rows: Range<usize>,
+    ) -> Result<Option<Quantized>, ReadError> {
+        self.count(name)?;
+        self.source.read_quantized(name, rows)
     }
 }
 

@@ -1,7 +1,7 @@
 //! A model that answers: what `run` and `chat` share.
 
 use crate::args::Common;
-use crate::args::serve::{KvDType, Serving, Speculate};
+use crate::args::serve::{Serving, Speculate};
 use crate::eval::tokenizer;
 use crate::failure::{Code, Failure};
 use crate::model::Opened;
@@ -55,11 +55,7 @@ impl Served {
             (_, None) => None,
         };
         let memory = args.kv_memory.unwrap_or_else(|| free_memory().unwrap_or(UNKNOWN) / 2);
-        let dtype = match args.kv_dtype {
-            KvDType::F32 => backend::KvDType::F32,
-            KvDType::Bf16 => backend::KvDType::Bf16,
-            KvDType::Int8 => backend::KvDType::Int8,
-        };
+        let dtype = args.kv_dtype.into();
         // A draft's keys are a part of what its target's are.
         let share = if draft.is_some() { memory / 2 } else { memory };
         let plan = KvPlan::new(&opened.spec, dtype, share, sequences)?;

@@ -1,6 +1,6 @@
 //! Blocks, values and weights.
 
-use crate::op::Op;
+use crate::op::{Heads, Op};
 use tensor::{DType, Tensor};
 
 /// Which part of a decoder a block is.
@@ -78,6 +78,15 @@ impl<W> Block<W> {
     pub fn uses(&self, value: Value) -> impl Iterator<Item = usize> {
         let reads = move |op: &Op| op.inputs().contains(&value);
         self.ops.iter().enumerate().filter(move |(_, op)| reads(op)).map(|(i, _)| i)
+    }
+
+    /// The heads and the window of the block's only attention.
+    pub fn attention(&self) -> Option<(Heads, Option<u32>)> {
+        let mut found = self.ops.iter().filter_map(|op| match *op {
+            Op::Attend { heads, window, .. } => Some((heads, window)),
+            _ => None,
+        });
+        found.next().filter(|_| found.next().is_none())
     }
 
     /// The same program over other weights.

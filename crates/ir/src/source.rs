@@ -1,5 +1,6 @@
 //! Where weights come from, as seen by those who only want rows of them.
 
+use crate::grid::Quantized;
 use std::ops::Range;
 use tensor::Tensor;
 
@@ -12,6 +13,19 @@ pub trait Source: Send + Sync {
     /// # Errors
     /// If the tensor does not exist, the range exceeds it, or the file cannot be read.
     fn read_rows(&self, name: &str, rows: Range<usize>) -> Result<Tensor, ReadError>;
+
+    /// The codes, scales and zero points of the same rows, whose shape is that of these rows;
+    /// `None` if `name` is not stored on a grid.
+    ///
+    /// # Errors
+    /// As [`Self::read_rows`].
+    fn read_quantized(
+        &self,
+        _name: &str,
+        _rows: Range<usize>,
+    ) -> Result<Option<Quantized>, ReadError> {
+        Ok(None)
+    }
 }
 
 /// Why a read failed, and whether the input or the machine is to blame.

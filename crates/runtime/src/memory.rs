@@ -3,7 +3,7 @@
 use crate::error::LoadError;
 use backend::{KV_BLOCK, KvDType};
 use engine::GroupKind;
-use ir::{Block, Heads, ModelSpec, Op};
+use ir::{Block, Heads, ModelSpec};
 
 /// The cache groups of a model, and the blocks there are of each.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -58,13 +58,8 @@ impl KvPlan {
 
 /// The heads of a layer's only attention, and what it keeps.
 pub(crate) fn attention<W>(layer: &Block<W>) -> Option<(Heads, GroupKind)> {
-    let mut found = layer.ops.iter().filter_map(|op| match *op {
-        Op::Attend { heads, window, .. } => {
-            Some((heads, window.map_or(GroupKind::Full, GroupKind::Window)))
-        }
-        _ => None,
-    });
-    found.next().filter(|_| found.next().is_none())
+    let (heads, window) = layer.attention()?;
+    Some((heads, window.map_or(GroupKind::Full, GroupKind::Window)))
 }
 
 /// The bytes of memory that are free on this machine; `None` where the system does not say.

@@ -4,6 +4,7 @@
 
 use backend::KvDType;
 use backend_cpu::Cpu;
+use calibration::{Forward, Precision};
 use checkpoint::Checkpoint;
 use engine::{
     DraftModel, Engine, Event, Finish, NGram, Options, Request, Sampled, Sampling, Scratch, SeqId,
@@ -57,10 +58,20 @@ impl Opened {
         Runner::new(&self.cpu, model, plan, &Settings::default()).unwrap()
     }
 
-    /// Logits `[tokens, vocab]` by the streamed forward.
+    /// Logits `[tokens, vocab]` by the streamed forward, computed exactly.
     fn streamed(&self, tokens: &[u32]) -> Vec<f32> {
+        self.streamed_as(Precision::Exact, tokens)
+    }
+
+    fn streamed_as(&self, precision: Precision, tokens: &[u32]) -> Vec<f32> {
         let model = calibration::Model { spec: &self.spec, source: &self.checkpoint };
-        calibration::logits(&self.cpu, model, tokens).unwrap()
+        calibration::logits(&self.cpu, Forward { model, precision }, tokens).unwrap()
+    }
+
+    /// A sequence that fits the context.
+    fn tokens(&self) -> Vec<u32> {
+        let vocab = self.spec.vocab as u32;
+        prompt(self.spec.context.min(90) - 8, 3).iter().map(|t| t % vocab).collect()
     }
 }
 
@@ -137,19 +148,23 @@ fn requests() -> Vec<Request> {
     lengths.iter().enumerate().map(request).collect()
 }
 
+/// Checkpoints in a folder of fixtures.
+fn fixtures(of: &str) -> Vec<PathBuf> {
+    let folders = std::fs::read_dir(tests().join("fixtures").join(of)).unwrap();
+    let folders = folders.map(|e| e.unwrap().path());
+    folders.filter(|folder| folder.is_dir()).collect()
+}
+
 #[test]
 fn with_unrounded_keys_it_says_what_the_streamed_forward_says() {
-    let families = std::fs::read_dir(tests().join("fixtures/families")).unwrap();
-    let mut folders: Vec<PathBuf> = families.map(|e| e.unwrap().path()).collect();
-    folders.retain(|folder| folder.is_dir());
+    let mut folders = fixtures("families");
     folders.push(tests().join("models/stories260k"));
     for folder in folders {
         let opened = Opened::new(&folder);
         let model = opened.model();
         let mut runner = opened.runner(&model, KvDType::F32, 64);
         let vocab = opened.spec.vocab;
-        let tokens: Vec<u32> =
-            prompt(opened.spec.context.min(90) - 8, 3).iter().map(|t| t % vocab as u32).collect();
+        let tokens = opened.tokens();
         let request = Request { prompt_logprobs: Some(0), ..Request::new(tokens.clone(), 8) };
         let (said, _) = serve(&mut runner, &[request], &Options::default(), None);
         let all = [&tokens[..], &said[0].ids()].concat();
@@ -166,6 +181,37 @@ fn with_unrounded_keys_it_says_what_the_streamed_forward_says() {
             assert_eq!(best as u32, token, "{folder:?}");
         }
     }
+}
+
+#[test]
+fn the_streamed_forward_as_served_says_what_it_says() {
+    let mut folders = fixtures("families");
+    folders.extend(fixtures("pack"));
+    folders.push(tests().join("models/stories260k"));
+    let mut rounded = 0;
+    for folder in folders {
+        let opened = Opened::new(&folder);
+        let (model, tokens, vocab) = (opened.model(), opened.tokens(), opened.spec.vocab);
+        let exact = opened.streamed(&tokens);
+        for dtype in [KvDType::F32, KvDType::Bf16, KvDType::Int8] {
+            let mut runner = opened.runner(&model, dtype, 64);
+            let request = Request { prompt_logprobs: Some(0), ..Request::new(tokens.clone(), 1) };
+            let (said, _) = serve(&mut runner, &[request], &Options::default(), None);
+            let logits = opened.streamed_as(Precision::Served(dtype), &tokens);
+            assert_eq!(said[0].prompt.len(), tokens.len() - 1, "{folder:?}");
+            for (&(position, logprob), row) in said[0].prompt.iter().zip(logits.chunks(vocab)) {
+                let alone = score(row, tokens[position], 0, &mut Scratch::default()).unwrap();
+                let place = format!("{folder:?}, {}, {position}", dtype.name());
+                assert_eq!(alone.logprob.to_bits(), logprob.to_bits(), "{place}");
+            }
+            rounded += usize::from(logits != exact);
+            // Only weights on a grid make unrounded keys differ.
+            if dtype == KvDType::F32 {
+                assert_eq!(logits != exact, folder.parent().unwrap().ends_with("pack"));
+            }
+        }
+    }
+    assert!(rounded > 50, "{rounded} of the forwards round");
 }
 
 #[test]

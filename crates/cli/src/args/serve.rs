@@ -76,7 +76,7 @@ pub(crate) struct Sampling {
 pub(crate) struct Serving {
     /// What keys and values are stored as. Use int8 for twice the context in the same memory, f32
     /// to compare with eval.
-    #[arg(long, value_enum, value_name = "DTYPE", default_value_t = KvDType::Bf16)]
+    #[arg(long, value_enum, value_name = "DTYPE", default_value_t)]
     pub(crate) kv_dtype: KvDType,
     /// Memory for keys and values, such as 2G [default: half of what is free]. Use less to leave
     /// room for others.
@@ -97,14 +97,25 @@ pub(crate) struct Serving {
 }
 
 /// What keys and values are stored as.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
 pub(crate) enum KvDType {
     /// 32-bit floating point.
     F32,
     /// bfloat16.
+    #[default]
     Bf16,
     /// 8 bits, a scale a head and token.
     Int8,
+}
+
+impl From<KvDType> for backend::KvDType {
+    fn from(dtype: KvDType) -> Self {
+        match dtype {
+            KvDType::F32 => Self::F32,
+            KvDType::Bf16 => Self::Bf16,
+            KvDType::Int8 => Self::Int8,
+        }
+    }
 }
 
 /// Who guesses tokens.

@@ -1,0 +1,55 @@
+//! Keys and values of one layer, read back as they are stored, for one group of sequences at a time.
+
+use crate::EvalError;
+use crate::forward::Group;
+use backend::{BackendError, Buffer, DeviceWeight, Interpreter, KV_BLOCK, KvCache, KvDType, Span};
+use ir::{Block, Spec};
+use std::ops::Range;
+
+/// A cache that holds the largest of some groups. Each group begins at position 0, so it overwrites
+/// all that it reads, and the next may use the same blocks.
+pub(crate) struct Pages {
+    cache: KvCache,
+    /// The blocks of the cache, in order; each sequence has the next few.
+    blocks: Vec<u32>,
+}
+
+impl Pages {
+    /// Room for the keys and values that `layer` computes of any of `groups`.
+    pub(crate) fn new(
+        interpreter: &Interpreter<'_>,
+        layer: &Block<Spec>,
+        dtype: KvDType,
+        groups: &[Group],
+    ) -> Result<Self, EvalError> {
+        let once = || EvalError::Internal("a layer attends once".into());
+        let (heads, _) = layer.attention().ok_or_else(once)?;
+        let blocks = groups.iter().map(|g| g.sequences.iter().map(blocks_of).sum::<usize>());
+        let blocks = blocks.max().unwrap_or(0);
+        let cache = interpreter.backend().kv_cache(heads, dtype, blocks)?;
+        Ok(Self { cache, blocks: (0..blocks as u32).collect() })
+    }
+
+    /// Runs `block` over whole sequences; `input` is `[rows, width]`.
+    pub(crate) fn run(
+        &mut self,
+        interpreter: &Interpreter<'_>,
+        block: &Block<DeviceWeight>,
+        input: Buffer,
+        sequences: &[Range<usize>],
+    ) -> Result<Buffer, BackendError> {
+        let mut rest = &self.blocks[..];
+        let spans = sequences.iter().map(|rows| {
+            let (blocks, others) = rest.split_at(blocks_of(rows).min(rest.len()));
+            rest = others;
+            Span { rows: rows.clone(), start: 0, blocks }
+        });
+        let spans: Vec<Span<'_>> = spans.collect();
+        interpreter.run_cached(block, input, &spans, &mut self.cache)
+    }
+}
+
+/// Blocks that a sequence of these rows takes.
+fn blocks_of(rows: &Range<usize>) -> usize {
+    rows.len().div_ceil(KV_BLOCK)
+}

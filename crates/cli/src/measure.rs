@@ -1,0 +1,111 @@
+//! What `eval` runs: a model exactly, as served, or both side by side, and a baseline.
+
+use crate::args::{Eval, EvalPath};
+use crate::failure::Failure;
+use crate::model::Opened;
+use crate::output::{Meter, grouped, peak_memory, remark};
+use backend::{Backend, KvDType};
+use calibration::{Scored, Sequence};
+
+/// Which forwards of a model are measured.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Path {
+    /// The exact one.
+    Exact,
+    /// The one of `run`.
+    Served(Served),
+    /// Both; the exact one gives the figures, the other what it changes.
+    Both(Served),
+}
+
+/// How a model is served.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Served {
+    /// What keys and values are stored as.
+    pub(crate) keys: KvDType,
+    /// Whether a weight is on an integer grid, and its activations are so rounded to int8.
+    pub(crate) rounds: bool,
+}
+
+/// What is measured, and on what.
+pub(crate) struct Models<'a> {
+    pub(crate) opened: &'a Opened,
+    pub(crate) baseline: Option<&'a Opened>,
+    pub(crate) backend: &'a dyn Backend,
+    pub(crate) path: Path,
+}
+
+/// What the forwards say of the same targets.
+pub(crate) struct Scores {
+    /// The exact path, unless only the served one is measured.
+    pub(crate) main: Vec<Scored>,
+    /// The served path beside the exact one, compared with it.
+    pub(crate) served: Option<(Served, Vec<Scored>)>,
+}
+
+impl Path {
+    /// What `args` ask for, or what a user of `opened` wants to know: that what `run` computes is
+    /// not what the weights stand for shows only where they are on an integer grid.
+    pub(crate) fn of(args: &Eval, opened: &Opened) -> Self {
+        let stored = |name: &str| opened.checkpoint.tensor(name);
+        let mut weights = opened.spec.tensors().into_iter();
+        let rounds = weights.any(|w| stored(&w.tensor).is_some_and(|t| t.grid.is_some()));
+        let served = Served { keys: args.kv_dtype.unwrap_or_default().into(), rounds };
+        match args.path {
+            Some(EvalPath::Exact) => Self::Exact,
+            Some(EvalPath::Served) => Self::Served(served),
+            Some(EvalPath::Both) => Self::Both(served),
+            None if rounds || args.kv_dtype.is_some() => Self::Both(served),
+            None => Self::Exact,
+        }
+    }
+}
+
+impl Served {
+    /// What activations are, where weights are on an integer grid.
+    pub(crate) fn activations(self) -> &'static str {
+        if self.rounds { "int8" } else { "f32" }
+    }
+}
+
+impl std::fmt::Display for Served {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "{} activations, {} keys and values", self.activations(), self.keys.name())
+    }
+}
+
+impl Models<'_> {
+    /// Scores `sequences` with progress; remarks how fast it went.
+    pub(crate) fn score(&self, sequences: &[Sequence], quiet: bool) -> Result<Scores, Failure> {
+        let mut meter = Meter::new("scoring", quiet);
+        let ours = self.opened.streamed();
+        let mut forwards = match self.path {
+            Path::Exact => vec![ours.exact()],
+            Path::Served(served) => vec![ours.served(served.keys)],
+            Path::Both(served) => vec![ours.served(served.keys), ours.exact()],
+        };
+        forwards.extend(self.baseline.map(|baseline| baseline.streamed().exact()));
+        let scored = calibration::score(self.backend, &forwards, sequences, &mut |p| {
+            meter.at(p.done, p.total);
+        })?;
+        let (seconds, tokens) =
+            (meter.finish().as_secs_f64(), sequences.iter().map(|s| s.tokens.len()).sum());
+        if !quiet {
+            self.remark_speed(tokens, seconds);
+        }
+        let mut scored = scored.into_iter();
+        let served = match self.path {
+            Path::Both(served) => scored.next().map(|scored| (served, scored)),
+            Path::Exact | Path::Served(_) => None,
+        };
+        Ok(Scores { main: scored.next().unwrap_or_default(), served })
+    }
+
+    fn remark_speed(&self, tokens: usize, seconds: f64) {
+        let (rate, name) = (tokens as f64 / seconds, self.backend.name());
+        let peak = peak_memory()
+            .map_or(String::new(), |bytes| format!(", peak memory {:.1} MB", bytes as f64 / 1e6));
+        let tokens = grouped(tokens);
+        remark(&format!("{tokens} tokens in {seconds:.2} s on {name}: {rate:.0} tokens/s{peak}"));
+    }
+}
