@@ -43,10 +43,17 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     println!("{}, {threads} threads", cpu.isa().name());
     let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build()?;
     pool.install(|| {
-        let parts: [(&str, fn(&Cpu) -> Result<(), BackendError>); 3] =
-            [("linears", linears), ("decode", decode), ("prefill", prefill)];
-        let wanted = parts.iter().filter(|(name, _)| only.is_empty() || *name == only);
-        wanted.into_iter().try_for_each(|(_, part)| part(&cpu))
+        let wanted = |part: &str| only.is_empty() || only == part;
+        if wanted("linears") {
+            linears(&cpu)?;
+        }
+        if wanted("decode") {
+            decode(&cpu)?;
+        }
+        if wanted("prefill") {
+            prefill(&cpu)?;
+        }
+        Ok::<_, BackendError>(())
     })?;
     Ok(())
 }

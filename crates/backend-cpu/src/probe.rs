@@ -2,11 +2,11 @@
 //! dot products, on every thread of the current pool.
 #![expect(unsafe_code, reason = "vectors are made in the instruction set that is measured")]
 
-use crate::Cpu;
 use crate::dots::Dots;
 use crate::isa::{DotKernel, Kernel};
 use crate::simd::Simd;
 use crate::tasks;
+use crate::{Cpu, Isa};
 use std::hint::black_box;
 use std::sync::atomic::{AtomicU64, Ordering};
 
@@ -39,6 +39,19 @@ impl Cpu {
         let threads = rayon::current_num_threads();
         tasks::run(threads, || (), |(), _| self.level.run(Multiply { rounds, lanes: &lanes }));
         (threads * rounds * SUMS * 2) as f64 * lanes.into_inner() as f64
+    }
+
+    /// Does `rounds` of `bf16` dot products, summed in `f32`, on every thread; returns the
+    /// operations, two a product. `None` if the instruction set has no such products.
+    pub fn multiply_bf16(&self, rounds: usize) -> Option<f64> {
+        let wide = matches!(self.isa(), Isa::Avx512Vnni | Isa::Avx512);
+        if !wide || !has_bf16() {
+            return None;
+        }
+        let threads = rayon::current_num_threads();
+        // SAFETY: the machine was found to have the features.
+        tasks::run(threads, || (), |(), _| unsafe { dot_bf16(rounds) });
+        Some((threads * rounds * SUMS * 2 * 32) as f64)
     }
 
     /// Does `rounds` of int8 dot products on every thread; returns the operations, two a product.
@@ -103,3 +116,32 @@ impl DotKernel for Dot<'_> {
         }
     }
 }
+
+/// Whether the machine multiplies pairs of `bf16` in vectors of 512 bits.
+fn has_bf16() -> bool {
+    #[cfg(target_arch = "x86_64")]
+    return std::is_x86_feature_detected!("avx512bf16");
+    #[cfg(not(target_arch = "x86_64"))]
+    false
+}
+
+#[cfg(target_arch = "x86_64")]
+#[target_feature(enable = "avx512f,avx512bf16")]
+fn dot_bf16(rounds: usize) {
+    use std::arch::x86_64::{__m512bh, _mm512_cvtneps_pbh, _mm512_dpbf16_ps, _mm512_set1_ps};
+    let pairs = |x: f32| -> __m512bh {
+        let half = _mm512_cvtneps_pbh(_mm512_set1_ps(black_box(x)));
+        // SAFETY: any 64 bytes are 32 bf16.
+        unsafe { std::mem::transmute([half, half]) }
+    };
+    let (a, b) = (pairs(0.5), pairs(1.0));
+    let mut sums = [_mm512_set1_ps(0.0); SUMS];
+    for _ in 0..rounds {
+        sums.iter_mut().for_each(|sum| *sum = _mm512_dpbf16_ps(*sum, a, b));
+    }
+    black_box(sums);
+}
+
+/// Never entered: no such machine has the products.
+#[cfg(not(target_arch = "x86_64"))]
+unsafe fn dot_bf16(_: usize) {}

@@ -1,12 +1,29 @@
 //! Measures a runtime: workloads with their arrivals, the clock, latencies as their users see them,
 //! and what the machine would allow.
 
+mod batching;
+mod clock;
 mod drive;
 mod machine;
 mod metrics;
+mod noise;
+mod oracle;
+mod plot;
+mod profile;
+mod roof;
+mod synthetic;
+mod watch;
 mod workload;
 
-pub use drive::{DriveError, Record, drive};
+pub use batching::Batching;
+pub use clock::{Clock, Wall};
+pub use drive::{Asked, Drive, DriveError, Record};
 pub use machine::{Machine, Probe, measure};
 pub use metrics::{Limits, Spread, Summary};
+pub use oracle::{Oracle, drafted_since, first_difference};
+pub use plot::{Drawn, Point, page};
+pub use profile::{Kind, Phase, Profiled, Tally};
+pub use roof::{Bound, Roof};
+pub use synthetic::{Synthetic, SyntheticGrid};
+pub use watch::{Decoding, Pace, Watched};
 pub use workload::{Arrival, Arrivals, Workload, WorkloadError, trace};

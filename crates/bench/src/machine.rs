@@ -9,6 +9,9 @@ pub struct Machine {
     pub read: f64,
     /// Operations a second of `f32` multiply-adds, two each.
     pub f32: f64,
+    /// Operations a second of `bf16` dot products summed in `f32`, two a product; `None` if the CPU
+    /// has none.
+    pub bf16: Option<f64>,
     /// Operations a second of int8 dot products, two a product.
     pub int8: f64,
 }
@@ -21,6 +24,9 @@ pub trait Probe {
     /// Does `rounds` of multiply-adds; returns the operations.
     fn f32(&self, rounds: usize) -> f64;
 
+    /// Does `rounds` of `bf16` dot products; returns the operations, or `None` if there are none.
+    fn bf16(&self, rounds: usize) -> Option<f64>;
+
     /// Does `rounds` of int8 dot products; returns the operations.
     fn int8(&self, rounds: usize) -> f64;
 }
@@ -32,7 +38,7 @@ const WORDS: usize = (512 << 20) / 8;
 const REPEATS: usize = 7;
 
 /// Rounds of arithmetic, a few dozen milliseconds.
-const ROUNDS: usize = 1 << 20;
+const ROUNDS: usize = 1 << 22;
 
 /// Measures the machine, which takes about a second and half a gigabyte; `None` if there is no
 /// memory for it.
@@ -45,7 +51,8 @@ pub fn measure(probe: &dyn Probe) -> Option<Machine> {
         (WORDS * 8) as f64
     });
     let (f32, int8) = (best(|| probe.f32(ROUNDS)), best(|| probe.int8(ROUNDS)));
-    Some(Machine { read, f32, int8 })
+    let bf16 = probe.bf16(1).map(|_| best(|| probe.bf16(ROUNDS).unwrap_or(0.0)));
+    Some(Machine { read, f32, bf16, int8 })
 }
 
 /// The highest rate of some tries.

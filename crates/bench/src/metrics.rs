@@ -1,7 +1,7 @@
 //! From records to the numbers that people compare.
 //!
-//! TTFT is the time from arrival to the first token; its queue part ends when the first step that
-//! has the sequence begins. TPOT is a request's mean time a token after the first; ITL every single
+//! TTFT is the time from arrival to the first token: its text is encoded, it waits in the queue until
+//! the first step that has it begins, and its prompt is computed. TPOT is a request's mean time a token after the first; ITL every single
 //! gap, as a step gives it (tokens that a verification gives together have gaps of zero).
 
 use crate::drive::Record;
@@ -35,8 +35,12 @@ pub struct Summary {
     pub seconds: f64,
     /// Seconds to the first token.
     pub ttft: Spread,
-    /// Its part before any work was done.
+    /// Its part in which the text was encoded; of those requests that came as one.
+    pub tokenize: Spread,
+    /// Its part in which nothing was done.
     pub queue: Spread,
+    /// Its part in which the prompt was computed, alone or in company.
+    pub prefill: Spread,
     /// Seconds a token, a request.
     pub tpot: Spread,
     /// Seconds between tokens.
@@ -51,6 +55,16 @@ impl Spread {
         let mut sorted: Vec<f64> = values.into_iter().collect();
         sorted.sort_by(f64::total_cmp);
         Self { sorted }
+    }
+
+    /// Itself, unless it is of nothing.
+    pub fn some(&self) -> Option<&Self> {
+        (!self.sorted.is_empty()).then_some(self)
+    }
+
+    /// The values, rising.
+    pub fn values(&self) -> &[f64] {
+        &self.sorted
     }
 
     /// The mean; NaN of nothing.
@@ -99,7 +113,11 @@ impl Summary {
             output: answered().map(|r| r.tokens.len()).sum(),
             seconds,
             ttft: Spread::new(answered().map(ttft)),
-            queue: Spread::new(answered().map(|r| r.started - r.arrived)),
+            tokenize: Spread::new(answered().filter_map(|r| r.tokenize)),
+            queue: Spread::new(
+                answered().map(|r| r.started - r.arrived - r.tokenize.unwrap_or(0.0)),
+            ),
+            prefill: Spread::new(answered().map(|r| r.tokens[0] - r.started)),
             tpot: Spread::new(answered().filter_map(tpot)),
             itl: Spread::new(answered().flat_map(|r| r.tokens.windows(2).map(|t| t[1] - t[0]))),
             goodput: limits.map(good),
@@ -121,7 +139,9 @@ impl Summary {
             "output_tokens_per_second": self.throughput(),
             "tokens_per_second": (self.prompt + self.output) as f64 / self.seconds,
             "ttft_ms": self.ttft.json(),
+            "tokenize_ms": self.tokenize.some().map(Spread::json),
             "queue_ms": self.queue.json(),
+            "prefill_ms": self.prefill.json(),
             "tpot_ms": self.tpot.json(),
             "itl_ms": self.itl.json(),
             "goodput": self.goodput,
@@ -144,20 +164,25 @@ mod tests {
         assert!(Spread::default().percentile(50.0).is_nan());
     }
 
+    fn record(arrived: f64, started: f64, prompt: usize, tokens: &[f64]) -> Record {
+        Record { arrived, started, prompt, tokens: tokens.to_vec(), ..Record::default() }
+    }
+
     #[test]
     fn latencies_are_taken_from_the_arrival() {
-        let one = Record { arrived: 1.0, started: 1.5, prompt: 10, tokens: vec![2.0, 2.25, 2.75] };
-        let two = Record { arrived: 2.0, started: 2.0, prompt: 5, tokens: vec![6.0] };
-        let none = Record { arrived: 0.0, started: 0.0, prompt: 7, tokens: vec![] };
+        let one = record(1.0, 1.5, 10, &[2.0, 2.25, 2.75]);
+        let two = Record { tokenize: Some(0.25), ..record(2.0, 2.25, 5, &[6.0]) };
+        let none = record(0.0, 0.0, 7, &[]);
         let limits = Limits { ttft: 1.0, tpot: 0.4 };
         let summary = Summary::new(&[one, two, none], Some(limits));
         assert_eq!((summary.requests, summary.prompt, summary.output), (2, 15, 4));
         assert_eq!(summary.seconds, 6.0);
         assert_eq!((summary.ttft.mean(), summary.queue.mean()), (2.5, 0.25));
+        assert_eq!((summary.tokenize.mean(), summary.prefill.mean()), (0.25, 2.125));
         assert_eq!((summary.tpot.mean(), summary.itl.percentile(99.0)), (0.375, 0.5));
         assert_eq!(summary.goodput, Some(1.0 / 6.0));
         let strict = Limits { ttft: 1.0, tpot: 0.3 };
-        let record = Record { arrived: 0.0, started: 0.0, prompt: 1, tokens: vec![1.0, 1.4] };
+        let record = record(0.0, 0.0, 1, &[1.0, 1.4]);
         assert_eq!(Summary::new(&[record], Some(strict)).goodput, Some(0.0));
     }
 }

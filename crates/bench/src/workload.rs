@@ -1,5 +1,7 @@
 //! Who asks for what, and when.
 
+use crate::noise::Noise;
+
 /// One request of a workload.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Arrival {
@@ -49,10 +51,10 @@ impl Workload {
     /// `count` equal requests at `rate` a second, the gaps between them exponential: a Poisson
     /// process, drawn from `seed`.
     pub fn poisson(rate: f64, count: usize, prompt: usize, output: usize, seed: u64) -> Self {
-        let (mut at, mut state) = (0.0, seed);
+        let (mut at, mut noise) = (0.0, Noise(seed));
         let requests = (0..count).map(|_| {
             let arrival = Arrival { at, prompt, output };
-            at -= (1.0 - uniform(&mut state)).ln() / rate;
+            at -= (1.0 - noise.uniform()).ln() / rate;
             arrival
         });
         Self { requests: requests.collect(), arrivals: Arrivals::Open }
@@ -63,14 +65,6 @@ impl Workload {
         self.requests.iter_mut().for_each(|request| request.at *= factor);
         self
     }
-}
-
-/// SplitMix64, as a number in `[0, 1)`.
-fn uniform(state: &mut u64) -> f64 {
-    *state = state.wrapping_add(0x9e37_79b9_7f4a_7c15);
-    let x = (*state ^ (*state >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-    let x = (x ^ (x >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-    ((x ^ (x >> 31)) >> 11) as f64 / (1u64 << 53) as f64
 }
 
 /// The first `most` requests of a trace: lines `TIMESTAMP,ContextTokens,GeneratedTokens` under that

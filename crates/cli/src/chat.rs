@@ -89,7 +89,8 @@ impl Talk<'_> {
             sampling: self.generation.sampling.clone(),
             ..Request::new(prompt, max_tokens.max(1))
         };
-        let answer = answerer.answer(request, &self.args.sampling.stop, false)?;
+        let answer =
+            answerer.answer(&self.served.tokenizer, request, &self.args.sampling.stop, false)?;
         write_stream("\n")?;
         if !self.args.common.quiet {
             remark(&speed(&answer, tokens));

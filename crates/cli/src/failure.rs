@@ -154,7 +154,6 @@ impl From<runtime::LoadError> for Failure {
     fn from(error: runtime::LoadError) -> Self {
         use runtime::LoadError as E;
         let code = match error {
-            E::Checkpoint(error) => return error.into(),
             E::Read(ir::ReadError::Machine(_)) => Code::Machine,
             E::Internal(_) | E::Backend(backend::BackendError::Internal(_)) => Code::Bug,
             E::Read(_) | E::Backend(_) | E::Memory { .. } => Code::Refused,
@@ -167,7 +166,9 @@ impl From<::bench::DriveError> for Failure {
     fn from(error: ::bench::DriveError) -> Self {
         match error {
             ::bench::DriveError::Refused(refused) => refused.into(),
-            ::bench::DriveError::Logits => Self::new(Code::Refused, error),
+            ::bench::DriveError::Logits | ::bench::DriveError::Prompt(_) => {
+                Self::new(Code::Refused, error)
+            }
             ::bench::DriveError::Failed(_) => Self::new(Code::Bug, error),
         }
     }

@@ -16,6 +16,7 @@ mod output;
 mod plan;
 mod quality;
 mod request;
+mod room;
 mod run;
 mod serve;
 mod task;

@@ -32,8 +32,10 @@ pub(crate) fn run(args: &Run) -> Result<(), Failure> {
     served.engine().add(request.clone())?;
     let (cpu, pool) = device(&args.common)?;
     let answer = pool.install(|| {
-        served
-            .load(&cpu, |answerer| answerer.answer(request, &args.sampling.stop, args.common.json))
+        served.load(&cpu, |answerer| {
+            let stops = &args.sampling.stop;
+            answerer.answer(&served.tokenizer, request, stops, args.common.json)
+        })
     })?;
     if args.common.json {
         return print(&format!("{:#}", report(&answer, tokens)));

@@ -32,11 +32,6 @@ impl Cost {
             seen: ops.map(attention).sum(),
         }
     }
-
-    /// Operations of a prompt of `tokens` whose last row has logits.
-    pub fn prefill(&self, tokens: u64) -> u64 {
-        self.layers * tokens + self.head + self.seen * (tokens * (tokens + 1) / 2)
-    }
 }
 
 /// Operations of a block's linears a row.

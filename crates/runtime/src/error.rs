@@ -6,9 +6,6 @@ pub enum LoadError {
     /// A weight cannot be read.
     #[error(transparent)]
     Read(#[from] ir::ReadError),
-    /// The checkpoint breaks a rule.
-    #[error(transparent)]
-    Checkpoint(#[from] checkpoint::Error),
     /// The device cannot hold or compute with something.
     #[error(transparent)]
     Backend(#[from] backend::BackendError),

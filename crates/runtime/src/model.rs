@@ -2,7 +2,6 @@
 
 use crate::error::LoadError;
 use backend::{Backend, DeviceWeight};
-use checkpoint::Checkpoint;
 use ir::{Block, ModelSpec, Quantized, Source, Spec, Weight};
 use rayon::prelude::*;
 use std::collections::HashMap;
@@ -27,11 +26,11 @@ impl Model {
     /// If a weight cannot be read, or the device cannot compute with it.
     pub fn load(
         backend: &dyn Backend,
-        checkpoint: &Checkpoint,
+        source: &dyn Source,
         spec: &ModelSpec,
         exact: bool,
     ) -> Result<Self, LoadError> {
-        let mut loader = Loader { backend, checkpoint, exact, loaded: HashMap::new() };
+        let mut loader = Loader { backend, source, exact, loaded: HashMap::new() };
         let [table] = &spec.embedding.weights[..] else {
             return Err(LoadError::Internal("an embedding block has one weight"));
         };
@@ -57,7 +56,7 @@ const PART: usize = 1 << 23;
 
 struct Loader<'a> {
     backend: &'a dyn Backend,
-    checkpoint: &'a Checkpoint,
+    source: &'a dyn Source,
     exact: bool,
     /// What is used twice.
     loaded: HashMap<String, DeviceWeight>,
@@ -80,30 +79,49 @@ impl Loader<'_> {
     }
 
     /// The codes of a weight on an integer grid, a large one read by several threads; `None` if it
-    /// is dense or is to be.
+    /// is dense or is to be. Beside the whole there is only a part a thread.
     fn quantized(&self, spec: &Spec, rows: usize) -> Result<Option<Quantized>, LoadError> {
-        let read = |rows: Range<usize>| self.checkpoint.quantized_rows(&spec.tensor, rows);
+        let read = |rows: Range<usize>| self.source.read_quantized(&spec.tensor, rows);
         if self.exact || read(0..rows.min(1))?.is_none() {
             return Ok(None);
         }
         let width = spec.shape.get(1).copied().unwrap_or(1).max(1);
         let step = (PART / width).next_multiple_of(32).max(32);
-        let parts = (0..rows.div_ceil(step)).into_par_iter();
-        let parts = parts.map(|part| read(part * step..rows.min((part + 1) * step)));
-        let mut parts = parts.collect::<Result<Vec<_>, _>>()?.into_iter().flatten();
-        let Some(mut whole) = parts.next() else { return Ok(None) };
-        for part in parts {
-            whole.shape[0] += part.shape[0];
-            whole.codes.extend_from_slice(&part.codes);
-            whole.scales.extend_from_slice(&part.scales);
-            whole.zeros.extend_from_slice(&part.zeros);
+        let parts: Vec<usize> = (0..rows).step_by(step).collect();
+        let mut whole: Option<Quantized> = None;
+        for some in parts.chunks(rayon::current_num_threads()) {
+            let some = some.par_iter().map(|&first| read(first..rows.min(first + step)));
+            for part in some.collect::<Result<Vec<_>, _>>()?.into_iter().flatten() {
+                match &mut whole {
+                    None => whole = Some(with_room(part, rows)),
+                    Some(whole) => append(whole, &part),
+                }
+            }
         }
-        Ok(Some(whole))
+        Ok(whole)
     }
 
     fn dense(&self, spec: &Spec) -> Result<DeviceWeight, LoadError> {
         let rows = spec.shape.first().copied().unwrap_or(0);
-        let tensor = self.checkpoint.read_rows(&spec.tensor, 0..rows)?;
+        let tensor = self.source.read_rows(&spec.tensor, 0..rows)?;
         Ok(self.backend.prepare(Weight { spec: spec.clone(), tensor })?)
     }
+}
+
+/// `part`, with room for `rows` rows.
+fn with_room(mut part: Quantized, rows: usize) -> Quantized {
+    let more = rows.saturating_sub(part.shape[0]);
+    let a_row = |len: usize| len / part.shape[0].max(1) * more;
+    let [codes, scales, zeros] = [part.codes.len(), part.scales.len(), part.zeros.len()].map(a_row);
+    part.codes.reserve_exact(codes);
+    part.scales.reserve_exact(scales);
+    part.zeros.reserve_exact(zeros);
+    part
+}
+
+fn append(whole: &mut Quantized, part: &Quantized) {
+    whole.shape[0] += part.shape[0];
+    whole.codes.extend_from_slice(&part.codes);
+    whole.scales.extend_from_slice(&part.scales);
+    whole.zeros.extend_from_slice(&part.zeros);
 }

@@ -1,0 +1,483 @@
+//! A backend over another that writes down what each kind of op took, read and computed.
+
+use backend::{
+    Attend, AttendPaged, Backend, BackendError, Buffer, DeviceWeight, DivergenceRow, Embed,
+    KvCache, KvDType, Linear, RankUpdate, Rope, SoftmaxRow, Span,
+};
+use ir::{Activation, Grid, Heads, Quantized, Weight};
+use std::collections::BTreeMap;
+use std::ops::Range;
+use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::time::Instant;
+
+/// What a step does.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Phase {
+    /// Computes prompts, perhaps beside tokens.
+    Prefill,
+    /// Computes the next tokens.
+    Decode,
+}
+
+/// A kind of op.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Kind {
+    /// Linears, the head excepted.
+    Linear,
+    /// Attention, the writing of keys and values included.
+    Attend,
+    /// Norms.
+    Norm,
+    /// Rotary embeddings.
+    Rope,
+    /// Non-linearities.
+    Activate,
+    /// Products of elements.
+    Mul,
+    /// Sums of elements.
+    Add,
+    /// Rows of the embedding.
+    Embed,
+    /// The linear onto the vocabulary.
+    Head,
+    /// Copies within the device, to it and from it.
+    Copy,
+    /// What a step does beside ops: sampling, above all.
+    Sampling,
+}
+
+/// What ops came to.
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+pub struct Tally {
+    /// Seconds.
+    pub seconds: f64,
+    /// Bytes of all that is read and written, each once: weights, keys and values as stored,
+    /// activations as `f32`.
+    pub bytes: f64,
+    /// Operations in floating point, a multiply-add two; an exponential one.
+    pub floats: f64,
+    /// Operations on integers, likewise.
+    pub integers: f64,
+}
+
+/// A backend that counts while a step is told to have begun. Results are the inner one's.
+pub struct Profiled<'a> {
+    inner: &'a dyn Backend,
+    vocab: usize,
+    state: Mutex<State>,
+}
+
+#[derive(Default)]
+struct State {
+    enabled: bool,
+    phase: Option<Phase>,
+    /// Seconds of the step's ops.
+    within: f64,
+    steps: BTreeMap<Phase, usize>,
+    tallies: BTreeMap<(Phase, Kind), Tally>,
+}
+
+/// A weight of the inner backend, and what it takes.
+#[derive(Debug)]
+struct Weighed {
+    inner: DeviceWeight,
+    bytes: f64,
+    integers: bool,
+}
+
+/// A cache of the inner backend, and what a token takes.
+#[derive(Debug)]
+struct Store {
+    inner: KvCache,
+    token: usize,
+}
+
+/// Bytes of an activation.
+const FLOAT: f64 = 4.0;
+
+impl Kind {
+    /// How reports spell it.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Linear => "linear",
+            Self::Attend => "attend",
+            Self::Norm => "norm",
+            Self::Rope => "rope",
+            Self::Activate => "activate",
+            Self::Mul => "mul",
+            Self::Add => "add",
+            Self::Embed => "embed",
+            Self::Head => "head",
+            Self::Copy => "copy",
+            Self::Sampling => "sampling",
+        }
+    }
+}
+
+impl Phase {
+    /// How reports spell it.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Prefill => "prefill",
+            Self::Decode => "decode",
+        }
+    }
+}
+
+impl Tally {
+    /// Both together.
+    pub fn plus(self, other: Self) -> Self {
+        Self {
+            seconds: self.seconds + other.seconds,
+            bytes: self.bytes + other.bytes,
+            floats: self.floats + other.floats,
+            integers: self.integers + other.integers,
+        }
+    }
+}
+
+impl<'a> Profiled<'a> {
+    /// Over `inner`; a linear onto `vocab` outputs is the head.
+    pub fn new(inner: &'a dyn Backend, vocab: usize) -> Self {
+        Self { inner, vocab, state: Mutex::default() }
+    }
+
+    /// Begins or ends to count.
+    pub fn enable(&self, enabled: bool) {
+        self.lock().enabled = enabled;
+    }
+
+    /// A step begins.
+    pub(crate) fn begin(&self, phase: Phase) {
+        let mut state = self.lock();
+        (state.phase, state.within) = (state.enabled.then_some(phase), 0.0);
+    }
+
+    /// The step has ended, after so many seconds.
+    pub(crate) fn end(&self, seconds: f64) {
+        let mut state = self.lock();
+        let Some(phase) = state.phase.take() else { return };
+        *state.steps.entry(phase).or_default() += 1;
+        let rest = Tally { seconds: (seconds - state.within).max(0.0), ..Tally::default() };
+        add(&mut state, (phase, Kind::Sampling), rest);
+    }
+
+    /// What was counted of a phase: its steps, and each kind of op, the longest first.
+    pub fn counted(&self, phase: Phase) -> (usize, Vec<(Kind, Tally)>) {
+        let state = self.lock();
+        let of_phase = state.tallies.iter().filter(|((p, _), _)| *p == phase);
+        let mut kinds: Vec<(Kind, Tally)> =
+            of_phase.map(|((_, kind), tally)| (*kind, *tally)).collect();
+        kinds.sort_by(|a, b| b.1.seconds.total_cmp(&a.1.seconds));
+        (state.steps.get(&phase).copied().unwrap_or(0), kinds)
+    }
+
+    fn lock(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Does `work` and counts it as `tally` says.
+    fn count<T>(&self, kind: Kind, tally: Tally, work: impl FnOnce() -> T) -> T {
+        let begun = Instant::now();
+        let done = work();
+        let seconds = begun.elapsed().as_secs_f64();
+        let mut state = self.lock();
+        if let Some(phase) = state.phase {
+            state.within += seconds;
+            add(&mut state, (phase, kind), Tally { seconds, ..tally });
+        }
+        done
+    }
+}
+
+fn add(state: &mut State, key: (Phase, Kind), tally: Tally) {
+    let sum = state.tallies.entry(key).or_default();
+    *sum = sum.plus(tally);
+}
+
+/// Elements of a buffer.
+fn elements(buffer: &Buffer) -> f64 {
+    buffer.rows() as f64 * buffer.width() as f64
+}
+
+/// An op over `elements`, each in `buffers` of them, with so many operations an element.
+fn each(elements: f64, buffers: f64, operations: f64) -> Tally {
+    let (bytes, floats) = (elements * buffers * FLOAT, elements * operations);
+    Tally { bytes, floats, ..Tally::default() }
+}
+
+/// Attention's operations, and the positions whose keys and values are read, of each span.
+fn seen(spans: &[Span<'_>], window: Option<u32>, heads: Heads) -> (f64, f64) {
+    let (mut pairs, mut read) = (0.0, 0.0);
+    for span in spans {
+        for position in span.positions() {
+            pairs += (position + 1 - Span::first_seen(window, position)) as f64;
+        }
+        let Range { start, end } = span.positions();
+        read += (end - Span::first_seen(window, start).min(end)) as f64;
+    }
+    (4.0 * pairs * (heads.query * heads.dim) as f64, read)
+}
+
+/// Bytes of a weight on a grid, as it is stored.
+fn packed(weight: &Quantized) -> f64 {
+    let Grid::Int { bits, scale, .. } = weight.grid;
+    let codes = weight.codes.len() * usize::from(bits) + weight.zeros.len() * usize::from(bits);
+    (codes + weight.scales.len() * scale.bits()) as f64 / 8.0
+}
+
+impl Profiled<'_> {
+    /// What a linear is, what it takes, and its arguments for the inner backend.
+    fn linear_of<'a>(&self, args: &Linear<'a>) -> Result<(Kind, Tally, Linear<'a>), BackendError> {
+        let weight = args.weight.data::<Weighed>()?;
+        let bias = args.bias.map(DeviceWeight::data::<Weighed>).transpose()?;
+        let out = args.weight.shape().first().copied().unwrap_or(0);
+        let kind = if out == self.vocab { Kind::Head } else { Kind::Linear };
+        let (rows, width) = (args.input.rows() as f64, args.input.width() as f64);
+        let work = 2.0 * rows * width * out as f64;
+        let bytes = weight.bytes + bias.map_or(0.0, |bias| bias.bytes);
+        let bytes = bytes + rows * (width + out as f64) * FLOAT;
+        let (floats, integers) = if weight.integers { (0.0, work) } else { (work, 0.0) };
+        let tally = Tally { seconds: 0.0, bytes, floats, integers };
+        let bias = bias.map(|bias| &bias.inner);
+        Ok((kind, tally, Linear { input: args.input, weight: &weight.inner, bias }))
+    }
+}
+
+impl Backend for Profiled<'_> {
+    fn name(&self) -> &'static str {
+        self.inner.name()
+    }
+
+    fn prepare(&self, weight: Weight) -> Result<DeviceWeight, BackendError> {
+        let bytes = weight.tensor.bytes().len() as f64;
+        let inner = self.inner.prepare(weight)?;
+        let shape = inner.shape().to_vec();
+        Ok(DeviceWeight::new(shape, Weighed { inner, bytes, integers: false }))
+    }
+
+    fn prepare_quantized(
+        &self,
+        tensor: &str,
+        weight: Quantized,
+    ) -> Result<DeviceWeight, BackendError> {
+        let bytes = packed(&weight);
+        let inner = self.inner.prepare_quantized(tensor, weight)?;
+        let shape = inner.shape().to_vec();
+        Ok(DeviceWeight::new(shape, Weighed { inner, bytes, integers: true }))
+    }
+
+    fn upload(&self, width: usize, values: Vec<f32>) -> Result<Buffer, BackendError> {
+        let tally = each(values.len() as f64, 2.0, 0.0);
+        self.count(Kind::Copy, tally, || self.inner.upload(width, values))
+    }
+
+    fn download(&self, buffer: Buffer) -> Result<Vec<f32>, BackendError> {
+        let tally = each(elements(&buffer), 2.0, 0.0);
+        self.count(Kind::Copy, tally, || self.inner.download(buffer))
+    }
+
+    fn copy(&self, buffer: &Buffer) -> Result<Buffer, BackendError> {
+        let tally = each(elements(buffer), 2.0, 0.0);
+        self.count(Kind::Copy, tally, || self.inner.copy(buffer))
+    }
+
+    fn embed(&self, args: &Embed<'_>, out: &mut Buffer) -> Result<(), BackendError> {
+        let weight = args.weight.data::<Weighed>()?;
+        let row = weight.bytes / args.weight.shape().first().copied().unwrap_or(1).max(1) as f64;
+        let mut tally = each(elements(out), 1.0, 0.0);
+        tally.bytes += row * args.tokens.len() as f64;
+        let args = Embed { tokens: args.tokens, weight: &weight.inner, first: args.first };
+        self.count(Kind::Embed, tally, || self.inner.embed(&args, out))
+    }
+
+    fn linear(&self, args: &Linear<'_>) -> Result<Buffer, BackendError> {
+        let (kind, tally, args) = self.linear_of(args)?;
+        self.count(kind, tally, || self.inner.linear(&args))
+    }
+
+    fn linears(&self, all: &[Linear<'_>]) -> Result<Vec<Buffer>, BackendError> {
+        let (mut kind, mut sum, mut inner) = (Kind::Linear, each(0.0, 0.0, 0.0), Vec::new());
+        for args in all {
+            let (of, tally, args) = self.linear_of(args)?;
+            kind = of;
+            sum.bytes += tally.bytes;
+            sum.floats += tally.floats;
+            sum.integers += tally.integers;
+            inner.push(args);
+        }
+        self.count(kind, sum, || self.inner.linears(&inner))
+    }
+
+    fn awake(&self, steps: &mut dyn FnMut()) {
+        self.inner.awake(steps);
+    }
+
+    fn norm(
+        &self,
+        input: &Buffer,
+        weight: &DeviceWeight,
+        eps: f32,
+    ) -> Result<Buffer, BackendError> {
+        let weight = weight.data::<Weighed>()?;
+        let mut tally = each(elements(input), 2.0, 4.0);
+        tally.bytes += weight.bytes;
+        self.count(Kind::Norm, tally, || self.inner.norm(input, &weight.inner, eps))
+    }
+
+    fn rope(&self, args: &Rope<'_>, x: &mut Buffer) -> Result<(), BackendError> {
+        let tally = each(elements(x), 2.0, 3.0);
+        self.count(Kind::Rope, tally, || self.inner.rope(args, x))
+    }
+
+    fn attend(&self, args: &Attend<'_>) -> Result<Buffer, BackendError> {
+        let spans = args.sequences.iter().map(|s| Span { rows: s.clone(), start: 0, blocks: &[] });
+        let (floats, _) = seen(&spans.collect::<Vec<_>>(), args.window, args.heads);
+        let bytes = (2.0 * elements(args.q) + elements(args.k) + elements(args.v)) * FLOAT;
+        let tally = Tally { bytes, floats, ..Tally::default() };
+        self.count(Kind::Attend, tally, || self.inner.attend(args))
+    }
+
+    fn kv_cache(
+        &self,
+        heads: Heads,
+        dtype: KvDType,
+        blocks: usize,
+    ) -> Result<KvCache, BackendError> {
+        let inner = self.inner.kv_cache(heads, dtype, blocks)?;
+        Ok(KvCache::new(Store { inner, token: dtype.bytes(heads) }))
+    }
+
+    fn attend_paged(
+        &self,
+        args: &AttendPaged<'_>,
+        cache: &mut KvCache,
+    ) -> Result<Buffer, BackendError> {
+        let store = cache.data_mut::<Store>()?;
+        let (floats, read) = seen(args.spans, args.window, args.heads);
+        let rows = args.q.rows() as f64;
+        let activations = (2.0 * elements(args.q) + elements(args.k) + elements(args.v)) * FLOAT;
+        let bytes = (read + rows) * store.token as f64 + activations;
+        let tally = Tally { bytes, floats, ..Tally::default() };
+        self.count(Kind::Attend, tally, || self.inner.attend_paged(args, &mut store.inner))
+    }
+
+    fn activate(&self, kind: Activation, x: &mut Buffer) -> Result<(), BackendError> {
+        let tally = each(elements(x), 2.0, 4.0);
+        self.count(Kind::Activate, tally, || self.inner.activate(kind, x))
+    }
+
+    fn mul(&self, a: &mut Buffer, b: &Buffer) -> Result<(), BackendError> {
+        let tally = each(elements(b), 3.0, 1.0);
+        self.count(Kind::Mul, tally, || self.inner.mul(a, b))
+    }
+
+    fn add(&self, a: &mut Buffer, b: &Buffer) -> Result<(), BackendError> {
+        let tally = each(elements(b), 3.0, 1.0);
+        self.count(Kind::Add, tally, || self.inner.add(a, b))
+    }
+
+    fn gram(
+        &self,
+        input: &Buffer,
+        sequences: &[Range<usize>],
+        sum: &mut [f32],
+    ) -> Result<(), BackendError> {
+        self.inner.gram(input, sequences, sum)
+    }
+
+    fn inverse_factor(&self, matrix: &mut [f64], n: usize) -> Result<bool, BackendError> {
+        self.inner.inverse_factor(matrix, n)
+    }
+
+    fn rank_update(&self, args: &mut RankUpdate<'_>) -> Result<(), BackendError> {
+        self.inner.rank_update(args)
+    }
+
+    fn fold_softmax(
+        &self,
+        logits: &Buffer,
+        first: u32,
+        rows: &mut [SoftmaxRow],
+    ) -> Result<(), BackendError> {
+        self.inner.fold_softmax(logits, first, rows)
+    }
+
+    fn fold_divergence(
+        &self,
+        logits: [&Buffer; 2],
+        first: u32,
+        rows: &mut [DivergenceRow],
+    ) -> Result<(), BackendError> {
+        self.inner.fold_divergence(logits, first, rows)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use backend::Reference;
+    use ir::Spec;
+    use tensor::{DType, Tensor};
+
+    fn dense(shape: &[usize]) -> Weight {
+        let values = vec![0.5; shape.iter().product()];
+        let tensor = Tensor::from_f32(shape.to_vec(), &values).unwrap();
+        let spec = Spec { tensor: "w".into(), shape: shape.to_vec(), dtype: DType::F32 };
+        Weight { spec, tensor }
+    }
+
+    fn tally(profiled: &Profiled<'_>, kind: Kind) -> Tally {
+        let (_, kinds) = profiled.counted(Phase::Decode);
+        kinds.into_iter().find(|(k, _)| *k == kind).unwrap().1
+    }
+
+    #[test]
+    fn ops_are_counted_within_a_step_and_give_the_same() {
+        let profiled = Profiled::new(&Reference, 5);
+        let weight = profiled.prepare(dense(&[3, 4])).unwrap();
+        let input = profiled.upload(4, vec![1.0; 8]).unwrap();
+        let linear = Linear { input: &input, weight: &weight, bias: None };
+        profiled.enable(true);
+        drop(profiled.linear(&linear).unwrap());
+        assert_eq!(profiled.counted(Phase::Decode), (0, vec![]));
+        profiled.begin(Phase::Decode);
+        let output = profiled.linear(&linear).unwrap();
+        assert_eq!(profiled.download(output).unwrap(), [2.0; 6]);
+        profiled.end(1e9);
+        let linear = tally(&profiled, Kind::Linear);
+        // Two rows: 3 x 4 weights, 2 x 4 in, 2 x 3 out.
+        assert_eq!((linear.bytes, linear.floats, linear.integers), (104.0, 48.0, 0.0));
+        assert_eq!(tally(&profiled, Kind::Copy).bytes, 48.0);
+        assert!(tally(&profiled, Kind::Sampling).seconds > 0.9e9);
+        assert_eq!(profiled.counted(Phase::Decode).0, 1);
+        assert_eq!(profiled.counted(Phase::Prefill), (0, vec![]));
+    }
+
+    #[test]
+    fn the_head_and_integer_weights_are_told_apart() {
+        let profiled = Profiled::new(&Reference, 2);
+        let span = ir::Span::Group(2);
+        let grid = Grid::Int { bits: 4, symmetric: true, span, scale: DType::BF16 };
+        let (codes, scales) = (vec![1; 8], vec![1.0; 4]);
+        let weight = Quantized { grid, shape: [2, 4], codes, scales, zeros: vec![] };
+        let weight = profiled.prepare_quantized("w", weight).unwrap();
+        let input = profiled.upload(4, vec![1.0; 4]).unwrap();
+        profiled.enable(true);
+        profiled.begin(Phase::Decode);
+        profiled.linear(&Linear { input: &input, weight: &weight, bias: None }).unwrap();
+        let head = tally(&profiled, Kind::Head);
+        // Half a byte a code, four scales of two bytes, four floats in and two out.
+        assert_eq!((head.bytes, head.floats, head.integers), (4.0 + 8.0 + 24.0, 0.0, 16.0));
+    }
+
+    #[test]
+    fn attention_reads_what_its_rows_see() {
+        let heads = Heads { query: 2, kv: 1, dim: 8 };
+        let span = |start, rows| Span { rows: 0..rows, start, blocks: &[] };
+        assert_eq!(seen(&[span(9, 1)], None, heads), (4.0 * 10.0 * 16.0, 10.0));
+        assert_eq!(seen(&[span(0, 4)], None, heads), (4.0 * 10.0 * 16.0, 4.0));
+        // Rows at 8 and 9 see three positions each: 6, 7, 8 and 7, 8, 9.
+        assert_eq!(seen(&[span(8, 2)], Some(3), heads), (4.0 * 6.0 * 16.0, 4.0));
+    }
+}

@@ -1,0 +1,249 @@
+//! What was measured, as text and as JSON.
+
+use super::session::{Gain, Measured, Profile, Speculation};
+use crate::args::bench::Bench;
+use crate::output::size;
+use ::bench::{Machine, Roof, Spread, Tally};
+use serde_json::{Value, json};
+use std::fmt::{Result, Write};
+
+/// Everything.
+pub(crate) fn json(args: &Bench, machine: &Machine, models: &[Measured]) -> Value {
+    let models: Vec<Value> = models.iter().map(|m| model_json(args, machine, m)).collect();
+    let machine = json!({
+        "read_bytes_per_second": machine.read,
+        "f32_operations_per_second": machine.f32,
+        "bf16_operations_per_second": machine.bf16,
+        "int8_operations_per_second": machine.int8,
+        "threads": rayon::current_num_threads(),
+    });
+    json!({ "machine": machine, "models": models })
+}
+
+fn model_json(args: &Bench, machine: &Machine, model: &Measured) -> Value {
+    let (prefill, decode) = (model.prefill(args), model.decode(args));
+    let mut prefill_json = tally_json(&prefill, machine);
+    prefill_json["tokens"] = json!(args.prompt.max(1));
+    prefill_json["tokens_per_second"] = json!(args.prompt.max(1) as f64 / prefill.seconds);
+    let mut decode_json = tally_json(&decode, machine);
+    decode_json["tokens_per_second"] = json!(1.0 / decode.seconds);
+    decode_json["bytes_per_token"] = json!(decode.bytes);
+    let sweep = model.sweep.iter().map(|(users, summary)| {
+        let mut row = summary.json();
+        row["concurrency"] = json!(users);
+        row
+    });
+    let stats = &model.stats;
+    json!({
+        "model": model.model,
+        "prefill": prefill_json,
+        "decode": decode_json,
+        "alone": model.alone.json(),
+        "workload": model.load.json(),
+        "sweep": sweep.collect::<Vec<Value>>(),
+        "speculation": model.speculation.as_ref().map(speculation_json),
+        "profile": profile_json(&model.profile, machine),
+        "cost_per_million_tokens": model.price(args),
+        "kwh_per_million_tokens": model.energy(args),
+        "engine": { "steps": stats.steps, "preemptions": stats.preemptions,
+            "prefix_hit_rate": stats.cached as f64 / stats.prompt.max(1) as f64,
+            "accepted_by_place": stats.drafted },
+    })
+}
+
+fn tally_json(tally: &Tally, machine: &Machine) -> Value {
+    let roof = Roof::new(tally, machine);
+    json!({
+        "seconds": tally.seconds,
+        "bytes": tally.bytes,
+        "float_operations": tally.floats,
+        "integer_operations": tally.integers,
+        "bound": roof.bound.map(::bench::Bound::name),
+        "mfu": roof.mfu,
+        "mbu": roof.mbu,
+    })
+}
+
+fn speculation_json(speculation: &Speculation) -> Value {
+    let gain = |gain: &Gain| {
+        json!({
+            "decode_speedup": gain.decode,
+            "predicted_speedup": gain.predicted,
+            "throughput_speedup": gain.whole,
+            "tokens_per_verification": gain.length,
+        })
+    };
+    json!({
+        "acceptance": speculation.acceptance,
+        "alone": gain(&speculation.alone),
+        "workload": gain(&speculation.load),
+        "accepted_by_place": speculation.places,
+        "same_text": true,
+    })
+}
+
+/// An object a phase; null if nothing was profiled.
+fn profile_json(profile: &[Profile], machine: &Machine) -> Value {
+    let mut phases = serde_json::Map::new();
+    for phase in profile {
+        let kinds = phase.kinds.iter().map(|(kind, tally)| {
+            let mut row = tally_json(tally, machine);
+            row["kind"] = json!(kind.name());
+            row
+        });
+        let kinds: Vec<Value> = kinds.collect();
+        phases.insert(phase.phase.name().into(), json!({ "steps": phase.steps, "ops": kinds }));
+    }
+    if phases.is_empty() { Value::Null } else { phases.into() }
+}
+
+/// The same for people.
+pub(crate) fn table(args: &Bench, machine: &Machine, models: &[Measured]) -> String {
+    let bf16 =
+        machine.bf16.map_or(String::new(), |bf16| format!("{:.0} GFLOP/s bf16, ", bf16 / 1e9));
+    let mut text = format!(
+        "machine   {:.1} GB/s read, {:.0} GFLOP/s f32, {bf16}{:.0} GOP/s int8, {} threads\n",
+        machine.read / 1e9,
+        machine.f32 / 1e9,
+        machine.int8 / 1e9,
+        rayon::current_num_threads()
+    );
+    for model in models {
+        // Writing to a string does not fail.
+        let _ = write_model(&mut text, args, machine, model);
+    }
+    text
+}
+
+fn write_model(text: &mut String, args: &Bench, machine: &Machine, model: &Measured) -> Result {
+    writeln!(text, "\n{}", model.model)?;
+    let tally = model.prefill(args);
+    let tokens = args.prompt.max(1);
+    let (rate, roof) = (tokens as f64 / tally.seconds, under(&tally, machine));
+    writeln!(text, "prefill   {rate:.0} tokens/s of a prompt of {tokens}: {roof}")?;
+    let tally = model.decode(args);
+    let (rate, bytes, roof) =
+        (1.0 / tally.seconds, size(tally.bytes as u64), under(&tally, machine));
+    writeln!(text, "decode    {rate:.1} tokens/s, one sequence: {bytes} a token; {roof}")?;
+    let load = &model.load;
+    writeln!(
+        text,
+        "workload  {} requests in {:.1} s: {:.1} generated tokens/s, {:.1} with prompts",
+        load.requests,
+        load.seconds,
+        load.throughput(),
+        (load.prompt + load.output) as f64 / load.seconds
+    )?;
+    writeln!(text, "ms               mean       p50       p90       p99")?;
+    writeln!(text, "{}", spread_line("TTFT", &load.ttft))?;
+    if let Some(tokenize) = load.tokenize.some() {
+        writeln!(text, "{}", spread_line("  tokenize", tokenize))?;
+    }
+    for (name, spread) in [
+        ("  queue", &load.queue),
+        ("  prefill", &load.prefill),
+        ("TPOT", &load.tpot),
+        ("ITL", &load.itl),
+    ] {
+        writeln!(text, "{}", spread_line(name, spread))?;
+    }
+    if let Some(goodput) = load.goodput {
+        writeln!(text, "goodput   {goodput:.3} requests/s within the limits")?;
+    }
+    if let Some(price) = model.price(args) {
+        writeln!(text, "cost      {price:.3} a million generated tokens")?;
+    }
+    if let Some(energy) = model.energy(args) {
+        writeln!(text, "energy    {energy:.3} kWh a million generated tokens")?;
+    }
+    if let Some(speculation) = &model.speculation {
+        write_speculation(text, speculation)?;
+    }
+    write_sweep(text, model)?;
+    model.profile.iter().try_for_each(|profile| write_profile(text, profile, machine))
+}
+
+/// `compute-bound, MFU 41 %, MBU 7 %`.
+fn under(tally: &Tally, machine: &Machine) -> String {
+    let roof = Roof::new(tally, machine);
+    let bound = roof.bound.map_or(String::new(), |bound| format!("{}-bound, ", bound.name()));
+    format!("{bound}MFU {:.0} %, MBU {:.0} %", roof.mfu * 100.0, roof.mbu * 100.0)
+}
+
+fn spread_line(name: &str, spread: &Spread) -> String {
+    let ms = |x: f64| format!("{:10.1}", x * 1e3);
+    let all =
+        [spread.mean(), spread.percentile(50.0), spread.percentile(90.0), spread.percentile(99.0)];
+    format!("{name:<11}{}", all.map(ms).concat())
+}
+
+fn write_speculation(text: &mut String, speculation: &Speculation) -> Result {
+    writeln!(
+        text,
+        "\nspeculation at an acceptance of {} a token; the text is the same",
+        speculation.acceptance
+    )?;
+    for (name, gain) in [("alone", &speculation.alone), ("workload", &speculation.load)] {
+        let length = match gain.length {
+            length if length.is_finite() => format!("{length:.2} tokens a verification"),
+            _ => "no draft pays".into(),
+        };
+        writeln!(
+            text,
+            "{name:<9} {:.2} x plain decoding, {:.2} x predicted by the costs; {:.2} x the \
+             throughput; {}",
+            gain.decode, gain.predicted, gain.whole, length
+        )?;
+    }
+    let share = |&(offered, stood): &(u64, u64)| match offered {
+        0 => "-".into(),
+        _ => format!("{:.0} %", 100.0 * stood as f64 / offered as f64),
+    };
+    let places: Vec<String> = speculation.places.iter().map(share).collect();
+    writeln!(text, "accepted by place: {}", places.join(", "))
+}
+
+fn write_sweep(text: &mut String, model: &Measured) -> Result {
+    if model.sweep.is_empty() {
+        return Ok(());
+    }
+    writeln!(text, "\nat once   tokens/s   TTFT p50   TTFT p99   TPOT p50   TPOT p99  (ms)")?;
+    for (users, summary) in &model.sweep {
+        let ms = |spread: &Spread, percent| format!("{:11.1}", spread.percentile(percent) * 1e3);
+        let latencies = [
+            ms(&summary.ttft, 50.0),
+            ms(&summary.ttft, 99.0),
+            ms(&summary.tpot, 50.0),
+            ms(&summary.tpot, 99.0),
+        ];
+        writeln!(text, "{users:>7}{:>11.1}{}", summary.throughput(), latencies.concat())?;
+    }
+    Ok(())
+}
+
+fn write_profile(text: &mut String, profile: &Profile, machine: &Machine) -> Result {
+    let steps = profile.steps.max(1) as f64;
+    let total: f64 = profile.kinds.iter().map(|(_, tally)| tally.seconds).sum();
+    writeln!(
+        text,
+        "\n{:<9} a step: ms   share         MB     MFLOP       MOP  bound       MFU    MBU",
+        profile.phase.name()
+    )?;
+    for (kind, tally) in &profile.kinds {
+        let roof = Roof::new(tally, machine);
+        writeln!(
+            text,
+            "{:<9} {:10.3} {:5.1} % {:10.3} {:9.1} {:9.1}  {:<9} {:3.0} % {:4.0} %",
+            kind.name(),
+            tally.seconds / steps * 1e3,
+            100.0 * tally.seconds / total,
+            tally.bytes / steps / 1e6,
+            tally.floats / steps / 1e6,
+            tally.integers / steps / 1e6,
+            roof.bound.map_or("-", ::bench::Bound::name),
+            roof.mfu * 100.0,
+            roof.mbu * 100.0
+        )?;
+    }
+    Ok(())
+}

@@ -1,0 +1,292 @@
+//! A model that is loaded, measured.
+
+use super::prompts::Prompts;
+use super::subject::Subject;
+use crate::args::bench::{Batching, Bench};
+use crate::failure::{Code, Failure};
+use crate::output::remark;
+use crate::serve::Answerer;
+use ::bench::{
+    Decoding, Drive, Kind, Oracle, Pace, Phase, Profiled, Record, Spread, Summary, Tally, Wall,
+    Watched, Workload, drafted_since, first_difference,
+};
+use engine::{Executor, Speculator, Stats};
+use runtime::Cost;
+
+/// Requests of the phases that are measured alone; the first is not counted.
+const ALONE: usize = 4;
+
+/// Concurrencies that are drawn where none are asked for.
+const SWEEP: [usize; 4] = [1, 2, 4, 8];
+
+/// Requests at once where the arguments do not say.
+const USERS: usize = 8;
+
+/// What was measured of a model.
+pub(crate) struct Measured {
+    pub(crate) model: String,
+    pub(crate) cost: Cost,
+    /// Bytes of keys and values a token.
+    pub(crate) token: u64,
+    /// Whether the layers' linears, and the head, multiply integers.
+    pub(crate) integers: [bool; 2],
+    /// One request at a time.
+    pub(crate) alone: Summary,
+    pub(crate) load: Summary,
+    pub(crate) sweep: Vec<(usize, Summary)>,
+    pub(crate) speculation: Option<Speculation>,
+    pub(crate) profile: Vec<Profile>,
+    pub(crate) stats: Stats,
+}
+
+/// What a phase's ops came to.
+pub(crate) struct Profile {
+    pub(crate) phase: Phase,
+    pub(crate) steps: usize,
+    pub(crate) kinds: Vec<(Kind, Tally)>,
+}
+
+/// What speculation gained at an acceptance that was chosen.
+pub(crate) struct Speculation {
+    pub(crate) acceptance: f64,
+    /// One request at a time.
+    pub(crate) alone: Gain,
+    pub(crate) load: Gain,
+    /// Of each place in a draft: how often it was offered, and how often it stood.
+    pub(crate) places: Vec<(u64, u64)>,
+}
+
+/// How many times as fast as without it.
+pub(crate) struct Gain {
+    /// Steps of decoding, a token.
+    pub(crate) decode: f64,
+    /// What the table of costs predicts of the depths that were used.
+    pub(crate) predicted: f64,
+    /// The whole workload.
+    pub(crate) whole: f64,
+    /// Tokens a verification, the model's own included.
+    pub(crate) length: f64,
+}
+
+/// A workload that was run.
+struct Ran {
+    records: Vec<Record>,
+    paces: Vec<Pace>,
+    prompts: Vec<Vec<u32>>,
+}
+
+/// A loaded model and how it is measured.
+pub(crate) struct Session<'a, 'm> {
+    pub(crate) args: &'a Bench,
+    pub(crate) subject: &'a Subject,
+    pub(crate) answerer: &'a mut Answerer<'m>,
+    /// The backend that the model runs on, if ops are counted.
+    pub(crate) profiled: Option<&'a Profiled<'a>>,
+}
+
+/// Requests at once, as far as the arguments say.
+pub(crate) fn users(args: &Bench) -> usize {
+    args.concurrency.unwrap_or(USERS).max(1)
+}
+
+/// Concurrencies to be measured.
+pub(crate) fn sweep(args: &Bench) -> Vec<usize> {
+    match (&args.sweep[..], &args.plot) {
+        ([], Some(_)) => SWEEP.to_vec(),
+        (asked, _) => asked.to_vec(),
+    }
+}
+
+/// One request at a time.
+fn alone(args: &Bench) -> Workload {
+    Workload::closed(1, ALONE, args.prompt.max(1), args.output.max(2))
+}
+
+impl Session<'_, '_> {
+    /// Measures everything that is asked for. `token` is the bytes of keys and values a token.
+    pub(crate) fn measure(
+        mut self,
+        workload: &Workload,
+        token: u64,
+        integers: [bool; 2],
+    ) -> Result<Measured, Failure> {
+        self.say("measuring one request at a time");
+        let one = self.run(&alone(self.args), None)?;
+        self.say("measuring the workload");
+        let all = self.run(workload, None)?;
+        let stats = self.answerer.engine.stats();
+        let speculation = self.args.synthetic_acceptance;
+        let speculation =
+            speculation.map(|p| self.speculate(p, workload, [&one, &all])).transpose()?;
+        let mut sweep = Vec::new();
+        for users in self::sweep(self.args) {
+            self.say(&format!("measuring {users} at once"));
+            let Bench { requests, prompt, output, .. } = *self.args;
+            let closed = Workload::closed(users, requests.max(users), prompt.max(1), output.max(1));
+            let ran = self.run_at(&closed, None, users)?;
+            sweep.push((users, Summary::new(&ran.records, self.args.slo)));
+        }
+        let profile = self.profiled.map_or(Ok(Vec::new()), |profiled| self.profile(profiled))?;
+        Ok(Measured {
+            model: self.subject.name.clone(),
+            cost: self.subject.cost(),
+            token,
+            integers,
+            alone: Summary::new(one.records.get(1..).unwrap_or_default(), None),
+            load: Summary::new(&all.records, self.args.slo),
+            sweep,
+            speculation,
+            profile,
+            stats,
+        })
+    }
+
+    fn say(&self, what: &str) {
+        if !self.args.common.quiet {
+            remark(what);
+        }
+    }
+
+    /// Runs a workload, `oracle` guessing if there is one, else whoever guesses for the model.
+    fn run(&mut self, workload: &Workload, oracle: Option<&mut Oracle>) -> Result<Ran, Failure> {
+        self.run_at(workload, oracle, users(self.args))
+    }
+
+    /// As [`Self::run`], a batch being of so many unless the arguments say.
+    fn run_at(
+        &mut self,
+        workload: &Workload,
+        oracle: Option<&mut Oracle>,
+        users: usize,
+    ) -> Result<Ran, Failure> {
+        let Answerer { engine, runner, speculator } = &mut *self.answerer;
+        let vocab = runner.limits().vocab;
+        let salt = engine.stats().steps;
+        let tokenizer = self.subject.tokenizer.as_ref();
+        let prompts = Prompts::new(workload, vocab, salt, tokenizer)?;
+        let clock = Wall::start();
+        let mut executor = Watched::new(runner, &clock, self.profiled);
+        let speculator = match oracle {
+            Some(oracle) => Some(oracle as &mut dyn Speculator),
+            None => speculator.as_mut().map(|s| &mut **s as &mut dyn Speculator),
+        };
+        let batching = batching(self.args, users);
+        let executor_ref = &mut executor;
+        let drive = Drive { engine, executor: executor_ref, speculator, batching, clock: &clock };
+        let mut asked = Vec::new();
+        let records = drive.run(workload, |index, prompt, output| {
+            let ask = prompts.ask(index, prompt, output)?;
+            asked.push(ask.request.prompt.clone());
+            Ok(ask)
+        })?;
+        Ok(Ran { records, paces: executor.paces, prompts: asked })
+    }
+
+    /// Runs both workloads again with guesses that stand with probability `acceptance`.
+    fn speculate(
+        &mut self,
+        acceptance: f64,
+        workload: &Workload,
+        plain: [&Ran; 2],
+    ) -> Result<Speculation, Failure> {
+        let mut oracle = Oracle::new(acceptance, self.answerer.runner.limits().vocab);
+        for ran in plain {
+            for (prompt, record) in ran.prompts.iter().zip(&ran.records) {
+                oracle.learn(prompt.clone(), record);
+            }
+        }
+        let before = self.answerer.engine.stats().drafted;
+        self.say("measuring one request at a time, speculating");
+        let one = self.run(&alone(self.args), Some(&mut oracle))?;
+        self.say("measuring the workload, speculating");
+        let all = self.run(workload, Some(&mut oracle))?;
+        let places = drafted_since(&before, &self.answerer.engine.stats().drafted);
+        let [alone, load] = [self.gain(plain[0], &one)?, self.gain(plain[1], &all)?];
+        Ok(Speculation { acceptance, alone, load, places })
+    }
+
+    /// What a run gained over a plain one. They must have said the same.
+    fn gain(&self, plain: &Ran, speculated: &Ran) -> Result<Gain, Failure> {
+        if let Some(index) = first_difference(&plain.records, &speculated.records) {
+            let message = format!("speculation has changed the text of request {index}");
+            return Err(Failure::new(Code::Bug, anyhow::Error::msg(message)));
+        }
+        let costs = self.answerer.runner.limits().cost;
+        let decoding = |ran: &Ran| Decoding::new(&ran.paces, &costs);
+        let throughput = |ran: &Ran| Summary::new(&ran.records, None).throughput();
+        let (before, after) = (decoding(plain), decoding(speculated));
+        Ok(Gain {
+            decode: after.rate() / before.rate(),
+            predicted: after.predicted(),
+            whole: throughput(speculated) / throughput(plain),
+            length: after.length(),
+        })
+    }
+
+    /// Runs one request at a time once more, counting ops.
+    fn profile(&mut self, profiled: &Profiled<'_>) -> Result<Vec<Profile>, Failure> {
+        self.say("measuring each kind of op");
+        profiled.enable(true);
+        self.run(&alone(self.args), None)?;
+        profiled.enable(false);
+        let of = |phase| {
+            let (steps, kinds) = profiled.counted(phase);
+            Profile { phase, steps, kinds }
+        };
+        Ok([Phase::Prefill, Phase::Decode].map(of).into())
+    }
+}
+
+fn batching(args: &Bench, users: usize) -> ::bench::Batching {
+    let most = args.batch.unwrap_or(users);
+    match args.batching {
+        Batching::Continuous => ::bench::Batching::Continuous,
+        Batching::Static => ::bench::Batching::Static(most),
+        Batching::Dynamic => {
+            ::bench::Batching::Dynamic { most, wait: args.batch_wait.unwrap_or(0.05) }
+        }
+    }
+}
+
+impl Measured {
+    /// A prompt alone.
+    pub(crate) fn prefill(&self, args: &Bench) -> Tally {
+        let tokens = args.prompt.max(1) as f64;
+        let linears = [self.cost.layers as f64 * tokens, self.cost.head as f64];
+        let seen = self.cost.seen as f64 * tokens * (tokens + 1.0) / 2.0;
+        // Keys and values are written; what the prompt's own rows read of them is in a cache.
+        let bytes = self.cost.weights as f64 + self.token as f64 * tokens;
+        self.tally(median(&self.alone.prefill), linears, seen, bytes)
+    }
+
+    /// A token of one sequence, half of its output behind it.
+    pub(crate) fn decode(&self, args: &Bench) -> Tally {
+        let seen = (args.prompt.max(1) + args.output.max(2) / 2) as f64;
+        let linears = [self.cost.layers as f64, self.cost.head as f64];
+        let bytes = self.cost.weights as f64 + self.token as f64 * seen;
+        self.tally(median(&self.alone.tpot), linears, self.cost.seen as f64 * seen, bytes)
+    }
+
+    fn tally(&self, seconds: f64, linears: [f64; 2], attention: f64, bytes: f64) -> Tally {
+        let mut tally = Tally { seconds, bytes, floats: attention, integers: 0.0 };
+        for (operations, integers) in linears.into_iter().zip(self.integers) {
+            let sum = if integers { &mut tally.integers } else { &mut tally.floats };
+            *sum += operations;
+        }
+        tally
+    }
+
+    /// Of a million generated tokens.
+    pub(crate) fn price(&self, args: &Bench) -> Option<f64> {
+        args.price.map(|price| price / 3600.0 * 1e6 / self.load.throughput())
+    }
+
+    /// Kilowatt-hours of a million generated tokens.
+    pub(crate) fn energy(&self, args: &Bench) -> Option<f64> {
+        args.watts.map(|watts| watts / 3.6e6 * 1e6 / self.load.throughput())
+    }
+}
+
+fn median(spread: &Spread) -> f64 {
+    spread.percentile(50.0)
+}

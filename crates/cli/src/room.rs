@@ -1,0 +1,155 @@
+//! How much a model may cache, and who guesses for it.
+
+use crate::args::Common;
+use crate::args::serve::{Serving, Speculate};
+use crate::failure::{Code, Failure};
+use crate::model::Opened;
+use crate::output::{remark, size};
+use crate::serve::Answerer;
+use backend::Backend;
+use engine::{DraftModel, Engine, Executor, Limits, NGram, Options, Speculator};
+use ir::{ModelSpec, Source};
+use runtime::{KvPlan, Model, Runner, Settings, free_memory};
+use text::Tokenizer;
+
+/// What a model is loaded from.
+#[derive(Clone, Copy)]
+pub(crate) struct Weights<'a> {
+    pub(crate) spec: &'a ModelSpec,
+    pub(crate) source: &'a dyn Source,
+}
+
+/// What a model needs beside its weights.
+pub(crate) struct Room {
+    plan: KvPlan,
+    exact: bool,
+    draft: Option<(Opened, KvPlan)>,
+    ngram: bool,
+    /// Whether steps are measured when it is loaded, though nobody guesses yet.
+    pub(crate) measured: bool,
+}
+
+/// Memory for keys and values where the system does not say what is free.
+const UNKNOWN: u64 = 2 << 30;
+
+impl Room {
+    /// Room for so many sequences of the whole context if memory allows; opens the draft.
+    pub(crate) fn new(
+        spec: &ModelSpec,
+        tokenizer: Option<&Tokenizer>,
+        (args, common): (&Serving, &Common),
+        sequences: usize,
+    ) -> Result<Self, Failure> {
+        let draft = match (args.speculate, &args.draft) {
+            (Speculate::Draft, None) => {
+                return Err(Failure::refused("--speculate draft needs --draft MODEL"));
+            }
+            (Speculate::Off | Speculate::Ngram, Some(_)) => {
+                let message = "--draft is given, but --speculate says that it is not used";
+                return Err(Failure::refused(message));
+            }
+            (_, Some(draft)) => Some(Opened::open(draft, common)?),
+            (_, None) => None,
+        };
+        let memory = args.kv_memory.unwrap_or_else(|| free_memory().unwrap_or(UNKNOWN) / 2);
+        let dtype = args.kv_dtype.into();
+        // A draft's keys are a part of what its target's are.
+        let share = if draft.is_some() { memory / 2 } else { memory };
+        let plan = KvPlan::new(spec, dtype, share, sequences)?;
+        let draft = draft.map(|draft| same_vocabulary(spec, tokenizer, draft)).transpose()?;
+        let draft = draft.map(|draft| {
+            let plan = KvPlan::new(&draft.spec, dtype, share, sequences)?;
+            Ok::<_, Failure>((draft, plan))
+        });
+        let draft = draft.transpose()?;
+        if !common.quiet {
+            let bytes = plan.bytes + draft.as_ref().map_or(0, |(_, plan)| plan.bytes);
+            let tokens = plan.bytes / plan.token.max(1);
+            let size = size(bytes);
+            remark(&format!("keys and values: {size} for {tokens} tokens, {}", dtype.name()));
+        }
+        let ngram = args.speculate == Speculate::Ngram;
+        Ok(Self { plan, exact: args.exact, draft, ngram, measured: false })
+    }
+
+    /// Tokens a sequence can have at most: what the context and the cache hold.
+    pub(crate) fn tokens(&self, spec: &ModelSpec) -> usize {
+        let blocks = self.plan.groups.iter().map(|(_, blocks)| *blocks).min().unwrap_or(0);
+        spec.context.min(blocks.saturating_mul(backend::KV_BLOCK))
+    }
+
+    /// Bytes of keys and values that a token takes.
+    pub(crate) fn kv_token(&self) -> u64 {
+        self.plan.token
+    }
+
+    /// An engine for the model.
+    pub(crate) fn engine(&self, spec: &ModelSpec) -> Engine {
+        let Settings { tokens, rows } = Settings::default();
+        let limits = Limits {
+            vocab: spec.vocab,
+            context: spec.context,
+            tokens,
+            rows,
+            groups: self.plan.groups.clone(),
+            cost: engine::CostTable::default(),
+        };
+        Engine::new(limits, Options::default())
+    }
+
+    /// Loads the weights and hands what answers to `use_it`.
+    pub(crate) fn load<T>(
+        &self,
+        backend: &dyn Backend,
+        weights: Weights<'_>,
+        use_it: impl FnOnce(&mut Answerer<'_>) -> Result<T, Failure>,
+    ) -> Result<T, Failure> {
+        let model = Model::load(backend, weights.source, weights.spec, self.exact)?;
+        let load =
+            |opened: &Opened| Model::load(backend, &opened.checkpoint, &opened.spec, self.exact);
+        let draft_model = self.draft.as_ref().map(|(opened, _)| load(opened)).transpose()?;
+        let settings = Settings::default();
+        let mut runner = Runner::new(backend, &model, self.plan.clone(), &settings)?;
+        let draft = draft_model.as_ref().zip(self.draft.as_ref());
+        let draft = draft.map(|(model, (_, plan))| {
+            let mut runner = Runner::new(backend, model, plan.clone(), &settings)?;
+            runner.measure_cost().map_err(failed)?;
+            Ok::<_, Failure>(DraftModel::new(runner))
+        });
+        let speculator: Option<Box<dyn Speculator + '_>> = match (draft.transpose()?, self.ngram) {
+            (Some(draft), _) => Some(Box::new(draft)),
+            (None, true) => Some(Box::new(NGram::default())),
+            (None, false) => None,
+        };
+        let mut engine = self.engine(weights.spec);
+        if speculator.is_some() || self.measured {
+            runner.measure_cost().map_err(failed)?;
+            engine.set_cost(runner.limits().cost);
+        }
+        use_it(&mut Answerer { engine, runner, speculator })
+    }
+}
+
+/// A step that was not computed is a bug.
+pub(crate) fn failed(error: engine::ExecError) -> Failure {
+    Failure::new(Code::Bug, error)
+}
+
+/// Refuses a draft that would draft other tokens than its target's.
+fn same_vocabulary(
+    target: &ModelSpec,
+    tokenizer: Option<&Tokenizer>,
+    draft: Opened,
+) -> Result<Opened, Failure> {
+    let (rows, others) = (target.vocab, draft.spec.vocab);
+    if rows != others {
+        return Err(Failure::refused(format!(
+            "the draft has a vocabulary of {others} tokens, the model one of {rows}"
+        )));
+    }
+    let both = tokenizer.zip(draft.tokenizer()?);
+    if both.is_some_and(|(tokenizer, other)| !other.has_vocabulary_of(tokenizer)) {
+        return Err(Failure::refused("the draft's tokenizer gives tokens other ids"));
+    }
+    Ok(draft)
+}
