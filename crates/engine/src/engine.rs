@@ -1,10 +1,11 @@
 //! The loop: schedule, run, take the results in.
 
 use crate::depth::CostTable;
+use crate::job::Job;
 use crate::pool::KvPool;
 use crate::request::{Refused, Request};
 use crate::sampler::{SampleError, Sampled, Scored};
-use crate::schedule::Queues;
+use crate::schedule::{Lane, Queues};
 use crate::sequence::{SeqId, Sequence};
 use crate::speculate::{Ask, Speculator};
 use crate::step::{ExecError, Executor, Limits, Outputs, Row, RowOutput, Step};
@@ -96,6 +97,8 @@ pub struct Stats {
 #[derive(Debug)]
 pub struct Engine {
     limits: Limits,
+    /// Of the executor of prompts, if they are computed apart.
+    prefill: Option<Limits>,
     options: Options,
     pool: KvPool,
     queues: Queues,
@@ -108,8 +111,15 @@ impl Engine {
     /// An engine for an executor of these limits.
     pub fn new(limits: Limits, options: Options) -> Self {
         let pool = KvPool::new(&limits.groups);
-        let (queues, stats) = (Queues::default(), Stats::default());
-        Self { limits, options, pool, queues, next: 0, stats, outputs: Outputs::default() }
+        let (queues, stats, outputs) = (Queues::default(), Stats::default(), Outputs::default());
+        Self { limits, prefill: None, options, pool, queues, next: 0, stats, outputs }
+    }
+
+    /// An engine for two executors over one cache: [`Self::step`] has only rows that decode, and
+    /// [`Self::begin`] gives the prompts to whoever runs the other one. A prompt that is computed
+    /// is handed over by its block table; nothing is copied.
+    pub fn apart(decode: Limits, prefill: Limits, options: Options) -> Self {
+        Self { prefill: Some(prefill), ..Self::new(decode, options) }
     }
 
     /// Says what steps cost, once that is known.
@@ -136,7 +146,8 @@ impl Engine {
             return Err(Refused::Context { prompt, context });
         }
         request.max_tokens = request.max_tokens.min(context - prompt);
-        let chunk = self.options.tokens.min(self.limits.tokens);
+        let most = self.prefill.iter().map(|l| l.tokens).fold(self.limits.tokens, usize::max);
+        let chunk = self.options.tokens.min(most);
         for (kind, all) in self.pool.groups() {
             let needed = kind.most_blocks(prompt + request.max_tokens, chunk);
             if needed > all {
@@ -149,9 +160,13 @@ impl Engine {
         Ok(id)
     }
 
-    /// Ends a sequence at once; what it held is free. `false` if there is none of this name.
+    /// Ends a sequence at once; what it held is free, or will be when the [`Job`] that has it
+    /// comes back. `false` if there is none of this name.
     pub fn abort(&mut self, seq: SeqId, speculator: Option<&mut (dyn Speculator + '_)>) -> bool {
         let Queues { running, waiting, .. } = &mut self.queues;
+        if let Some(flying) = running.iter_mut().find(|s| s.id == seq && s.flying) {
+            return !std::mem::replace(&mut flying.aborted, true);
+        }
         let waits = waiting.iter().position(|s| s.id == seq);
         let found = match (running.iter().position(|s| s.id == seq), waits) {
             (Some(index), _) => Some(running.remove(index)),
@@ -184,7 +199,8 @@ impl Engine {
         &self.pool
     }
 
-    /// Computes one step, and says what became of its sequences.
+    /// Computes one step, and says what became of its sequences; returns whether there was
+    /// anything to compute.
     ///
     /// # Errors
     /// If the executor computed nothing: the step's sequences have ended, the engine goes on.
@@ -193,31 +209,59 @@ impl Engine {
         executor: &mut dyn Executor,
         mut speculator: Option<&mut dyn Speculator>,
         events: &mut Vec<Event>,
-    ) -> Result<(), ExecError> {
+    ) -> Result<bool, ExecError> {
         if let Some(speculator) = speculator.as_deref_mut() {
             self.draft(speculator);
         }
-        self.queues.schedule(&mut self.pool, &self.limits, &self.options);
+        let lane = if self.prefill.is_some() { Lane::Decode } else { Lane::Both };
+        let limits = (&self.limits, self.limits.rows);
+        self.queues.schedule(&mut self.pool, limits, &self.options, lane);
         let running = &mut self.queues.running;
-        for s in running.iter_mut().filter(|s| s.scheduled > 0) {
+        for s in running.iter_mut().filter(|s| s.scheduled > 0 && !s.flying) {
             s.tokens.extend_from_slice(&s.drafts);
         }
-        let step = Step { rows: running.iter().filter_map(row).collect() };
+        let step = Step { rows: running.iter().filter(|s| !s.flying).filter_map(row).collect() };
         if step.rows.is_empty() {
-            return Ok(());
+            return Ok(false);
         }
         self.outputs.rows.clear();
         let ran = executor.run(&step, &mut self.outputs);
-        let complete = self.outputs.rows.len() == step.rows.len();
-        let ran = ran.and_then(|()| {
-            let message = "the executor returned another number of rows than it was given";
-            complete.then_some(()).ok_or_else(|| ExecError(message.into()))
-        });
-        self.stats.steps += 1;
-        let ended = self.take_in(&ran, events);
-        for seq in ended {
-            self.abort(seq, speculator.as_deref_mut());
+        let ran = ran.and_then(|()| complete(step.rows.len(), &self.outputs));
+        self.take_in(&ran, false, speculator, events);
+        ran.map(|()| true)
+    }
+
+    /// The next step of prompts, if prompts are computed apart, none is in flight and there is
+    /// anything to compute. It must come back by [`Self::end`].
+    pub fn begin(&mut self) -> Option<Job> {
+        let prefill = self.prefill.as_ref()?;
+        if self.queues.running.iter().any(|s| s.flying) {
+            return None;
         }
+        let limits = (prefill, self.limits.rows);
+        self.queues.schedule(&mut self.pool, limits, &self.options, Lane::Prefill);
+        let running = &mut self.queues.running;
+        running.iter_mut().for_each(|s| s.flying = s.scheduled > 0);
+        let step = Step { rows: running.iter().filter_map(row).collect() };
+        (!step.rows.is_empty()).then(|| Job::new(&step))
+    }
+
+    /// Takes the results of a job in.
+    ///
+    /// # Errors
+    /// If the executor computed nothing: the job's sequences have ended, the engine goes on.
+    pub fn end(
+        &mut self,
+        job: &Job,
+        ran: Result<Outputs, ExecError>,
+        speculator: Option<&mut dyn Speculator>,
+        events: &mut Vec<Event>,
+    ) -> Result<(), ExecError> {
+        let ran = ran.and_then(|outputs| {
+            self.outputs = outputs;
+            complete(job.step().rows.len(), &self.outputs)
+        });
+        self.take_in(&ran, true, speculator, events);
         ran
     }
 
@@ -225,11 +269,12 @@ impl Engine {
     fn draft(&mut self, speculator: &mut dyn Speculator) {
         let running = &mut self.queues.running;
         running.iter_mut().for_each(|s| s.drafts.clear());
-        let rows = running.iter().filter(|s| s.is_decoding()).count();
+        let decodes = |s: &Sequence| s.is_decoding() && !s.flying;
+        let rows = running.iter().filter(|s| decodes(s)).count();
         let each = speculator.cost(rows);
         let depth = |s: &Sequence| {
             let depth = s.depth.best(&self.limits.cost, rows, each);
-            if s.is_decoding() { depth.min(s.left() - 1) } else { 0 }
+            if decodes(s) { depth.min(s.left() - 1) } else { 0 }
         };
         let depths: Vec<usize> = running.iter().map(depth).collect();
         let asked: Vec<Ask<'_>> = running
@@ -258,12 +303,26 @@ impl Engine {
         }
     }
 
-    /// Takes the results of a step in; returns who has ended.
-    fn take_in(&mut self, ran: &Result<(), ExecError>, events: &mut Vec<Event>) -> Vec<SeqId> {
+    /// Takes the results of a step in, or of what was in flight; who has ended is gone.
+    fn take_in(
+        &mut self,
+        ran: &Result<(), ExecError>,
+        flew: bool,
+        mut speculator: Option<&mut dyn Speculator>,
+        events: &mut Vec<Event>,
+    ) {
         let Self { queues, outputs, stats, pool, .. } = self;
+        stats.steps += 1;
         let mut results = outputs.rows.drain(..);
         let mut ended = Vec::new();
-        for sequence in queues.running.iter_mut().filter(|s| s.scheduled > 0) {
+        let its = |s: &&mut Sequence| s.scheduled > 0 && s.flying == flew;
+        for sequence in queues.running.iter_mut().filter(its) {
+            sequence.flying = false;
+            if sequence.aborted {
+                results.next();
+                ended.push(sequence.id);
+                continue;
+            }
             if !std::mem::replace(&mut sequence.started, true) {
                 events.push(Event::Started { seq: sequence.id });
             }
@@ -282,8 +341,17 @@ impl Engine {
                 ended.push(sequence.id);
             }
         }
-        ended
+        drop(results);
+        for seq in ended {
+            self.abort(seq, speculator.as_deref_mut());
+        }
     }
+}
+
+/// Whether there is a result a row.
+fn complete(rows: usize, outputs: &Outputs) -> Result<(), ExecError> {
+    let message = "the executor returned another number of rows than it was given";
+    (outputs.rows.len() == rows).then_some(()).ok_or_else(|| ExecError(message.into()))
 }
 
 /// What a sequence computes in this step, its drafts already among its tokens.

@@ -12,6 +12,7 @@
 mod depth;
 mod draft;
 mod engine;
+mod job;
 mod noise;
 mod pool;
 mod prefix;
@@ -25,12 +26,13 @@ mod step;
 pub use depth::{CostTable, Depth};
 pub use draft::DraftModel;
 pub use engine::{Engine, Event, Finish, Options, Stats};
+pub use job::Job;
 pub use pool::{BLOCK, GroupKind, KvBlock, KvPool, KvTable};
 pub use request::{Refused, Request};
 pub use sampler::{SampleError, Scored};
 pub use sampler::{Sampled, Scratch, sample, score};
 pub use sequence::SeqId;
 pub use speculate::{Ask, NGram, Speculator};
-pub use step::{ExecError, Executor, Limits, Outputs, Row, RowOutput, Step};
+pub use step::{ExecError, Executor, Limits, Outputs, Row, RowOutput, Step, Stepper};
 
 pub use request::Sampling;

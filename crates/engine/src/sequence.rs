@@ -30,6 +30,10 @@ pub(crate) struct Sequence {
     pub(crate) drafts: Vec<u32>,
     /// Positions to be computed in this step.
     pub(crate) scheduled: usize,
+    /// Whether that step is computed elsewhere, and has not come back.
+    pub(crate) flying: bool,
+    /// Whether it is to end when that step comes back.
+    pub(crate) aborted: bool,
 }
 
 impl Sequence {
@@ -46,6 +50,8 @@ impl Sequence {
             depth: Depth::default(),
             drafts: Vec::new(),
             scheduled: 0,
+            flying: false,
+            aborted: false,
         }
     }
 

@@ -1,10 +1,12 @@
 //! A step as data, and who runs it.
 
 use crate::depth::CostTable;
+use crate::engine::{Engine, Event};
 use crate::pool::{GroupKind, KvTable};
 use crate::request::Sampling;
 use crate::sampler::{SampleError, Sampled, Scored};
 use crate::sequence::SeqId;
+use crate::speculate::Speculator;
 use std::ops::Range;
 
 /// Tokens of some sequences, computed together.
@@ -83,6 +85,31 @@ pub trait Executor {
     /// # Errors
     /// If nothing was computed. A row whose logits are not numbers is no error of the step.
     fn run(&mut self, step: &Step<'_>, out: &mut Outputs) -> Result<(), ExecError>;
+}
+
+/// Takes an engine a step further: an executor does, and so do two of them together.
+pub trait Stepper {
+    /// See [`Engine::step`].
+    ///
+    /// # Errors
+    /// If a step was not computed. Its sequences have ended; the engine goes on.
+    fn step(
+        &mut self,
+        engine: &mut Engine,
+        speculator: Option<&mut dyn Speculator>,
+        events: &mut Vec<Event>,
+    ) -> Result<(), ExecError>;
+}
+
+impl<E: Executor> Stepper for E {
+    fn step(
+        &mut self,
+        engine: &mut Engine,
+        speculator: Option<&mut dyn Speculator>,
+        events: &mut Vec<Event>,
+    ) -> Result<(), ExecError> {
+        engine.step(self, speculator, events).map(drop)
+    }
 }
 
 /// A step that was not computed. Its sequences end; the engine goes on.

@@ -7,11 +7,13 @@
 #![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 
 use engine::{
-    Ask, BLOCK, CostTable, DraftModel, Engine, Event, ExecError, Executor, Finish, GroupKind,
+    Ask, BLOCK, CostTable, DraftModel, Engine, Event, ExecError, Executor, Finish, GroupKind, Job,
     Limits, NGram, Options, Outputs, Request, RowOutput, Sampling, Scratch, SeqId, Speculator,
     Step, sample, score,
 };
+use std::cell::RefCell;
 use std::collections::BTreeMap;
+use std::rc::Rc;
 
 /// Debug builds are slow; the release run is the one of record.
 const HISTORIES: u64 = if cfg!(debug_assertions) { 3_000 } else { 100_000 };
@@ -102,11 +104,14 @@ impl Model {
     }
 }
 
+/// The token ids of every block of each group.
+type Blocks = Rc<RefCell<Vec<Vec<[u32; BLOCK]>>>>;
+
 /// Runs steps over blocks of token ids.
 struct Fake {
     model: Model,
     limits: Limits,
-    blocks: Vec<Vec<[u32; BLOCK]>>,
+    blocks: Blocks,
     /// Percent of steps that fail.
     fails: usize,
     random: Random,
@@ -115,8 +120,14 @@ struct Fake {
 impl Fake {
     fn new(model: Model, limits: Limits, fails: usize, random: Random) -> Self {
         let empty = |(_, n): &(GroupKind, usize)| vec![[u32::MAX; BLOCK]; *n];
-        let blocks = limits.groups.iter().map(empty).collect();
+        let blocks = Rc::new(RefCell::new(limits.groups.iter().map(empty).collect()));
         Self { model, limits, blocks, fails, random }
+    }
+
+    /// Another executor over the same blocks.
+    fn beside(&self, limits: Limits, random: Random) -> Self {
+        let (model, blocks) = (self.model.clone(), Rc::clone(&self.blocks));
+        Self { model, limits, blocks, fails: self.fails, random }
     }
 }
 
@@ -136,7 +147,8 @@ impl Executor for Fake {
             for (group, table) in row.tables.iter().enumerate() {
                 for at in row.positions.clone() {
                     let block = table[at / BLOCK].unwrap();
-                    self.blocks[group][block.0 as usize][at % BLOCK] = row.context[at];
+                    let mut blocks = self.blocks.borrow_mut();
+                    blocks[group][block.0 as usize][at % BLOCK] = row.context[at];
                 }
             }
         }
@@ -152,7 +164,7 @@ impl Executor for Fake {
                     };
                     let read = |p: usize| {
                         let block = table[p / BLOCK].unwrap();
-                        self.blocks[group][block.0 as usize][p % BLOCK]
+                        self.blocks.borrow()[group][block.0 as usize][p % BLOCK]
                     };
                     (first..=at).map(read).collect()
                 });
@@ -251,6 +263,8 @@ struct History {
     cached: u64,
     accepted: u64,
     refused: u64,
+    /// Prompts that were computed apart, unless they ended with that.
+    handed: u64,
 }
 
 /// An engine, its executor, and everything that may speculate for it.
@@ -260,6 +274,10 @@ struct World {
     limits: Limits,
     fails: usize,
     executor: Fake,
+    /// Computes prompts, if they are computed apart, and what it is at: its results, if they were
+    /// there at once.
+    prefill: Option<Fake>,
+    flight: Option<(Job, Option<Result<Outputs, ExecError>>)>,
     engine: Engine,
     draft: DraftModel<Fake>,
     ngram: NGram,
@@ -301,11 +319,43 @@ impl World {
             DraftModel::new(Fake::new(model, limits, fails, Random(seed ^ 2)))
         };
         let (ngram, babble) = (NGram::default(), Babble(Random(seed ^ 3)));
-        let (engine, kind) = (Engine::new(limits.clone(), options), random.below(4));
-        Self { random, model, limits, fails, executor, engine, draft, ngram, babble, kind }
+        let kind = random.below(4);
+        let prefill = random.chance(40).then(|| {
+            let (tokens, rows) = (random.below(60) + 1, random.below(4) + 1);
+            executor.beside(Limits { tokens, rows, ..limits.clone() }, Random(seed ^ 4))
+        });
+        let engine = match &prefill {
+            Some(prefill) => Engine::apart(limits.clone(), prefill.limits(), options),
+            None => Engine::new(limits.clone(), options),
+        };
+        let flight = None;
+        Self {
+            random,
+            model,
+            limits,
+            fails,
+            executor,
+            prefill,
+            flight,
+            engine,
+            draft,
+            ngram,
+            babble,
+            kind,
+        }
     }
 
     fn step(&mut self, events: &mut Vec<Event>) {
+        if self.random.chance(50) {
+            self.land(events);
+        }
+        if let Some(prefill) = &mut self.prefill
+            && let Some(job) = self.engine.begin()
+        {
+            assert!(self.flight.is_none() && self.engine.begin().is_none(), "one at a time");
+            let at_once = self.random.chance(50).then(|| compute(prefill, &job));
+            self.flight = Some((job, at_once));
+        }
         let speculator: Option<&mut dyn Speculator> = match self.kind {
             0 => None,
             1 => Some(&mut self.ngram),
@@ -313,6 +363,22 @@ impl World {
             _ => Some(&mut self.babble),
         };
         let result = self.engine.step(&mut self.executor, speculator, events);
+        assert!(result.is_ok() || self.fails > 0);
+        if result == Ok(false) {
+            self.land(events);
+        }
+    }
+
+    /// What is in flight comes back.
+    fn land(&mut self, events: &mut Vec<Event>) {
+        let Some((job, ran)) = self.flight.take() else { return };
+        let prefill = self.prefill.as_mut().unwrap();
+        let ran = ran.unwrap_or_else(|| compute(prefill, &job));
+        let draft: Option<&mut dyn Speculator> = match self.kind {
+            2 => Some(&mut self.draft),
+            _ => None,
+        };
+        let result = self.engine.end(&job, ran, draft, events);
         assert!(result.is_ok() || self.fails > 0);
     }
 
@@ -323,6 +389,11 @@ impl World {
         };
         self.engine.abort(id, speculator)
     }
+}
+
+fn compute(executor: &mut Fake, job: &Job) -> Result<Outputs, ExecError> {
+    let mut outputs = Outputs::default();
+    executor.run(&job.step(), &mut outputs).map(|()| outputs)
 }
 
 fn history(seed: u64) -> History {
@@ -364,7 +435,9 @@ fn history(seed: u64) -> History {
     all.values().for_each(|sequence| check(seed, sequence, &world.model, world.limits.context));
     let stats = world.engine.stats();
     let accepted = stats.drafted.iter().map(|(_, accepted)| accepted).sum();
-    History { preemptions: stats.preemptions, cached: stats.cached, accepted, refused }
+    let long = all.values().filter(|s| s.output.len() > 1).count() as u64;
+    let handed = if world.prefill.is_some() { long } else { 0 };
+    History { preemptions: stats.preemptions, cached: stats.cached, accepted, refused, handed }
 }
 
 fn check(seed: u64, seen: &Seen, model: &Model, context: usize) {
@@ -394,12 +467,15 @@ fn check(seed: u64, seen: &Seen, model: &Model, context: usize) {
 
 #[test]
 fn a_sequence_says_what_it_says_alone() {
-    let total = (0..HISTORIES).map(history).fold([0; 4], |sum, h| {
-        [sum[0] + h.preemptions, sum[1] + h.cached, sum[2] + h.accepted, sum[3] + h.refused]
+    let total = (0..HISTORIES).map(history).fold([0; 5], |mut sum, h| {
+        let more = [h.preemptions, h.cached, h.accepted, h.refused, h.handed];
+        sum.iter_mut().zip(more).for_each(|(sum, more)| *sum += more);
+        sum
     });
     // Or nothing was tested.
-    let [preemptions, cached, accepted, refused] = total;
+    let [preemptions, cached, accepted, refused, handed] = total;
     println!("{HISTORIES} histories: {preemptions} preemptions, {cached} cached tokens,");
-    println!("{accepted} accepted draft tokens, {refused} requests refused");
+    println!("{accepted} accepted draft tokens, {refused} requests refused,");
+    println!("{handed} prompts handed over");
     assert!(total.iter().all(|&count| count > HISTORIES / 20), "{total:?}");
 }
