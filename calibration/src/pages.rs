@@ -32,7 +32,7 @@ impl Pages {
 
     /// Runs `block` over whole sequences; `input` is `[rows, width]`.
     pub(crate) fn run(
-        &mut self,
+        &self,
         interpreter: &Interpreter<'_>,
         block: &Block<DeviceWeight>,
         input: Buffer,
@@ -45,7 +45,7 @@ impl Pages {
             Span { rows: rows.clone(), start: 0, blocks }
         });
         let spans: Vec<Span<'_>> = spans.collect();
-        interpreter.run_cached(block, input, &spans, &mut self.cache)
+        interpreter.run_cached(block, input, &spans, &self.cache)
     }
 }
 

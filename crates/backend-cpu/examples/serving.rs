@@ -139,7 +139,7 @@ fn decode(cpu: &Cpu) -> Result<(), BackendError> {
     println!("attention of one row    length      ms    GB/s (read)");
     for dtype in [KvDType::Bf16, KvDType::Int8] {
         for length in [512usize, 8192] {
-            let mut caches = (0..LAYERS)
+            let caches = (0..LAYERS)
                 .map(|_| cpu.kv_cache(HEADS, dtype, length / 16))
                 .collect::<Result<Vec<_>, _>>()?;
             let blocks: Vec<u32> = (0..length as u32 / 16).collect();
@@ -150,7 +150,7 @@ fn decode(cpu: &Cpu) -> Result<(), BackendError> {
                     cpu.upload(1024, noise(n * 1024, 3))?,
                 ])
             };
-            for cache in &mut caches {
+            for cache in &caches {
                 for start in (0..length).step_by(512) {
                     let [q, k, v] = row(512)?;
                     attend(cpu, [&q, &k, &v], start, &blocks, cache)?;
@@ -158,7 +158,7 @@ fn decode(cpu: &Cpu) -> Result<(), BackendError> {
             }
             let [q, k, v] = row(1)?;
             let seconds = fastest(cpu, || {
-                for cache in &mut caches {
+                for cache in &caches {
                     black_box(attend(cpu, [&q, &k, &v], length - 1, &blocks, cache).is_ok());
                 }
             });
@@ -180,17 +180,17 @@ fn prefill(cpu: &Cpu) -> Result<(), BackendError> {
     println!("attention of 512 rows   length      ms  GFLOP/s");
     for dtype in [KvDType::Bf16, KvDType::Int8] {
         for length in [512usize, 2048, 8192] {
-            let mut cache = cpu.kv_cache(HEADS, dtype, length / 16)?;
+            let cache = cpu.kv_cache(HEADS, dtype, length / 16)?;
             let blocks: Vec<u32> = (0..length as u32 / 16).collect();
             let q = cpu.upload(2048, noise(512 * 2048, 1))?;
             let k = cpu.upload(1024, noise(512 * 1024, 2))?;
             let v = cpu.upload(1024, noise(512 * 1024, 3))?;
             for start in (0..length).step_by(512) {
-                attend(cpu, [&q, &k, &v], start, &blocks, &mut cache)?;
+                attend(cpu, [&q, &k, &v], start, &blocks, &cache)?;
             }
             let start = length - 512;
             let seconds = fastest(cpu, || {
-                black_box(attend(cpu, [&q, &k, &v], start, &blocks, &mut cache).is_ok());
+                black_box(attend(cpu, [&q, &k, &v], start, &blocks, &cache).is_ok());
             });
             let seen: usize = (start..length).map(|position| position + 1).sum();
             let flops = 4.0 * (seen * HEADS.query * HEADS.dim) as f64;
@@ -206,7 +206,7 @@ fn attend(
     [q, k, v]: [&backend::Buffer; 3],
     start: usize,
     blocks: &[u32],
-    cache: &mut backend::KvCache,
+    cache: &backend::KvCache,
 ) -> Result<backend::Buffer, BackendError> {
     let spans = &[Span { rows: 0..q.rows(), start, blocks }];
     let args = AttendPaged { q, k, v, heads: HEADS, scale: 0.088, window: None, spans };

@@ -1,25 +1,47 @@
 //! Keys and values in pages, and the choice of the kernel that attends over them.
 
-use crate::attend::{Attend, InPages, Keys};
+use crate::attend::{Attend, InPages, Keys, Packed, Piece};
+use crate::isa::Level;
 use crate::pages::{PageWord, Pages};
 use crate::{Cpu, check, check_attend, decode, host, internal};
 use backend::{AttendPaged, BackendError, Buffer};
 use ir::Heads;
 use std::ops::Range;
+use std::sync::{PoisonError, RwLock, RwLockReadGuard};
 
-/// The keys and values of a layer.
+/// The keys and values of a layer. Who reads holds the lock for a moment only, so that others who
+/// share the cache can write their own blocks in between.
 pub(crate) enum Cache {
-    F32(Pages<f32>),
-    Bf16(Pages<u16>),
-    Int8(Pages<i8>),
+    F32(RwLock<Pages<f32>>),
+    Bf16(RwLock<Pages<u16>>),
+    Int8(RwLock<Pages<i8>>),
 }
 
 pub(crate) fn new_pages<T: PageWord>(
     heads: Heads,
     blocks: usize,
-) -> Result<Pages<T>, BackendError> {
+) -> Result<RwLock<Pages<T>>, BackendError> {
     check(heads.kv > 0 && heads.dim > 0, "a cache has heads")?;
-    Pages::new(heads, blocks).ok_or_else(|| internal("there is memory for the cache"))
+    let pages = Pages::new(heads, blocks).map(RwLock::new);
+    pages.ok_or_else(|| internal("there is memory for the cache"))
+}
+
+/// What was being written when a thread panicked is nobody's: its sequence has ended.
+fn read<T>(pages: &RwLock<T>) -> RwLockReadGuard<'_, T> {
+    pages.read().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// Keys and values in blocks, looked up one piece at a time.
+struct Shared<'a, T> {
+    pages: &'a RwLock<Pages<T>>,
+    /// The block of each 16 positions.
+    blocks: &'a [u32],
+}
+
+impl<T: PageWord> Keys for Shared<'_, T> {
+    fn pack(&self, level: Level, piece: &Piece, to: &mut Packed) {
+        InPages { pages: &read(self.pages), blocks: self.blocks }.pack(level, piece, to);
+    }
 }
 
 /// Query rows of a key head up to which pages are read as they lie.
@@ -30,32 +52,37 @@ impl Cpu {
     pub(crate) fn attend_pages<T: PageWord>(
         &self,
         args: &AttendPaged<'_>,
-        pages: &mut Pages<T>,
+        pages: &RwLock<Pages<T>>,
     ) -> Result<Buffer, BackendError> {
         let rows: Vec<Range<usize>> = args.spans.iter().map(|s| s.rows.clone()).collect();
         let gaps = check_attend(args.heads, [args.q, args.k, args.v], &rows)?;
-        check(args.heads == pages.heads(), "a cache has its layer's heads")?;
-        let fits = args.spans.iter().all(|s| s.fits(args.window, pages.blocks()));
-        check(fits, "every position has a block")?;
+        {
+            let pages = read(pages);
+            check(args.heads == pages.heads(), "a cache has its layer's heads")?;
+            let fits = args.spans.iter().all(|s| s.fits(args.window, pages.blocks()));
+            check(fits, "every position has a block")?;
+        }
         let (rows, width) = (args.q.rows(), args.q.width());
         let mut out = self.unset(rows, width)?;
         for gap in gaps {
             out.values_mut()[gap.start * width..gap.end * width].fill(0.0);
         }
-        pages.write(args.spans, host(args.k)?, host(args.v)?);
-        let pages = &*pages;
+        let (k, v) = (host(args.k)?, host(args.v)?);
+        pages.write().unwrap_or_else(PoisonError::into_inner).write(args.spans, k, v);
         let group = args.heads.query / args.heads.kv;
         // The kernel is chosen by the span alone; both give the same bits.
-        let all = args
-            .spans
-            .iter()
-            .filter(|s| !s.rows.is_empty())
-            .map(|s| (s.rows.clone(), s.start, InPages { pages, blocks: s.blocks }));
-        let (few, many): (Vec<_>, Vec<_>) = all.partition(|(rows, ..)| rows.len() * group <= FEW);
-        let many = many.iter().map(|(rows, start, keys)| (rows.clone(), *start, keys as &dyn Keys));
+        let all = args.spans.iter().filter(|s| !s.rows.is_empty());
+        let (few, many): (Vec<_>, Vec<_>) = all.partition(|s| s.rows.len() * group <= FEW);
+        let many: Vec<_> = many.iter().map(|s| (s, Shared { pages, blocks: s.blocks })).collect();
+        let spans = many.iter().map(|(s, keys)| (s.rows.clone(), s.start, keys as &dyn Keys));
         let (q, heads, scale, window) = (host(args.q)?, args.heads, args.scale, args.window);
-        let attend = Attend { q, heads, scale, window, spans: many.collect() };
-        decode::run(&attend, &few, self.level, out.values_mut());
+        let attend = Attend { q, heads, scale, window, spans: spans.collect() };
+        if !few.is_empty() {
+            let pages = &*read(pages);
+            let few =
+                few.iter().map(|s| (s.rows.clone(), s.start, InPages { pages, blocks: s.blocks }));
+            decode::run(&attend, &few.collect::<Vec<_>>(), self.level, out.values_mut());
+        }
         attend.run(self.level, out.values_mut());
         Ok(Buffer::new(rows, width, out))
     }

@@ -231,9 +231,9 @@ impl Backend for Cpu {
     fn attend_paged(
         &self,
         args: &AttendPaged<'_>,
-        cache: &mut KvCache,
+        cache: &KvCache,
     ) -> Result<Buffer, BackendError> {
-        match cache.data_mut()? {
+        match cache.data()? {
             Cache::F32(pages) => self.attend_pages(args, pages),
             Cache::Bf16(pages) => self.attend_pages(args, pages),
             Cache::Int8(pages) => self.attend_pages(args, pages),

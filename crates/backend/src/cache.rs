@@ -4,6 +4,7 @@ use crate::{BackendError, Buffer};
 use ir::Heads;
 use std::any::Any;
 use std::ops::Range;
+use std::sync::Arc;
 
 /// Positions of a block.
 pub const KV_BLOCK: usize = 16;
@@ -19,10 +20,11 @@ pub enum KvDType {
     Int8,
 }
 
-/// The keys and values of one layer, on a device.
-#[derive(Debug)]
+/// The keys and values of one layer, on a device. A clone is the same cache: two runners may
+/// compute over it at once, as long as neither touches a block that the other writes.
+#[derive(Clone, Debug)]
 pub struct KvCache {
-    data: Box<dyn Any + Send + Sync>,
+    data: Arc<dyn Any + Send + Sync>,
 }
 
 /// Consecutive tokens of one sequence in a step.
@@ -78,18 +80,18 @@ impl KvDType {
 }
 
 impl KvCache {
-    /// A cache over a backend's own `data`.
+    /// A cache over a backend's own `data`, which sees to it that it can be shared.
     pub fn new(data: impl Any + Send + Sync) -> Self {
-        Self { data: Box::new(data) }
+        Self { data: Arc::new(data) }
     }
 
-    /// The backend's own data, to be changed.
+    /// The backend's own data.
     ///
     /// # Errors
     /// If another backend made this cache.
-    pub fn data_mut<T: Any>(&mut self) -> Result<&mut T, BackendError> {
+    pub fn data<T: Any>(&self) -> Result<&T, BackendError> {
         let foreign = || BackendError::Internal("this belongs to another backend".into());
-        self.data.downcast_mut().ok_or_else(foreign)
+        self.data.downcast_ref().ok_or_else(foreign)
     }
 }
 

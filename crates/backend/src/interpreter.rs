@@ -23,7 +23,7 @@ enum Rows<'r> {
         spans: &'r [Span<'r>],
         rows: Vec<Range<usize>>,
         starts: Vec<usize>,
-        cache: &'r mut KvCache,
+        cache: &'r KvCache,
     },
 }
 
@@ -67,7 +67,7 @@ impl<'a> Interpreter<'a> {
         block: &Block<DeviceWeight>,
         input: Buffer,
         spans: &[Span<'_>],
-        cache: &mut KvCache,
+        cache: &KvCache,
     ) -> Result<Buffer, BackendError> {
         let (rows, starts) = spans.iter().map(|s| (s.rows.clone(), s.start)).unzip();
         self.whole(block, input, &mut Rows::Cached { spans, rows, starts, cache })

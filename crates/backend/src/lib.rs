@@ -101,12 +101,9 @@ pub trait Backend: Send + Sync {
 
     /// Writes the rows' keys and values to the cache, then attends over what is stored there.
     ///
-    /// No two spans may share a block that either writes.
-    fn attend_paged(
-        &self,
-        args: &AttendPaged<'_>,
-        cache: &mut KvCache,
-    ) -> Result<Buffer, BackendError>;
+    /// No two spans may share a block that either writes, be they of one call or of two at once.
+    fn attend_paged(&self, args: &AttendPaged<'_>, cache: &KvCache)
+    -> Result<Buffer, BackendError>;
 
     /// Applies a non-linearity in place.
     fn activate(&self, kind: Activation, x: &mut Buffer) -> Result<(), BackendError>;

@@ -13,6 +13,7 @@ use crate::{
 };
 use ir::{Activation, Heads, Quantized, Weight};
 use std::ops::Range;
+use std::sync::{PoisonError, RwLock};
 
 /// The plain CPU backend.
 #[derive(Clone, Copy, Debug, Default)]
@@ -134,19 +135,19 @@ impl Backend for Reference {
         dtype: KvDType,
         blocks: usize,
     ) -> Result<KvCache, BackendError> {
-        Ok(KvCache::new(Pages::new(heads, dtype, blocks)))
+        Ok(KvCache::new(RwLock::new(Pages::new(heads, dtype, blocks))))
     }
 
     fn attend_paged(
         &self,
         args: &AttendPaged<'_>,
-        cache: &mut KvCache,
+        cache: &KvCache,
     ) -> Result<Buffer, BackendError> {
         let mut out = vec![0.0; args.q.rows() * args.heads.query * args.heads.dim];
         let (q, k, v) = (host(args.q)?, host(args.k)?, host(args.v)?);
-        let pages = cache.data_mut::<Pages>()?;
-        pages.write(args.spans, k, v);
-        pages.attend(args, q, &mut out);
+        let pages = cache.data::<RwLock<Pages>>()?;
+        pages.write().unwrap_or_else(PoisonError::into_inner).write(args.spans, k, v);
+        pages.read().unwrap_or_else(PoisonError::into_inner).attend(args, q, &mut out);
         self.upload(args.heads.query * args.heads.dim, out)
     }
 

@@ -351,15 +351,15 @@ impl Backend for Profiled<'_> {
     fn attend_paged(
         &self,
         args: &AttendPaged<'_>,
-        cache: &mut KvCache,
+        cache: &KvCache,
     ) -> Result<Buffer, BackendError> {
-        let store = cache.data_mut::<Store>()?;
+        let store = cache.data::<Store>()?;
         let (floats, read) = seen(args.spans, args.window, args.heads);
         let rows = args.q.rows() as f64;
         let activations = (2.0 * elements(args.q) + elements(args.k) + elements(args.v)) * FLOAT;
         let bytes = (read + rows) * store.token as f64 + activations;
         let tally = Tally { bytes, floats, ..Tally::default() };
-        self.count(Kind::Attend, tally, || self.inner.attend_paged(args, &mut store.inner))
+        self.count(Kind::Attend, tally, || self.inner.attend_paged(args, &store.inner))
     }
 
     fn activate(&self, kind: Activation, x: &mut Buffer) -> Result<(), BackendError> {

@@ -46,7 +46,7 @@ impl Case {
         mut cut: impl FnMut() -> usize,
     ) -> Vec<f32> {
         let heads = self.heads;
-        let mut cache = backend.kv_cache(heads, dtype, self.blocks).unwrap();
+        let cache = backend.kv_cache(heads, dtype, self.blocks).unwrap();
         let firsts: Vec<usize> =
             (0..self.lengths.len()).map(|i| self.lengths[..i].iter().sum()).collect();
         let mut done = vec![0; self.lengths.len()];
@@ -81,7 +81,7 @@ impl Case {
                 window: self.window,
                 spans: &spans,
             };
-            let result = backend.attend_paged(&args, &mut cache).unwrap();
+            let result = backend.attend_paged(&args, &cache).unwrap();
             let result = backend.download(result).unwrap();
             let width = heads.query * heads.dim;
             for (row, values) in rows.iter().zip(result.chunks_exact(width)) {
@@ -182,11 +182,11 @@ fn a_sequence_without_numbers_leaves_others_alone() {
 fn tables_that_do_not_fit_are_errors() {
     let heads = Heads { query: 2, kv: 1, dim: 8 };
     for cpu in cpus() {
-        let mut cache = cpu.kv_cache(heads, KvDType::Bf16, 2).unwrap();
+        let cache = cpu.kv_cache(heads, KvDType::Bf16, 2).unwrap();
         let (q, kv) = (upload(&cpu, 16, &[0.5; 48]), upload(&cpu, 8, &[0.5; 24]));
         let mut attend = |spans: &[Span<'_>], window| {
             let (q, k, v, scale) = (&q, &kv, &kv, 1.0);
-            cpu.attend_paged(&AttendPaged { q, k, v, heads, scale, window, spans }, &mut cache)
+            cpu.attend_paged(&AttendPaged { q, k, v, heads, scale, window, spans }, &cache)
                 .is_ok()
         };
         let span = |start, blocks| Span { rows: 0..3, start, blocks };
