@@ -3,7 +3,7 @@
 use crate::batching::{Batching, Waiting};
 use crate::clock::Clock;
 use crate::workload::{Arrivals, Workload};
-use engine::{Engine, Event, ExecError, Executor, Finish, Refused, Request, SeqId, Speculator};
+use engine::{Engine, Event, ExecError, Finish, Refused, Request, SeqId, Speculator, Stepper};
 use std::collections::{BTreeMap, VecDeque};
 
 /// When a request's life took place, in seconds after the start.
@@ -54,7 +54,7 @@ pub struct Drive<'a> {
     /// Holds the sequences.
     pub engine: &'a mut Engine,
     /// Computes the steps.
-    pub executor: &'a mut dyn Executor,
+    pub stepper: &'a mut dyn Stepper,
     /// Guesses, if anybody does.
     pub speculator: Option<&'a mut dyn Speculator>,
     /// When the engine is given what has come.
@@ -108,7 +108,7 @@ impl Drive<'_> {
     fn step(&mut self, begun: f64, state: &mut State) -> Result<(), DriveError> {
         let before = self.clock.now() - begun;
         let speculator = self.speculator.as_mut().map(|s| &mut **s as &mut dyn Speculator);
-        self.engine.step(self.executor, speculator, &mut state.events)?;
+        self.stepper.step(self.engine, speculator, &mut state.events)?;
         let after = self.clock.now() - begun;
         let State { records, names, events, .. } = state;
         for event in events.drain(..) {
@@ -172,7 +172,9 @@ impl State {
 mod tests {
     use super::*;
     use crate::workload::Arrival;
-    use engine::{CostTable, GroupKind, Limits, Options, Outputs, RowOutput, Sampled, Step};
+    use engine::{
+        CostTable, Executor, GroupKind, Limits, Options, Outputs, RowOutput, Sampled, Step,
+    };
     use std::cell::Cell;
 
     /// Time that passes when somebody lets it.
@@ -225,7 +227,7 @@ mod tests {
         let mut engine = Engine::new(limits(), Options::default());
         let drive = Drive {
             engine: &mut engine,
-            executor: &mut executor,
+            stepper: &mut executor,
             speculator: None,
             batching,
             clock: &clock,

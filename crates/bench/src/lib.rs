@@ -20,7 +20,7 @@ pub use clock::{Clock, Wall};
 pub use drive::{Asked, Drive, DriveError, Record};
 pub use machine::{Machine, Probe, measure};
 pub use metrics::{Limits, Spread, Summary};
-pub use oracle::{Oracle, drafted_since, first_difference};
+pub use oracle::{Oracle, drafted_in_both, first_difference};
 pub use plot::{Drawn, Point, page};
 pub use profile::{Kind, Phase, Profiled, Tally};
 pub use roof::{Bound, Roof};

@@ -72,10 +72,12 @@ impl Speculator for Oracle {
     }
 }
 
-/// How often each place of a draft was offered and stood between two counts.
-pub fn drafted_since(before: &[(u64, u64)], after: &[(u64, u64)]) -> Vec<(u64, u64)> {
-    let before = before.iter().copied().chain(std::iter::repeat((0, 0)));
-    after.iter().zip(before).map(|(now, then)| (now.0 - then.0, now.1 - then.1)).collect()
+/// How often each place of a draft was offered and stood in two runs together.
+pub fn drafted_in_both(one: &[(u64, u64)], other: &[(u64, u64)]) -> Vec<(u64, u64)> {
+    let at = |counts: &[(u64, u64)], place| counts.get(place).copied().unwrap_or_default();
+    let both = |place| (at(one, place), at(other, place));
+    let places = (0..one.len().max(other.len())).map(both);
+    places.map(|(one, other)| (one.0 + other.0, one.1 + other.1)).collect()
 }
 
 /// The first request whose output is not the same in both runs.
@@ -128,7 +130,7 @@ mod tests {
 
     #[test]
     fn counts_and_texts_are_compared() {
-        assert_eq!(drafted_since(&[(5, 3)], &[(9, 4), (2, 1)]), [(4, 1), (2, 1)]);
+        assert_eq!(drafted_in_both(&[(5, 3)], &[(9, 4), (2, 1)]), [(14, 7), (2, 1)]);
         let record = |output: &[u32]| Record { output: output.to_vec(), ..Record::default() };
         let (one, two) = (record(&[1, 2]), record(&[1, 3]));
         let twice = [one.clone(), one.clone()];

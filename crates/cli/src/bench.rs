@@ -6,7 +6,7 @@ mod report;
 mod session;
 mod subject;
 
-use crate::args::bench::{Batching, Bench};
+use crate::args::bench::{Batching, Bench, Prefill};
 use crate::args::serve::{Serving, Speculate};
 use crate::eval::read;
 use crate::failure::{Code, Failure};
@@ -54,6 +54,10 @@ fn consistent(args: &Bench) -> Result<(), Failure> {
     }
     if args.batching != Batching::Dynamic && args.batch_wait.is_some() {
         return Err(Failure::refused("--batch-wait is of --batching dynamic"));
+    }
+    if args.synthetic_acceptance.is_some() && args.prefill.first() != Some(&Prefill::Chunked) {
+        let message = "--synthetic-acceptance is measured with --prefill chunked";
+        return Err(Failure::refused(message));
     }
     args.plot.as_deref().map_or(Ok(()), has_a_place)
 }

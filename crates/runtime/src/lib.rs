@@ -1,12 +1,14 @@
 //! Runs the engine's steps: a whole model on a device, keys and values in pages, the same block
 //! programs and the same interpreter as calibration.
 
+mod apart;
 mod cost;
 mod error;
 mod memory;
 mod model;
 mod runner;
 
+pub use apart::{Apart, InPool, apart};
 pub use cost::Cost;
 pub use error::LoadError;
 pub use memory::{KvPlan, free_memory};

@@ -81,9 +81,26 @@ impl<'m> Runner<'m> {
             groups: plan.groups.clone(),
             cost: CostTable::default(),
         };
+        Ok(Self::over(backend, model, caches, (plan, limits)))
+    }
+
+    fn over(
+        backend: &'m dyn Backend,
+        model: &'m Model,
+        caches: Vec<KvCache>,
+        (plan, limits): (KvPlan, Limits),
+    ) -> Self {
         let scratch = vec![Scratch::default(); HEAD_ROWS];
         let interpreter = Interpreter::new(backend);
-        Ok(Self { model, interpreter, caches, plan, limits, scratch })
+        Self { model, interpreter, caches, plan, limits, scratch }
+    }
+
+    /// Another runner of the model over the same keys and values.
+    pub fn beside(&self, settings: &Settings) -> Self {
+        let (backend, caches) = (self.interpreter.backend(), self.caches.clone());
+        let Settings { tokens, rows } = *settings;
+        let limits = Limits { tokens, rows, ..self.limits.clone() };
+        Self::over(backend, self.model, caches, (self.plan.clone(), limits))
     }
 
     /// Measures what steps of a few positions cost; until then a table is assumed. What lies in
@@ -139,7 +156,7 @@ impl<'m> Runner<'m> {
         let spans: Vec<Vec<Span<'_>>> = tables.iter().map(|t| spans(step, t)).collect();
         let Self { model, interpreter, caches, plan, .. } = self;
         let mut through = |mut state| {
-            let layers = model.layers.iter().zip(&mut *caches).zip(&plan.layers);
+            let layers = model.layers.iter().zip(&*caches).zip(&plan.layers);
             for ((layer, cache), &group) in layers {
                 state = interpreter.run_cached(layer, state, &spans[group], cache)?;
             }

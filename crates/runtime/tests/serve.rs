@@ -7,10 +7,11 @@ use backend_cpu::Cpu;
 use calibration::{Forward, Precision};
 use checkpoint::Checkpoint;
 use engine::{
-    DraftModel, Engine, Event, Finish, NGram, Options, Request, Sampled, Sampling, Scratch, SeqId,
-    Speculator, score,
+    DraftModel, Engine, Event, Executor, Finish, NGram, Options, Request, Sampled, Sampling,
+    Scratch, SeqId, Speculator, Stepper, score,
 };
-use runtime::{KvPlan, Model, Runner, Settings};
+use rayon::ThreadPoolBuilder;
+use runtime::{InPool, KvPlan, Model, Runner, Settings, apart};
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use tensor::DType;
@@ -92,9 +93,20 @@ fn serve(
     runner: &mut Runner<'_>,
     requests: &[Request],
     options: &Options,
-    mut speculator: Option<&mut dyn Speculator>,
+    speculator: Option<&mut dyn Speculator>,
 ) -> (Vec<Said>, engine::Stats) {
-    let mut engine = Engine::new(engine::Executor::limits(runner), options.clone());
+    let mut engine = Engine::new(runner.limits(), options.clone());
+    let said = answers(&mut engine, runner, requests, speculator);
+    (said, engine.stats())
+}
+
+/// What `engine` says to `requests`, `stepper` taking it further.
+fn answers(
+    engine: &mut Engine,
+    stepper: &mut dyn Stepper,
+    requests: &[Request],
+    mut speculator: Option<&mut dyn Speculator>,
+) -> Vec<Said> {
     let mut said: BTreeMap<SeqId, Said> = BTreeMap::new();
     for request in requests {
         said.insert(engine.add(request.clone()).unwrap(), Said::default());
@@ -102,7 +114,7 @@ fn serve(
     let mut events = Vec::new();
     while !engine.is_idle() {
         let speculator = speculator.as_mut().map(|s| &mut **s as &mut dyn Speculator);
-        engine.step(runner, speculator, &mut events).unwrap();
+        stepper.step(engine, speculator, &mut events).unwrap();
         for event in events.drain(..) {
             match event {
                 Event::Token { seq, sampled } => said.get_mut(&seq).unwrap().tokens.push(sampled),
@@ -117,7 +129,7 @@ fn serve(
         }
     }
     assert!(engine.pool().is_idle());
-    (said.into_values().collect(), engine.stats())
+    said.into_values().collect()
 }
 
 fn prompt(n: usize, seed: u32) -> Vec<u32> {
@@ -271,4 +283,34 @@ fn company_chunks_preemption_prefixes_and_drafts_change_no_bit() {
         }
     }
     assert!(preempted > 0 && cached > 0 && accepted > 0, "{preempted} {cached} {accepted}");
+}
+
+#[test]
+fn prompts_computed_apart_change_no_bit() {
+    let opened = Opened::stories();
+    let model = opened.model();
+    let requests = requests();
+    let threads = |n| ThreadPoolBuilder::new().num_threads(n).build().unwrap();
+    let (mut computed, mut preempted) = (0, 0);
+    for dtype in [KvDType::F32, KvDType::Bf16, KvDType::Int8] {
+        let mut together = opened.runner(&model, dtype, 200);
+        let (expected, _) = serve(&mut together, &requests, &Options::default(), None);
+        for (blocks, prefill, decode) in [(200, 1, 1), (200, 2, 3), (20, 2, 1)] {
+            let mut decoding = opened.runner(&model, dtype, blocks);
+            let mut prompts = decoding.beside(&Settings { tokens: 48, rows: 3 });
+            let options = Options { chunk: 30, ..Options::default() };
+            let mut engine = Engine::apart(decoding.limits(), prompts.limits(), options);
+            let (prefill, decode) = (threads(prefill), threads(decode));
+            let prefill = InPool { executor: &mut prompts, pool: &prefill };
+            let mut decode = InPool { executor: &mut decoding, pool: &decode };
+            let mut ngram = NGram { sizes: 1..4, reach: 500 };
+            let said = apart(prefill, &mut decode, |both| {
+                answers(&mut engine, both, &requests, Some(&mut ngram))
+            });
+            assert_eq!(said, expected, "{}, {blocks} blocks", dtype.name());
+            computed += engine.stats().computed;
+            preempted += engine.stats().preemptions;
+        }
+    }
+    assert!(computed > 0 && preempted > 0, "{computed} {preempted}");
 }

@@ -63,6 +63,19 @@ pub(crate) struct Bench {
     /// for fuller batches.
     #[arg(long, value_name = "TIME", value_parser = time)]
     pub(crate) batch_wait: Option<f64>,
+    /// How prompts and rows that decode share the machine: prompts in chunks beside the rows, split
+    /// over two executors, or each prompt whole in one step [default: chunked]. Give several, such
+    /// as chunked,split,whole, to see what each does to TTFT and ITL.
+    #[arg(long, value_enum, value_name = "HOW", value_delimiter = ',')]
+    #[arg(default_value = "chunked", hide_default_value = true, hide_possible_values = true)]
+    pub(crate) prefill: Vec<Prefill>,
+    /// The most tokens of a step, rows that decode included [default: 512]. Use fewer for a steadier
+    /// ITL, more for a sooner first token.
+    #[arg(long, value_name = "N", value_parser = count)]
+    pub(crate) chunk: Option<usize>,
+    /// Compute every prompt from its start. Use it to see what looking prefixes up costs or saves.
+    #[arg(long)]
+    pub(crate) no_prefix_cache: bool,
     /// Measure the closed workload with so many requests at once, such as 1,2,4,8. Use it to see
     /// where throughput stops growing.
     #[arg(long, value_name = "LIST", value_delimiter = ',', value_parser = count)]
@@ -98,6 +111,28 @@ pub(crate) enum Batching {
     Static,
     /// As static, but those that are there begin after a while.
     Dynamic,
+}
+
+/// How prompts and rows that decode share the machine.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub(crate) enum Prefill {
+    /// A step has the rows, and as much of the prompts as its budget leaves.
+    Chunked,
+    /// Prompts have half of the threads, rows that decode the others.
+    Split,
+    /// A step has the rows, and prompts as a whole.
+    Whole,
+}
+
+impl Prefill {
+    /// How it is spelled in arguments and reports.
+    pub(crate) fn name(self) -> &'static str {
+        match self {
+            Self::Chunked => "chunked",
+            Self::Split => "split",
+            Self::Whole => "whole",
+        }
+    }
 }
 
 /// What the linears of a synthetic model are stored as.
@@ -213,5 +248,9 @@ mod tests {
         assert!(parse(&["m"]).unwrap().sweep.is_empty());
         assert!(parse(&["m", "--sweep", "1,,2"]).is_err());
         assert!(parse(&["m", "--sweep", "0"]).is_err());
+        assert_eq!(parse(&["m"]).unwrap().prefill, [Prefill::Chunked]);
+        let several = parse(&["m", "--prefill", "split,whole"]).unwrap();
+        assert_eq!(several.prefill, [Prefill::Split, Prefill::Whole]);
+        assert!(parse(&["m", "--prefill", "none"]).is_err());
     }
 }

@@ -8,8 +8,6 @@ use text::Tokenizer;
 /// The prompts of a workload.
 pub(crate) struct Prompts<'a> {
     vocab: usize,
-    /// Prompts of earlier workloads are in the cache.
-    salt: u64,
     tokenizer: Option<&'a Tokenizer>,
     texts: Vec<String>,
 }
@@ -22,7 +20,6 @@ impl<'a> Prompts<'a> {
     pub(crate) fn new(
         workload: &Workload,
         vocab: usize,
-        salt: u64,
         tokenizer: Option<&'a Tokenizer>,
     ) -> Result<Self, text::Error> {
         let mut texts = Vec::new();
@@ -31,7 +28,7 @@ impl<'a> Prompts<'a> {
                 texts.push(tokenizer.decode(&noise(index, 0..request.prompt, vocab))?);
             }
         }
-        Ok(Self { vocab, salt, tokenizer, texts })
+        Ok(Self { vocab, tokenizer, texts })
     }
 
     /// The request of an index. Its text is encoded now, as a server would; its length is then made
@@ -55,8 +52,7 @@ impl<'a> Prompts<'a> {
         let tokenize = self.tokenizer.map(|_| begun.elapsed().as_secs_f64());
         tokens.truncate(prompt);
         tokens.extend(noise(index, tokens.len()..prompt, self.vocab));
-        let request = Request { salt: self.salt, ..Request::new(tokens, output) };
-        Ok(Asked { request, tokenize })
+        Ok(Asked { request: Request::new(tokens, output), tokenize })
     }
 }
 
@@ -76,10 +72,10 @@ mod tests {
     #[test]
     fn without_a_tokenizer_prompts_are_tokens_that_differ() {
         let workload = Workload::closed(1, 2, 5, 3);
-        let prompts = Prompts::new(&workload, 100, 7, None).unwrap();
+        let prompts = Prompts::new(&workload, 100, None).unwrap();
         let [one, two] = [0, 1].map(|index| prompts.ask(index, 5, 3).unwrap());
         assert_eq!((one.request.prompt.len(), one.request.max_tokens), (5, 3));
-        assert_eq!((one.tokenize, one.request.salt), (None, 7));
+        assert_eq!(one.tokenize, None);
         assert!(one.request.prompt.iter().all(|&token| token < 100));
         assert_ne!(one.request.prompt, two.request.prompt);
         assert_eq!(prompts.ask(0, 5, 3).unwrap(), one);

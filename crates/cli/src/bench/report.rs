@@ -33,6 +33,11 @@ fn model_json(args: &Bench, machine: &Machine, model: &Measured) -> Value {
         row["concurrency"] = json!(users);
         row
     });
+    let prefills = model.prefills.iter().map(|(how, summary)| {
+        let mut row = summary.json();
+        row["prefill"] = json!(how.name());
+        row
+    });
     let stats = &model.stats;
     json!({
         "model": model.model,
@@ -40,6 +45,7 @@ fn model_json(args: &Bench, machine: &Machine, model: &Measured) -> Value {
         "decode": decode_json,
         "alone": model.alone.json(),
         "workload": model.load.json(),
+        "prefills": prefills.collect::<Vec<Value>>(),
         "sweep": sweep.collect::<Vec<Value>>(),
         "speculation": model.speculation.as_ref().map(speculation_json),
         "profile": profile_json(&model.profile, machine),
@@ -159,6 +165,7 @@ fn write_model(text: &mut String, args: &Bench, machine: &Machine, model: &Measu
     if let Some(speculation) = &model.speculation {
         write_speculation(text, speculation)?;
     }
+    write_prefills(text, model)?;
     write_sweep(text, model)?;
     model.profile.iter().try_for_each(|profile| write_profile(text, profile, machine))
 }
@@ -203,13 +210,31 @@ fn write_speculation(text: &mut String, speculation: &Speculation) -> Result {
     writeln!(text, "accepted by place: {}", places.join(", "))
 }
 
+fn write_prefills(text: &mut String, model: &Measured) -> Result {
+    let [_, _, ..] = model.prefills[..] else { return Ok(()) };
+    writeln!(text, "\nprefill   tokens/s   TTFT p50   TTFT p99    ITL p50    ITL p99  (ms)")?;
+    for (how, summary) in &model.prefills {
+        let latencies = [
+            ms(&summary.ttft, 50.0),
+            ms(&summary.ttft, 99.0),
+            ms(&summary.itl, 50.0),
+            ms(&summary.itl, 99.0),
+        ];
+        writeln!(text, "{:<8}{:>10.1}{}", how.name(), summary.throughput(), latencies.concat())?;
+    }
+    Ok(())
+}
+
+fn ms(spread: &Spread, percent: f64) -> String {
+    format!("{:11.1}", spread.percentile(percent) * 1e3)
+}
+
 fn write_sweep(text: &mut String, model: &Measured) -> Result {
     if model.sweep.is_empty() {
         return Ok(());
     }
     writeln!(text, "\nat once   tokens/s   TTFT p50   TTFT p99   TPOT p50   TPOT p99  (ms)")?;
     for (users, summary) in &model.sweep {
-        let ms = |spread: &Spread, percent| format!("{:11.1}", spread.percentile(percent) * 1e3);
         let latencies = [
             ms(&summary.ttft, 50.0),
             ms(&summary.ttft, 99.0),

@@ -2,16 +2,17 @@
 
 use super::prompts::Prompts;
 use super::subject::Subject;
-use crate::args::bench::{Batching, Bench};
+use crate::args::bench::{Batching, Bench, Prefill};
 use crate::failure::{Code, Failure};
 use crate::output::remark;
 use crate::serve::Answerer;
 use ::bench::{
     Decoding, Drive, Kind, Oracle, Pace, Phase, Profiled, Record, Spread, Summary, Tally, Wall,
-    Watched, Workload, drafted_since, first_difference,
+    Watched, Workload, drafted_in_both, first_difference,
 };
-use engine::{Executor, Speculator, Stats};
-use runtime::Cost;
+use engine::{Engine, Executor, Limits, Options, Speculator, Stats, Stepper};
+use rayon::{ThreadPool, ThreadPoolBuilder};
+use runtime::{Cost, InPool, Settings, apart};
 
 /// Requests of the phases that are measured alone; the first is not counted.
 const ALONE: usize = 4;
@@ -33,6 +34,8 @@ pub(crate) struct Measured {
     /// One request at a time.
     pub(crate) alone: Summary,
     pub(crate) load: Summary,
+    /// The workload again, prompts computed in every way that was asked for.
+    pub(crate) prefills: Vec<(Prefill, Summary)>,
     pub(crate) sweep: Vec<(usize, Summary)>,
     pub(crate) speculation: Option<Speculation>,
     pub(crate) profile: Vec<Profile>,
@@ -112,9 +115,17 @@ impl Session<'_, '_> {
     ) -> Result<Measured, Failure> {
         self.say("measuring one request at a time");
         let one = self.run(&alone(self.args), None)?;
-        self.say("measuring the workload");
-        let all = self.run(workload, None)?;
+        let how = self.args.prefill.first().copied().unwrap_or(Prefill::Chunked);
+        self.say(&format!("measuring the workload, prefill {}", how.name()));
+        let all = self.run_prefill(how, workload)?;
         let stats = self.answerer.engine.stats();
+        let load = Summary::new(&all.records, self.args.slo);
+        let mut prefills = vec![(how, load.clone())];
+        for &how in self.args.prefill.iter().skip(1) {
+            self.say(&format!("measuring the workload, prefill {}", how.name()));
+            let ran = self.run_prefill(how, workload)?;
+            prefills.push((how, Summary::new(&ran.records, self.args.slo)));
+        }
         let speculation = self.args.synthetic_acceptance;
         let speculation =
             speculation.map(|p| self.speculate(p, workload, [&one, &all])).transpose()?;
@@ -133,7 +144,8 @@ impl Session<'_, '_> {
             token,
             integers,
             alone: Summary::new(one.records.get(1..).unwrap_or_default(), None),
-            load: Summary::new(&all.records, self.args.slo),
+            load,
+            prefills,
             sweep,
             speculation,
             profile,
@@ -159,27 +171,70 @@ impl Session<'_, '_> {
         oracle: Option<&mut Oracle>,
         users: usize,
     ) -> Result<Ran, Failure> {
+        let limits = self.answerer.runner.limits();
+        self.begin(Engine::new(limits, self.options(usize::MAX)));
         let Answerer { engine, runner, speculator } = &mut *self.answerer;
-        let vocab = runner.limits().vocab;
-        let salt = engine.stats().steps;
-        let tokenizer = self.subject.tokenizer.as_ref();
-        let prompts = Prompts::new(workload, vocab, salt, tokenizer)?;
-        let clock = Wall::start();
-        let mut executor = Watched::new(runner, &clock, self.profiled);
         let speculator = match oracle {
             Some(oracle) => Some(oracle as &mut dyn Speculator),
             None => speculator.as_mut().map(|s| &mut **s as &mut dyn Speculator),
         };
+        let clock = Wall::start();
+        let mut executor = Watched::new(runner, &clock, self.profiled);
         let batching = batching(self.args, users);
-        let executor_ref = &mut executor;
-        let drive = Drive { engine, executor: executor_ref, speculator, batching, clock: &clock };
-        let mut asked = Vec::new();
-        let records = drive.run(workload, |index, prompt, output| {
-            let ask = prompts.ask(index, prompt, output)?;
-            asked.push(ask.request.prompt.clone());
-            Ok(ask)
-        })?;
-        Ok(Ran { records, paces: executor.paces, prompts: asked })
+        let stepper = &mut executor;
+        let drive = Drive { engine, stepper, speculator, batching, clock: &clock };
+        let (records, prompts) = driven(self.subject, drive, workload)?;
+        Ok(Ran { records, paces: executor.paces, prompts })
+    }
+
+    /// Runs a workload whose prompts are computed as `how` says.
+    fn run_prefill(&mut self, how: Prefill, workload: &Workload) -> Result<Ran, Failure> {
+        let limits = self.answerer.runner.limits();
+        match how {
+            Prefill::Chunked => self.run(workload, None),
+            Prefill::Whole => {
+                let tokens = limits.context.saturating_add(limits.rows);
+                let mut whole =
+                    self.answerer.runner.beside(&Settings { tokens, ..Settings::default() });
+                self.begin(Engine::new(Limits { tokens, ..limits }, self.options(tokens)));
+                self.step_by(&mut whole, workload)
+            }
+            Prefill::Split => {
+                let threads = rayon::current_num_threads();
+                let prompts = pool((threads / 2).max(1))?;
+                let others = pool(threads.saturating_sub(threads / 2).max(1))?;
+                // Rows that decode are few tokens, whatever waits.
+                let few = Settings { tokens: limits.rows, ..Settings::default() };
+                let both = [&Settings::default(), &few];
+                let [mut prefill, mut decode] = both.map(|s| self.answerer.runner.beside(s));
+                let options = self.options(usize::MAX);
+                self.begin(Engine::apart(decode.limits(), prefill.limits(), options));
+                let prefill = InPool { executor: &mut prefill, pool: &prompts };
+                let mut decode = InPool { executor: &mut decode, pool: &others };
+                apart(prefill, &mut decode, |both| self.step_by(both, workload))
+            }
+        }
+    }
+
+    /// Runs a workload on the engine as it is, `stepper` taking it further.
+    fn step_by(&mut self, stepper: &mut dyn Stepper, workload: &Workload) -> Result<Ran, Failure> {
+        let Answerer { engine, speculator, .. } = &mut *self.answerer;
+        let speculator = speculator.as_mut().map(|s| &mut **s as &mut dyn Speculator);
+        let (clock, batching) = (Wall::start(), batching(self.args, users(self.args)));
+        let drive = Drive { engine, stepper, speculator, batching, clock: &clock };
+        let (records, prompts) = driven(self.subject, drive, workload)?;
+        Ok(Ran { records, paces: Vec::new(), prompts })
+    }
+
+    /// Goes on with a new engine: what an earlier one found in the cache is not there any more.
+    fn begin(&mut self, engine: Engine) {
+        self.answerer.engine = engine;
+    }
+
+    /// Steps of so many tokens, unless the arguments say.
+    fn options(&self, tokens: usize) -> Options {
+        let prefix_cache = !self.args.no_prefix_cache;
+        Options { tokens: self.args.chunk.unwrap_or(tokens), prefix_cache, ..Options::default() }
     }
 
     /// Runs both workloads again with guesses that stand with probability `acceptance`.
@@ -195,12 +250,12 @@ impl Session<'_, '_> {
                 oracle.learn(prompt.clone(), record);
             }
         }
-        let before = self.answerer.engine.stats().drafted;
         self.say("measuring one request at a time, speculating");
         let one = self.run(&alone(self.args), Some(&mut oracle))?;
+        let before = self.answerer.engine.stats().drafted;
         self.say("measuring the workload, speculating");
         let all = self.run(workload, Some(&mut oracle))?;
-        let places = drafted_since(&before, &self.answerer.engine.stats().drafted);
+        let places = drafted_in_both(&before, &self.answerer.engine.stats().drafted);
         let [alone, load] = [self.gain(plain[0], &one)?, self.gain(plain[1], &all)?];
         Ok(Speculation { acceptance, alone, load, places })
     }
@@ -235,6 +290,27 @@ impl Session<'_, '_> {
         };
         Ok([Phase::Prefill, Phase::Decode].map(of).into())
     }
+}
+
+/// Runs a workload; its records and its prompts.
+fn driven(
+    subject: &Subject,
+    drive: Drive<'_>,
+    workload: &Workload,
+) -> Result<(Vec<Record>, Vec<Vec<u32>>), Failure> {
+    let prompts = Prompts::new(workload, subject.spec().vocab, subject.tokenizer.as_ref())?;
+    let mut asked = Vec::new();
+    let records = drive.run(workload, |index, prompt, output| {
+        let ask = prompts.ask(index, prompt, output)?;
+        asked.push(ask.request.prompt.clone());
+        Ok(ask)
+    })?;
+    Ok((records, asked))
+}
+
+fn pool(threads: usize) -> Result<ThreadPool, Failure> {
+    let pool = ThreadPoolBuilder::new().num_threads(threads).build();
+    pool.map_err(|error| Failure::new(Code::Machine, error))
 }
 
 fn batching(args: &Bench, users: usize) -> ::bench::Batching {
