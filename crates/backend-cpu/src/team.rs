@@ -180,7 +180,13 @@ mod tests {
         let done = AtomicUsize::new(0);
         pool.install(|| {
             Team::lead(&mut || {
-                crate::tasks::run(64, || (), |(), _| drop(done.fetch_add(1, Ordering::Relaxed)));
+                crate::tasks::run(
+                    64,
+                    || (),
+                    |(), _| {
+                        done.fetch_add(1, Ordering::Relaxed);
+                    },
+                );
             });
         });
         assert_eq!(done.into_inner(), 64);

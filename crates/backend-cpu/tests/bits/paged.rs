@@ -184,10 +184,9 @@ fn tables_that_do_not_fit_are_errors() {
     for cpu in cpus() {
         let cache = cpu.kv_cache(heads, KvDType::Bf16, 2).unwrap();
         let (q, kv) = (upload(&cpu, 16, &[0.5; 48]), upload(&cpu, 8, &[0.5; 24]));
-        let mut attend = |spans: &[Span<'_>], window| {
+        let attend = |spans: &[Span<'_>], window| {
             let (q, k, v, scale) = (&q, &kv, &kv, 1.0);
-            cpu.attend_paged(&AttendPaged { q, k, v, heads, scale, window, spans }, &cache)
-                .is_ok()
+            cpu.attend_paged(&AttendPaged { q, k, v, heads, scale, window, spans }, &cache).is_ok()
         };
         let span = |start, blocks| Span { rows: 0..3, start, blocks };
         assert!(attend(&[span(0, &[1])], None));
