@@ -5,7 +5,10 @@
 //! cargo run --release -p backend-cpu --example kernels -- [threads] [isa]
 //! ```
 #![expect(clippy::print_stdout, reason = "a benchmark prints its figures")]
-#![expect(unsafe_code, reason = "the bare loop is written in intrinsics")]
+#![cfg_attr(
+    target_arch = "x86_64",
+    expect(unsafe_code, reason = "the bare loop is written in intrinsics")
+)]
 
 use backend::{Attend, Backend, BackendError, Linear, RankUpdate};
 use backend_cpu::{Cpu, Isa};

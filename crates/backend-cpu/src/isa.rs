@@ -3,9 +3,14 @@
 //! A [`Kernel`] is written once over [`Simd`]; [`Level::run`] enters it through a function that has
 //! the target features, so that everything inlined into it is compiled with them. Rust never
 //! contracts or reassociates floating point, so the same body gives the same bits everywhere.
-#![expect(unsafe_code, reason = "a function compiled for target features is entered")]
+#![cfg_attr(
+    target_arch = "x86_64",
+    expect(unsafe_code, reason = "a function compiled for target features is entered")
+)]
 
 use crate::dots::Dots;
+#[cfg(target_arch = "aarch64")]
+use crate::neon::{DotProd, I8mm, Neon};
 use crate::simd::{Portable, Simd};
 #[cfg(target_arch = "x86_64")]
 use crate::x86::{Avx2, Avx512};
@@ -21,13 +26,27 @@ pub enum Isa {
     Avx512,
     /// x86-64 with AVX2, FMA and F16C: 8 lanes.
     Avx2,
-    /// Whatever the program was compiled for; NEON on aarch64.
+    /// [`Isa::NeonDot`] with I8MM, the dot product of unsigned and signed bytes.
+    NeonI8mm,
+    /// [`Isa::Neon`] with the dot product of signed bytes.
+    NeonDot,
+    /// aarch64: 4 lanes.
+    Neon,
+    /// Whatever the program was compiled for.
     Portable,
 }
 
 impl Isa {
     /// Every instruction set, the fastest first.
-    pub const ALL: [Self; 4] = [Self::Avx512Vnni, Self::Avx512, Self::Avx2, Self::Portable];
+    pub const ALL: [Self; 7] = [
+        Self::Avx512Vnni,
+        Self::Avx512,
+        Self::Avx2,
+        Self::NeonI8mm,
+        Self::NeonDot,
+        Self::Neon,
+        Self::Portable,
+    ];
 
     /// How it is spelled in arguments and reports.
     pub fn name(self) -> &'static str {
@@ -35,6 +54,9 @@ impl Isa {
             Self::Avx512Vnni => "avx512-vnni",
             Self::Avx512 => "avx512",
             Self::Avx2 => "avx2",
+            Self::NeonI8mm => "neon-i8mm",
+            Self::NeonDot => "neon-dotprod",
+            Self::Neon => "neon",
             Self::Portable => "portable",
         }
     }
@@ -68,6 +90,14 @@ impl Isa {
             }
             #[cfg(not(target_arch = "x86_64"))]
             Self::Avx512Vnni | Self::Avx512 | Self::Avx2 => false,
+            #[cfg(target_arch = "aarch64")]
+            Self::NeonI8mm => std::arch::is_aarch64_feature_detected!("i8mm"),
+            #[cfg(target_arch = "aarch64")]
+            Self::NeonDot => std::arch::is_aarch64_feature_detected!("dotprod"),
+            #[cfg(target_arch = "aarch64")]
+            Self::Neon => std::arch::is_aarch64_feature_detected!("neon"),
+            #[cfg(not(target_arch = "aarch64"))]
+            Self::NeonI8mm | Self::NeonDot | Self::Neon => false,
             Self::Portable => true,
         }
     }
@@ -109,6 +139,9 @@ impl Level {
             // SAFETY: as above.
             #[cfg(target_arch = "x86_64")]
             Isa::Avx2 => unsafe { avx2(kernel) },
+            // Every program for aarch64 is compiled for NEON.
+            #[cfg(target_arch = "aarch64")]
+            Isa::NeonI8mm | Isa::NeonDot | Isa::Neon => kernel.run::<Neon>(),
             _ => kernel.run::<Portable>(),
         }
     }
@@ -126,6 +159,13 @@ impl Level {
             // SAFETY: as above.
             #[cfg(target_arch = "x86_64")]
             Isa::Avx2 => unsafe { dots_avx2(kernel) },
+            // The dot products are instructions by themselves: nothing is inlined for their sake.
+            #[cfg(target_arch = "aarch64")]
+            Isa::NeonI8mm => kernel.run::<I8mm>(),
+            #[cfg(target_arch = "aarch64")]
+            Isa::NeonDot => kernel.run::<DotProd>(),
+            #[cfg(target_arch = "aarch64")]
+            Isa::Neon => kernel.run::<Neon>(),
             _ => kernel.run::<Portable>(),
         }
     }

@@ -12,6 +12,8 @@ mod dots;
 mod elementwise;
 mod isa;
 mod linear;
+#[cfg(target_arch = "aarch64")]
+mod neon;
 mod outer;
 mod pages;
 mod panel;
