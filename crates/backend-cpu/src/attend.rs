@@ -6,13 +6,13 @@
 #![expect(unsafe_code, reason = "tiles are passed to the microkernel as pointers")]
 
 use crate::isa::{Kernel, Level};
-use crate::pages::{PageWord, Pages};
-use crate::panel::{PANEL, Row};
+use crate::pages::{Page, PageWord, Pages};
+use crate::panel::{PANEL, Pair, Row, pair};
 use crate::simd::Simd;
 use crate::tasks::{self, Output};
 use crate::tile::{MAX_ROWS, Mode, STRIDE, Tile, at_once, strip};
 use backend::KV_BLOCK;
-use backend::numerics::{ATTEND_CHUNK, LINEAR_CHUNK, exp, max, sum_by};
+use backend::numerics::{ATTEND_CHUNK, LINEAR_CHUNK, exp_below, max, round_bf16, sum_by};
 use ir::Heads;
 use std::ops::Range;
 
@@ -26,6 +26,8 @@ pub(crate) struct Attend<'a> {
     pub(crate) heads: Heads,
     pub(crate) scale: f32,
     pub(crate) window: Option<u32>,
+    /// Whether what is multiplied is bf16, in pairs: see [`round_bf16`].
+    pub(crate) paired: bool,
     /// The rows of each span, the position of the first, and its keys.
     pub(crate) spans: Vec<(Range<usize>, usize, &'a dyn Keys)>,
 }
@@ -61,12 +63,13 @@ pub(crate) struct InPages<'a, T> {
     pub(crate) blocks: &'a [u32],
 }
 
-/// The keys and values of a piece, laid out for the microkernel.
+/// The keys and values of a piece, laid out for the microkernel: elements, or pairs of them, of
+/// neighbouring dimensions of a key, of neighbouring keys of a dimension.
 #[derive(Default)]
 pub(crate) struct Packed {
-    /// The keys, transposed: `[4][dim]` rows of 32 keys.
+    /// The keys, transposed: `[4][dim]` rows of 32 keys; of pairs, half as many.
     k: Vec<Row<f32>>,
-    /// The values: `[ceil(dim / 32)][128]` rows of 32 elements.
+    /// The values: `[ceil(dim / 32)][128]` rows of 32 elements; of pairs, half as many.
     v: Vec<Row<f32>>,
     /// What keys and values are multiplied by, if they are not as they are.
     scales: Option<[[f32; ATTEND_CHUNK]; 2]>,
@@ -90,7 +93,7 @@ impl Attend<'_> {
         let output = Output::new(out);
         tasks::run(blocks.len() * self.heads.kv, Scratch::default, |scratch, index| {
             let (keys, row, positions) = &blocks[index / self.heads.kv];
-            level.run(Block {
+            let block = Block::<1> {
                 attend: self,
                 level,
                 keys: **keys,
@@ -99,7 +102,11 @@ impl Attend<'_> {
                 head: index % self.heads.kv,
                 output,
                 scratch,
-            });
+            };
+            match self.paired {
+                true => level.run(block.of_pairs()),
+                false => level.run(block),
+            }
         });
     }
 }
@@ -153,6 +160,10 @@ impl<T: PageWord> Kernel for PackPages<'_, T> {
         for first in (begin..keys.end).step_by(KV_BLOCK) {
             let page = pages.page(blocks[first / KV_BLOCK], head);
             let index = first - keys.start;
+            if T::PAIRED {
+                to.pairs(index, heads.dim, &page, pages.value_width());
+                continue;
+            }
             let panel = &mut to.k[index / PANEL * heads.dim..][..heads.dim];
             let lanes = index % PANEL..index % PANEL + KV_BLOCK;
             for (row, keys) in panel.iter_mut().zip(page.keys.as_chunks::<KV_BLOCK>().0) {
@@ -173,6 +184,32 @@ impl<T: PageWord> Kernel for PackPages<'_, T> {
 }
 
 impl Packed {
+    /// Lays out a block of pairs, whose first key is key `index` of the piece.
+    #[inline(always)]
+    fn pairs<T: PageWord>(&mut self, index: usize, dim: usize, page: &Page<'_, T>, width: usize) {
+        let depth = dim.div_ceil(2);
+        let panel = &mut self.k[index / PANEL * depth..][..depth];
+        let lanes = index % PANEL..index % PANEL + KV_BLOCK;
+        let (keys, nothing) = (page.keys.as_chunks::<KV_BLOCK>().0, [T::default(); KV_BLOCK]);
+        for (row, keys) in panel.iter_mut().zip(keys.chunks(2)) {
+            let (low, high) = (&keys[0], keys.get(1).unwrap_or(&nothing));
+            let row = row.0[lanes.clone()].iter_mut();
+            for ((to, low), high) in row.zip(low).zip(high) {
+                *to = pair(low.value(), high.value());
+            }
+        }
+        for (place, values) in page.values.chunks_exact(2 * width).enumerate() {
+            let (low, high) = values.split_at(width);
+            let both = low[..dim].chunks(PANEL).zip(high[..dim].chunks(PANEL));
+            for (panel, (low, high)) in both.enumerate() {
+                let row = &mut self.v[panel * (ATTEND_CHUNK / 2) + index / 2 + place].0;
+                for ((to, low), high) in row.iter_mut().zip(low).zip(high) {
+                    *to = pair(low.value(), high.value());
+                }
+            }
+        }
+    }
+
     /// Lays out the value of key `index` of the piece.
     #[inline(always)]
     fn value<T: Copy>(&mut self, index: usize, value: &[T], read: impl Fn(T) -> f32) {
@@ -192,6 +229,8 @@ struct Scratch {
     packed: Packed,
     /// Scores, then weights, of a strip: `[12][STRIDE]`.
     scores: Vec<f32>,
+    /// The weights in pairs, `[12][STRIDE]`.
+    pairs: Vec<f32>,
     /// What a piece adds to a strip's outputs, `[12][width]`.
     piece: Vec<f32>,
     /// Outputs so far, `[query rows][width]`; `width` is `dim`, rounded up to whole panels.
@@ -200,8 +239,9 @@ struct Scratch {
     soft: Vec<(f32, f32)>,
 }
 
-/// A task: `positions` of a sequence, of which the first is row `row`, for key head `head`.
-struct Block<'a, 'b> {
+/// A task: `positions` of a sequence, of which the first is row `row`, for key head `head`. A
+/// multiplication is of `TERMS` products: 1, or 2 of a pair.
+struct Block<'a, 'b, const TERMS: usize> {
     attend: &'a Attend<'a>,
     level: Level,
     keys: &'a dyn Keys,
@@ -222,7 +262,7 @@ struct Strip {
     rows: usize,
 }
 
-impl Kernel for Block<'_, '_> {
+impl<const TERMS: usize> Kernel for Block<'_, '_, TERMS> {
     #[inline(always)]
     fn run<S: Simd>(mut self) {
         self.begin();
@@ -233,8 +273,9 @@ impl Kernel for Block<'_, '_> {
             let piece = Piece { head, heads, keys: keys.clone(), seen: first_seen };
             self.keys.pack(self.level, &piece, &mut self.scratch.packed);
             for head in 0..self.group() {
-                for row in (0..self.positions.len()).step_by(S::ROWS) {
-                    let rows = row..self.positions.len().min(row + S::ROWS);
+                let height = if TERMS == 2 { S::PAIR_ROWS } else { S::ROWS };
+                for row in (0..self.positions.len()).step_by(height) {
+                    let rows = row..self.positions.len().min(row + height);
                     if let Some(strip) = self.strip(head, rows, &keys) {
                         self.score::<S>(&strip);
                         self.weigh::<S>(&strip);
@@ -246,7 +287,19 @@ impl Kernel for Block<'_, '_> {
     }
 }
 
-impl Block<'_, '_> {
+impl<'a, 'b, const TERMS: usize> Block<'a, 'b, TERMS> {
+    /// The same over pairs.
+    fn of_pairs(self) -> Block<'a, 'b, 2> {
+        let Self { attend, level, keys, row, positions, head, output, scratch } = self;
+        Block { attend, level, keys, row, positions, head, output, scratch }
+    }
+
+    /// Multiplications of a score.
+    #[inline(always)]
+    fn depth(&self) -> usize {
+        self.attend.heads.dim.div_ceil(TERMS)
+    }
+
     #[inline(always)]
     fn group(&self) -> usize {
         self.attend.heads.query / self.attend.heads.kv
@@ -282,11 +335,13 @@ impl Block<'_, '_> {
     #[inline(always)]
     fn begin(&mut self) {
         let (rows, width, dim) = (self.query_rows(), self.width(), self.attend.heads.dim);
+        let depth = self.depth();
         let scratch = &mut *self.scratch;
-        scratch.q.resize(dim.div_ceil(LINEAR_CHUNK) * rows * STRIDE, 0.0);
-        scratch.packed.k.resize(ATTEND_CHUNK / PANEL * dim, Row::default());
-        scratch.packed.v.resize(width / PANEL * ATTEND_CHUNK, Row::default());
+        scratch.q.resize(depth.div_ceil(LINEAR_CHUNK) * rows * STRIDE, 0.0);
+        scratch.packed.k.resize(ATTEND_CHUNK / PANEL * depth, Row::default());
+        scratch.packed.v.resize(width / PANEL * (ATTEND_CHUNK / TERMS), Row::default());
         scratch.scores.resize(MAX_ROWS * STRIDE, 0.0);
+        scratch.pairs.resize(if TERMS == 2 { MAX_ROWS * STRIDE } else { 0 }, 0.0);
         scratch.piece.resize(MAX_ROWS * width, 0.0);
         scratch.out.clear();
         scratch.out.resize(rows * width, 0.0);
@@ -295,9 +350,18 @@ impl Block<'_, '_> {
         for row in 0..rows {
             let at = self.at(row);
             let query = &self.attend.q[at..at + dim];
-            for (piece, query) in query.chunks(LINEAR_CHUNK).enumerate() {
-                let to = &mut self.scratch.q[(piece * rows + row) * STRIDE..];
-                to.iter_mut().zip(query).for_each(|(to, x)| *to = x * self.attend.scale);
+            let scale = self.attend.scale;
+            for (piece, query) in query.chunks(TERMS * LINEAR_CHUNK).enumerate() {
+                let to = self.scratch.q[(piece * rows + row) * STRIDE..].iter_mut();
+                if TERMS == 2 {
+                    let mut rounded = [0.0; 2 * LINEAR_CHUNK];
+                    let all = rounded.iter_mut().zip(query);
+                    all.for_each(|(to, x)| *to = round_bf16(x * scale));
+                    let both = rounded[..query.len().next_multiple_of(2)].as_chunks::<2>().0;
+                    to.zip(both).for_each(|(to, &[low, high])| *to = pair(low, high));
+                } else {
+                    to.zip(query).for_each(|(to, x)| *to = x * scale);
+                }
             }
         }
     }
@@ -324,7 +388,7 @@ impl Block<'_, '_> {
     /// far are brought to its scale.
     #[inline(always)]
     fn score<S: Simd>(&mut self, strip: &Strip) {
-        let dim = self.attend.heads.dim;
+        let depth = self.depth();
         let rows = self.query_rows();
         let begin = strip.seen().map(|(begin, _)| begin).min().unwrap_or(0) / PANEL;
         let end = strip.seen().map(|(_, end)| end).max().unwrap_or(0).div_ceil(PANEL);
@@ -332,21 +396,21 @@ impl Block<'_, '_> {
         let mut panel = begin;
         while panel < end {
             let panels = at_once(strip.rows, end - panel);
-            for piece in 0..dim.div_ceil(LINEAR_CHUNK) {
+            for piece in 0..depth.div_ceil(LINEAR_CHUNK) {
                 let first = piece * LINEAR_CHUNK;
                 // SAFETY: the strip's rows of each piece of the queries are packed, the keys have
-                // `end` panels of `dim` rows, and the scores 12 rows of at least 128 elements.
+                // `end` panels of `depth` rows, and the scores 12 rows of at least 128 elements.
                 unsafe {
                     let tile = Tile {
                         a: self.scratch.q.as_ptr().add((piece * rows + strip.first) * STRIDE),
-                        b: self.scratch.packed.k.as_ptr().add(panel * dim + first).cast::<f32>(),
-                        depth: (dim - first).min(LINEAR_CHUNK),
-                        panel: dim * PANEL,
+                        b: self.scratch.packed.k.as_ptr().add(panel * depth + first).cast::<f32>(),
+                        depth: (depth - first).min(LINEAR_CHUNK),
+                        panel: depth * PANEL,
                         c: self.scratch.scores.as_mut_ptr().add(panel * PANEL),
                         stride: STRIDE,
                         mode: Mode::Continue,
                     };
-                    strip_of::<S>(strip.rows, panels, &tile);
+                    strip_of::<S, TERMS>(strip.rows, panels, &tile);
                 }
             }
             panel += panels;
@@ -363,11 +427,20 @@ impl Block<'_, '_> {
             let scales = self.scratch.packed.scales.as_ref();
             let scales = scales.map(|[k, v]| [&k[begin..end], &v[begin..end]]);
             merge[row] = weigh(scores, scales, &mut self.scratch.soft[strip.first + row]);
+            if TERMS == 2 {
+                let scores = &mut self.scratch.scores[row * STRIDE..][..ATTEND_CHUNK];
+                scores[begin..end].iter_mut().for_each(|x| *x = round_bf16(*x));
+                let pairs = self.scratch.pairs[row * STRIDE..].iter_mut();
+                let both = scores.as_chunks::<2>().0.iter();
+                pairs.zip(both).for_each(|(to, &[low, high])| *to = pair(low, high));
+            }
         }
         self.scratch.piece.fill(0.0);
         // The keys that every row sees; rows are cut off before and after them one by one.
         let begin = strip.seen().map(|(begin, _)| begin).max().unwrap_or(0);
-        let end = strip.seen().map(|(_, end)| end).min().unwrap_or(0).max(begin);
+        let begin = begin.next_multiple_of(TERMS);
+        let end = strip.seen().map(|(_, end)| end).min().unwrap_or(0);
+        let end = (end / TERMS * TERMS).max(begin);
         for (row, (first, last)) in strip.seen().enumerate() {
             self.output::<S>(row..row + 1, first..begin.min(last));
         }
@@ -382,34 +455,69 @@ impl Block<'_, '_> {
         }
     }
 
-    /// Goes on with the outputs of `rows` of a strip over `keys` of the piece.
+    /// Goes on with the outputs of `rows` of a strip over `keys` of the piece; those that are half
+    /// of a pair are of one row.
     #[inline(always)]
-    fn output<S: Simd>(&mut self, rows: Range<usize>, keys: Range<usize>) {
-        if keys.is_empty() {
-            return;
+    fn output<S: Simd>(&mut self, rows: Range<usize>, mut keys: Range<usize>) {
+        if !keys.is_empty() && !keys.start.is_multiple_of(TERMS) {
+            self.half::<S>(rows.start, keys.start);
+            keys.start += 1;
         }
-        let (width, mut panel) = (self.width(), 0);
+        let last = (!keys.is_empty() && !keys.end.is_multiple_of(TERMS)).then(|| keys.end - 1);
+        keys.end = last.unwrap_or(keys.end);
+        if !keys.is_empty() {
+            self.whole::<S>(rows.clone(), keys.start / TERMS..keys.end / TERMS);
+        }
+        if let Some(last) = last {
+            self.half::<S>(rows.start, last);
+        }
+    }
+
+    /// One key of a pair whose other is not seen, and may be anything.
+    #[inline(always)]
+    fn half<S: Simd>(&mut self, row: usize, key: usize) {
+        let width = self.width();
+        let weight = self.scratch.scores[row * STRIDE + key];
+        let piece = &mut self.scratch.piece[row * width..][..width];
+        for (panel, sums) in piece.as_chunks_mut::<PANEL>().0.iter_mut().enumerate() {
+            let values = &self.scratch.packed.v[panel * (ATTEND_CHUNK / TERMS) + key / TERMS];
+            for lane in (0..PANEL).step_by(S::LANES) {
+                // SAFETY: the vectors lie within the 32 elements of both.
+                unsafe {
+                    let value = S::halves(S::load(values.0.as_ptr().add(lane)))[key % TERMS];
+                    let sum = sums.as_mut_ptr().add(lane);
+                    S::store(sum, S::fma(S::splat(weight), value, S::load(sum)));
+                }
+            }
+        }
+    }
+
+    /// [`Self::output`] over keys, or pairs of them.
+    #[inline(always)]
+    fn whole<S: Simd>(&mut self, rows: Range<usize>, keys: Range<usize>) {
+        let weights = if TERMS == 2 { &self.scratch.pairs } else { &self.scratch.scores };
+        let (a, width, mut panel) = (weights.as_ptr(), self.width(), 0);
         while panel < width / PANEL {
             let panels = at_once(rows.len(), width / PANEL - panel);
-            // SAFETY: the weights have 12 rows of at least 128 keys, the values 128 rows in each of
-            // `width / 32` panels, and the outputs of the piece 12 rows of `width`.
+            // SAFETY: the weights have 12 rows of at least 128 keys, or 64 pairs, the values as many
+            // rows in each of `width / 32` panels, and the outputs of the piece 12 rows of `width`.
             unsafe {
                 let tile = Tile {
-                    a: self.scratch.scores.as_ptr().add(rows.start * STRIDE + keys.start),
+                    a: a.add(rows.start * STRIDE + keys.start),
                     b: self
                         .scratch
                         .packed
                         .v
                         .as_ptr()
-                        .add(panel * ATTEND_CHUNK + keys.start)
+                        .add(panel * (ATTEND_CHUNK / TERMS) + keys.start)
                         .cast::<f32>(),
                     depth: keys.len(),
-                    panel: ATTEND_CHUNK * PANEL,
+                    panel: ATTEND_CHUNK / TERMS * PANEL,
                     c: self.scratch.piece.as_mut_ptr().add(rows.start * width + panel * PANEL),
                     stride: width,
                     mode: Mode::Continue,
                 };
-                strip_of::<S>(rows.len(), panels, &tile);
+                strip_of::<S, TERMS>(rows.len(), panels, &tile);
             }
             panel += panels;
         }
@@ -447,13 +555,16 @@ pub(crate) fn weigh(
         scale(scores, keys);
     }
     let piece_top = max(scores);
-    scores.iter_mut().for_each(|s| *s = exp(*s - piece_top));
+    // Several vectors at a time, so that one's latency is another's work.
+    let (runs, rest) = scores.as_chunks_mut::<64>();
+    runs.iter_mut().for_each(|run| *run = run.map(|s| exp_below(s - piece_top)));
+    rest.iter_mut().for_each(|s| *s = exp_below(*s - piece_top));
     let piece_total = sum_by(scores, |x| x);
     if let Some([_, values]) = scales {
         scale(scores, values);
     }
     let new_top = if piece_top > *top { piece_top } else { *top };
-    let (old, new) = (exp(*top - new_top), exp(piece_top - new_top));
+    let (old, new) = (exp_below(*top - new_top), exp_below(piece_top - new_top));
     (*top, *total) = (new_top, *total * old + piece_total * new);
     (old, new)
 }
@@ -465,12 +576,17 @@ impl Strip {
     }
 }
 
-/// The microkernel over `f32` panels.
+/// The microkernel over panels of `f32`, or of pairs.
 ///
 /// # Safety
 /// As [`strip`].
 #[inline(always)]
-unsafe fn strip_of<S: Simd>(rows: usize, panels: usize, tile: &Tile<f32>) {
-    // SAFETY: the caller's promise is passed on.
-    unsafe { strip::<S, f32>(rows, panels, tile) }
+unsafe fn strip_of<S: Simd, const TERMS: usize>(rows: usize, panels: usize, tile: &Tile<f32>) {
+    // SAFETY: the caller's promise is passed on; a pair has the size of an `f32`.
+    unsafe {
+        match TERMS {
+            2 => strip::<S, Pair>(rows, panels, &tile.of()),
+            _ => strip::<S, f32>(rows, panels, tile),
+        }
+    }
 }

@@ -76,7 +76,8 @@ impl Cpu {
         let many: Vec<_> = many.iter().map(|s| (s, Shared { pages, blocks: s.blocks })).collect();
         let spans = many.iter().map(|(s, keys)| (s.rows.clone(), s.start, keys as &dyn Keys));
         let (q, heads, scale, window) = (host(args.q)?, args.heads, args.scale, args.window);
-        let attend = Attend { q, heads, scale, window, spans: spans.collect() };
+        let (paired, spans) = (T::PAIRED, spans.collect());
+        let attend = Attend { q, heads, scale, window, paired, spans };
         if !few.is_empty() {
             let pages = &*read(pages);
             let few =

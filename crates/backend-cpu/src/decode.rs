@@ -9,7 +9,7 @@ use crate::isa::{Kernel, Level};
 use crate::pages::PageWord;
 use crate::simd::Simd;
 use crate::tasks::{self, Output};
-use backend::numerics::ATTEND_CHUNK;
+use backend::numerics::{ATTEND_CHUNK, paired, round_bf16};
 use backend::{KV_BLOCK, Span};
 use std::ops::Range;
 
@@ -141,6 +141,9 @@ impl<'a, T: PageWord> Few<'a, '_, T> {
             let scaled = self.attend.q[at..at + dim].iter().map(|x| x * self.attend.scale);
             self.scratch.q.extend(scaled);
         }
+        if T::PAIRED {
+            self.scratch.q.iter_mut().for_each(|x| *x = round_bf16(*x));
+        }
         let scratch = &mut *self.scratch;
         scratch.scores.resize(TILE * ATTEND_CHUNK, 0.0);
         scratch.piece.resize(TILE * width, 0.0);
@@ -191,6 +194,9 @@ impl<'a, T: PageWord> Few<'a, '_, T> {
             let scales = piece.scales.each_ref().map(|scales| &scales[seen.clone()]);
             let scales = T::SCALED.then_some(scales);
             *merge = weigh(scores, scales, &mut scratch.soft[row + r]);
+            if T::PAIRED {
+                scores.iter_mut().for_each(|x| *x = round_bf16(*x));
+            }
         }
         // SAFETY: as above.
         unsafe {
@@ -267,15 +273,14 @@ unsafe fn score<S: Simd, T: PageWord, const R: usize, const N: usize>(
             *key = piece.keys[lane / KV_BLOCK].add(lane % KV_BLOCK);
         }
         let mut sums = [[S::splat(0.0); N]; R];
-        for d in 0..dim {
-            for n in 0..N {
-                // The values of a block follow its keys, and are as many.
-                S::prefetch(keys[n].wrapping_add((dim + d) * KV_BLOCK));
-                let key = T::load::<S>(keys[n].add(d * KV_BLOCK));
-                for (r, sums) in sums.iter_mut().enumerate() {
-                    sums[n] = S::fma(S::splat(*q.add(r * dim + d)), key, sums[n]);
-                }
+        for pair in 0..dim / 2 {
+            for step in [2 * pair, 2 * pair + 1] {
+                let d = if T::PAIRED { step ^ 1 } else { step };
+                product::<S, T, R, N>((q, dim), &keys, d, &mut sums);
             }
+        }
+        if dim % 2 == 1 {
+            product::<S, T, R, N>((q, dim), &keys, dim - 1, &mut sums);
         }
         for (r, sums) in sums.iter().enumerate() {
             for (n, &sum) in sums.iter().enumerate() {
@@ -284,6 +289,30 @@ unsafe fn score<S: Simd, T: PageWord, const R: usize, const N: usize>(
         }
     }
     N
+}
+
+/// Adds the products of element `d` of `R` queries and of the keys.
+///
+/// # Safety
+/// As [`score`].
+#[inline(always)]
+unsafe fn product<S: Simd, T: PageWord, const R: usize, const N: usize>(
+    (q, dim): (*const f32, usize),
+    keys: &[*const T; N],
+    d: usize,
+    sums: &mut [[S::V; N]; R],
+) {
+    // SAFETY: see the caller's promise.
+    unsafe {
+        for n in 0..N {
+            // The values of a block follow its keys, and are as many.
+            S::prefetch(keys[n].wrapping_add((dim + d) * KV_BLOCK));
+            let key = T::load::<S>(keys[n].add(d * KV_BLOCK));
+            for (r, sums) in sums.iter_mut().enumerate() {
+                sums[n] = S::fma(S::splat(*q.add(r * dim + d)), key, sums[n]);
+            }
+        }
+    }
 }
 
 /// The weighted sums of the values of keys `seen`, for `R` rows of weights 128 apart.
@@ -327,7 +356,8 @@ unsafe fn value<S: Simd, T: PageWord, const R: usize, const N: usize>(
     // SAFETY: see the caller's promise.
     unsafe {
         let mut sums = [[S::splat(0.0); N]; R];
-        for key in seen.clone() {
+        for step in seen.clone() {
+            let key = if T::PAIRED { paired(step, seen) } else { step };
             let value = piece.values[key / KV_BLOCK].add(key % KV_BLOCK * width + at);
             let next = piece.next[key / KV_BLOCK].wrapping_add(key % KV_BLOCK * width + at);
             for n in 0..N {

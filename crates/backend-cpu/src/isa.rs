@@ -15,11 +15,13 @@ use crate::simd::{Portable, Simd};
 #[cfg(target_arch = "x86_64")]
 use crate::x86::{Avx2, Avx512};
 #[cfg(target_arch = "x86_64")]
-use crate::x86_dots::Vnni;
+use crate::x86_dots::{Bf16, Vnni};
 
 /// An instruction set that there are kernels for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Isa {
+    /// [`Isa::Avx512Vnni`] with BF16, the dot product of bf16 pairs.
+    Avx512Bf16,
     /// [`Isa::Avx512`] with VNNI, the integer dot product.
     Avx512Vnni,
     /// x86-64 with AVX-512 F, BW, VL and DQ: 16 lanes.
@@ -38,7 +40,8 @@ pub enum Isa {
 
 impl Isa {
     /// Every instruction set, the fastest first.
-    pub const ALL: [Self; 7] = [
+    pub const ALL: [Self; 8] = [
+        Self::Avx512Bf16,
         Self::Avx512Vnni,
         Self::Avx512,
         Self::Avx2,
@@ -51,6 +54,7 @@ impl Isa {
     /// How it is spelled in arguments and reports.
     pub fn name(self) -> &'static str {
         match self {
+            Self::Avx512Bf16 => "avx512-bf16",
             Self::Avx512Vnni => "avx512-vnni",
             Self::Avx512 => "avx512",
             Self::Avx2 => "avx2",
@@ -69,6 +73,8 @@ impl Isa {
     /// Whether this machine has it.
     pub fn is_available(self) -> bool {
         match self {
+            #[cfg(target_arch = "x86_64")]
+            Self::Avx512Bf16 => crate::x86_dots::pairs_are_fused(),
             #[cfg(target_arch = "x86_64")]
             Self::Avx512Vnni => {
                 Self::Avx512.is_available() && std::is_x86_feature_detected!("avx512vnni")
@@ -89,7 +95,7 @@ impl Isa {
                     && std::is_x86_feature_detected!("f16c")
             }
             #[cfg(not(target_arch = "x86_64"))]
-            Self::Avx512Vnni | Self::Avx512 | Self::Avx2 => false,
+            Self::Avx512Bf16 | Self::Avx512Vnni | Self::Avx512 | Self::Avx2 => false,
             #[cfg(target_arch = "aarch64")]
             Self::NeonI8mm => std::arch::is_aarch64_feature_detected!("i8mm"),
             #[cfg(target_arch = "aarch64")]
@@ -135,6 +141,9 @@ impl Level {
         match self.0 {
             // SAFETY: a level is made only after the machine was found to have its features.
             #[cfg(target_arch = "x86_64")]
+            Isa::Avx512Bf16 => unsafe { avx512_bf16(kernel) },
+            // SAFETY: as above.
+            #[cfg(target_arch = "x86_64")]
             Isa::Avx512Vnni | Isa::Avx512 => unsafe { avx512(kernel) },
             // SAFETY: as above.
             #[cfg(target_arch = "x86_64")]
@@ -152,7 +161,7 @@ impl Level {
         match self.0 {
             // SAFETY: a level is made only after the machine was found to have its features.
             #[cfg(target_arch = "x86_64")]
-            Isa::Avx512Vnni => unsafe { dots_vnni(kernel) },
+            Isa::Avx512Bf16 | Isa::Avx512Vnni => unsafe { dots_vnni(kernel) },
             // SAFETY: as above.
             #[cfg(target_arch = "x86_64")]
             Isa::Avx512 => unsafe { dots_avx512(kernel) },
@@ -193,6 +202,12 @@ fn dots_avx512<K: DotKernel>(kernel: K) {
 #[target_feature(enable = "avx2,fma,f16c")]
 fn dots_avx2<K: DotKernel>(kernel: K) {
     kernel.run::<Avx2>();
+}
+
+#[cfg(target_arch = "x86_64")]
+#[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx512bf16,avx2,fma,f16c")]
+fn avx512_bf16<K: Kernel>(kernel: K) {
+    kernel.run::<Bf16>();
 }
 
 #[cfg(target_arch = "x86_64")]

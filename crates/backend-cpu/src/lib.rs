@@ -212,7 +212,7 @@ impl Backend for Cpu {
         let spans = args.sequences.iter().zip(&keys);
         let spans = spans.map(|(s, keys)| (s.clone(), 0, keys as &dyn attend::Keys)).collect();
         let (q, heads) = (host(args.q)?, args.heads);
-        attend::Attend { q, heads, scale: args.scale, window: args.window, spans }
+        attend::Attend { q, heads, scale: args.scale, window: args.window, paired: false, spans }
             .run(self.level, out.values_mut());
         Ok(Buffer::new(rows, width, out))
     }

@@ -6,7 +6,7 @@
 
 use crate::dots::Dots;
 use crate::simd::{Simd, Vector};
-use half::{bf16, f16};
+use half::f16;
 use std::arch::aarch64::*;
 use std::arch::asm;
 
@@ -84,10 +84,10 @@ macro_rules! simd {
             const ROWS: usize = 12;
 
             #[inline(always)]
-            unsafe fn load_bf16_pair(at: *const bf16) -> [Self::V; 2] {
+            unsafe fn halves(pairs: Self::V) -> [Self::V; 2] {
                 // SAFETY: see above.
                 unsafe {
-                    let words = vreinterpretq_u32_u8(vld1q_u8(at.cast()));
+                    let words = vreinterpretq_u32_f32(pairs);
                     let odd = vandq_u32(words, vdupq_n_u32(0xffff_0000));
                     [
                         vreinterpretq_f32_u32(vshlq_n_u32::<16>(words)),

@@ -7,15 +7,17 @@
 
 use crate::simd::Simd;
 use crate::tasks::{self, Output};
-use backend::numerics::quantize;
+use backend::numerics::{quantize, round_bf16};
 use backend::{KV_BLOCK, Span};
-use half::bf16;
 use ir::Heads;
 
 /// A stored element: `f32`, the bits of a bf16, or an int8 that has a scale.
 pub(crate) trait PageWord: Copy + Default + Send + Sync + 'static {
     /// Whether a head's row has a scale.
     const SCALED: bool;
+
+    /// Whether attention multiplies pairs of bf16: see [`backend::numerics::round_bf16`].
+    const PAIRED: bool;
 
     /// Rounds a head's row; returns its scale.
     fn store(row: &[f32], to: &mut [Self]) -> f32;
@@ -32,6 +34,8 @@ pub(crate) trait PageWord: Copy + Default + Send + Sync + 'static {
 
 impl PageWord for f32 {
     const SCALED: bool = false;
+
+    const PAIRED: bool = false;
 
     fn store(row: &[f32], to: &mut [Self]) -> f32 {
         to.copy_from_slice(row);
@@ -53,8 +57,10 @@ impl PageWord for f32 {
 impl PageWord for u16 {
     const SCALED: bool = false;
 
+    const PAIRED: bool = true;
+
     fn store(row: &[f32], to: &mut [Self]) -> f32 {
-        to.iter_mut().zip(row).for_each(|(to, &x)| *to = bf16::from_f32(x).to_bits());
+        to.iter_mut().zip(row).for_each(|(to, &x)| *to = (round_bf16(x).to_bits() >> 16) as u16);
         1.0
     }
 
@@ -72,6 +78,8 @@ impl PageWord for u16 {
 
 impl PageWord for i8 {
     const SCALED: bool = true;
+
+    const PAIRED: bool = false;
 
     fn store(row: &[f32], to: &mut [Self]) -> f32 {
         quantize(row, to)

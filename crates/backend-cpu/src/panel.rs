@@ -12,19 +12,64 @@ pub(crate) const PANEL: usize = 32;
 /// Inputs that are transposed at a time, so that what is written stays in the first cache.
 const BLOCK: usize = 64;
 
-/// A stored element: kept as it is in memory, widened to `f32` in registers.
-pub(crate) trait Word: Copy + Default + Send + Sync + 'static {
-    /// Where in a row of a panel the output `lane` is.
-    fn place(lane: usize) -> usize;
-
-    /// The value, exactly.
-    fn widen(self) -> f32;
-
+/// What the microkernel multiplies: rows of 32, an output each.
+pub(crate) trait Factor: Copy {
     /// Vector `half` of the outputs `0..16`, and of the outputs `16..32`, of a row.
     ///
     /// # Safety
     /// `row` is a row of a panel, `half < 16 / S::LANES`, and `S` is enabled.
     unsafe fn pair<S: Simd>(row: *const Self, half: usize) -> [S::V; 2];
+
+    /// `sum` and what an `a` times a `b` is: one product, or two.
+    ///
+    /// # Safety
+    /// `S` is enabled.
+    #[inline(always)]
+    unsafe fn multiply<S: Simd>(a: S::V, b: S::V, sum: S::V) -> S::V {
+        // SAFETY: the caller's promise is passed on.
+        unsafe { S::fma(a, b, sum) }
+    }
+}
+
+/// A stored element: kept as it is in memory, widened to `f32` in registers.
+pub(crate) trait Word: Factor + Default + Send + Sync + 'static {
+    /// Where in a row of a panel the output `lane` is.
+    fn place(lane: usize) -> usize;
+
+    /// The value, exactly.
+    fn widen(self) -> f32;
+}
+
+/// Two bf16 as the bits of an `f32`.
+#[derive(Clone, Copy)]
+pub(crate) struct Pair(#[expect(dead_code, reason = "read as a lane of a vector")] f32);
+
+/// Two values that are bf16, as the bits of an `f32`: `low` in the low bits.
+#[inline(always)]
+pub(crate) fn pair(low: f32, high: f32) -> f32 {
+    f32::from_bits(low.to_bits() >> 16 | high.to_bits())
+}
+
+impl Factor for Pair {
+    #[inline(always)]
+    unsafe fn pair<S: Simd>(row: *const Self, half: usize) -> [S::V; 2] {
+        // SAFETY: the row is 32 words of the size of an `f32`.
+        unsafe { f32::pair::<S>(row.cast(), half) }
+    }
+
+    #[inline(always)]
+    unsafe fn multiply<S: Simd>(a: S::V, b: S::V, sum: S::V) -> S::V {
+        // SAFETY: the caller's promise is passed on.
+        unsafe { S::dot_pairs(a, b, sum) }
+    }
+}
+
+impl Factor for f32 {
+    #[inline(always)]
+    unsafe fn pair<S: Simd>(row: *const Self, half: usize) -> [S::V; 2] {
+        // SAFETY: both vectors lie within the row's 32 elements.
+        unsafe { [S::load(row.add(half * S::LANES)), S::load(row.add(16 + half * S::LANES))] }
+    }
 }
 
 impl Word for f32 {
@@ -35,11 +80,13 @@ impl Word for f32 {
     fn widen(self) -> f32 {
         self
     }
+}
 
+impl Factor for bf16 {
     #[inline(always)]
     unsafe fn pair<S: Simd>(row: *const Self, half: usize) -> [S::V; 2] {
-        // SAFETY: both vectors lie within the row's 32 elements.
-        unsafe { [S::load(row.add(half * S::LANES)), S::load(row.add(16 + half * S::LANES))] }
+        // SAFETY: the `2 * LANES` elements lie within the row's 32.
+        unsafe { S::load_bf16_pair(row.add(half * 2 * S::LANES)) }
     }
 }
 
@@ -52,11 +99,15 @@ impl Word for bf16 {
     fn widen(self) -> f32 {
         self.to_f32()
     }
+}
 
+impl Factor for f16 {
     #[inline(always)]
     unsafe fn pair<S: Simd>(row: *const Self, half: usize) -> [S::V; 2] {
-        // SAFETY: the `2 * LANES` elements lie within the row's 32.
-        unsafe { S::load_bf16_pair(row.add(half * 2 * S::LANES)) }
+        // SAFETY: both vectors lie within the row's 32 elements.
+        unsafe {
+            [S::load_f16(row.add(half * S::LANES)), S::load_f16(row.add(16 + half * S::LANES))]
+        }
     }
 }
 
@@ -67,14 +118,6 @@ impl Word for f16 {
 
     fn widen(self) -> f32 {
         self.to_f32()
-    }
-
-    #[inline(always)]
-    unsafe fn pair<S: Simd>(row: *const Self, half: usize) -> [S::V; 2] {
-        // SAFETY: both vectors lie within the row's 32 elements.
-        unsafe {
-            [S::load_f16(row.add(half * S::LANES)), S::load_f16(row.add(16 + half * S::LANES))]
-        }
     }
 }
 

@@ -44,7 +44,7 @@ impl Cpu {
     /// Does `rounds` of `bf16` dot products, summed in `f32`, on every thread; returns the
     /// operations, two a product. `None` if the instruction set has no such products.
     pub fn multiply_bf16(&self, rounds: usize) -> Option<f64> {
-        let wide = matches!(self.isa(), Isa::Avx512Vnni | Isa::Avx512);
+        let wide = matches!(self.isa(), Isa::Avx512Bf16 | Isa::Avx512Vnni | Isa::Avx512);
         if !wide || !has_bf16() {
             return None;
         }

@@ -49,6 +49,9 @@ pub(crate) trait Simd {
     /// Rows of the tallest tile whose sums stay in registers.
     const ROWS: usize;
 
+    /// The same where pairs are multiplied, which may have to be taken apart.
+    const PAIR_ROWS: usize = Self::ROWS;
+
     /// `x` in every lane.
     #[inline(always)]
     unsafe fn splat(x: f32) -> Self::V {
@@ -84,8 +87,26 @@ pub(crate) trait Simd {
         unsafe { a.add(b) }
     }
 
+    /// Of lanes that hold two bf16 each, the one in the low bits and the one in the high bits.
+    unsafe fn halves(pairs: Self::V) -> [Self::V; 2];
+
     /// `2 * LANES` elements: those at even places, those at odd places.
-    unsafe fn load_bf16_pair(at: *const bf16) -> [Self::V; 2];
+    #[inline(always)]
+    unsafe fn load_bf16_pair(at: *const bf16) -> [Self::V; 2] {
+        // SAFETY: see above; a lane is two elements.
+        unsafe { Self::halves(Self::load(at.cast())) }
+    }
+
+    /// `sum`, the products of the high bf16 of each lane, and then of the low ones, added with one
+    /// rounding each. See [`backend::numerics::round_bf16`] for what they may be.
+    #[inline(always)]
+    unsafe fn dot_pairs(a: Self::V, b: Self::V, sum: Self::V) -> Self::V {
+        // SAFETY: see above.
+        unsafe {
+            let ([a_low, a_high], [b_low, b_high]) = (Self::halves(a), Self::halves(b));
+            Self::fma(a_low, b_low, Self::fma(a_high, b_high, sum))
+        }
+    }
 
     /// `LANES` elements.
     unsafe fn load_f16(at: *const f16) -> Self::V;
@@ -158,13 +179,10 @@ impl Simd for Portable {
     const ROWS: usize = 6;
 
     #[inline(always)]
-    unsafe fn load_bf16_pair(at: *const bf16) -> [Self::V; 2] {
-        // SAFETY: the caller vouches for `2 * LANES` elements.
-        let words = unsafe { at.cast::<[u16; 2 * LANES]>().read_unaligned() };
-        let wide = |word: u16| f32::from_bits(u32::from(word) << 16);
+    unsafe fn halves(pairs: Self::V) -> [Self::V; 2] {
         [
-            std::array::from_fn(|i| wide(words[2 * i])),
-            std::array::from_fn(|i| wide(words[2 * i + 1])),
+            pairs.map(|pair| f32::from_bits(pair.to_bits() << 16)),
+            pairs.map(|pair| f32::from_bits(pair.to_bits() & 0xffff_0000)),
         ]
     }
 

@@ -4,7 +4,7 @@
 //! outputs, never along the depth.
 #![expect(unsafe_code, reason = "the innermost loop works on pointers")]
 
-use crate::panel::{PANEL, Word};
+use crate::panel::{Factor, PANEL};
 use crate::simd::Simd;
 use backend::numerics::LINEAR_CHUNK;
 
@@ -45,6 +45,15 @@ pub(crate) struct Tile<T> {
     pub(crate) mode: Mode,
 }
 
+impl Tile<f32> {
+    /// The same tile over words of another kind, of the same size.
+    #[inline(always)]
+    pub(crate) fn of<T: Factor>(&self) -> Tile<T> {
+        let Self { a, b, depth, panel, c, stride, mode } = *self;
+        Tile { a, b: b.cast(), depth, panel, c, stride, mode }
+    }
+}
+
 /// How many of `panels` panels to take at once: enough to hide the latency of few rows.
 #[inline(always)]
 pub(crate) fn at_once(rows: usize, panels: usize) -> usize {
@@ -60,7 +69,7 @@ pub(crate) fn at_once(rows: usize, panels: usize) -> usize {
 /// # Safety
 /// `S` is enabled, and `tile` points to as much as its fields say.
 #[inline(always)]
-pub(crate) unsafe fn strip<S: Simd, T: Word>(rows: usize, panels: usize, tile: &Tile<T>) {
+pub(crate) unsafe fn strip<S: Simd, T: Factor>(rows: usize, panels: usize, tile: &Tile<T>) {
     // SAFETY: the caller's promise is passed on.
     unsafe {
         match (rows, panels) {
@@ -86,7 +95,7 @@ pub(crate) unsafe fn strip<S: Simd, T: Word>(rows: usize, panels: usize, tile: &
 }
 
 #[inline(always)]
-unsafe fn sums<S: Simd, T: Word, const R: usize, const P: usize>(t: &Tile<T>) {
+unsafe fn sums<S: Simd, T: Factor, const R: usize, const P: usize>(t: &Tile<T>) {
     for half in 0..16 / S::LANES {
         // SAFETY: row r < R of `a` has `depth` elements, panel p < P of `b` has `depth` rows, and
         // row r of `c` has 32 elements a panel, of which this touches those of its `half`.
@@ -110,8 +119,8 @@ unsafe fn sums<S: Simd, T: Word, const R: usize, const P: usize>(t: &Tile<T>) {
                 for (r, row) in acc.iter_mut().enumerate() {
                     let a = S::splat(*t.a.add(r * STRIDE + k));
                     for (sums, b) in row.iter_mut().zip(&b) {
-                        sums[0] = S::fma(a, b[0], sums[0]);
-                        sums[1] = S::fma(a, b[1], sums[1]);
+                        sums[0] = T::multiply::<S>(a, b[0], sums[0]);
+                        sums[1] = T::multiply::<S>(a, b[1], sums[1]);
                     }
                 }
             }

@@ -2,7 +2,7 @@
 #![expect(unsafe_code, reason = "intrinsics that need target features and take pointers")]
 
 use crate::simd::{Simd, Vector};
-use half::{bf16, f16};
+use half::f16;
 use std::arch::x86_64::*;
 
 /// 16 lanes, 32 registers.
@@ -124,10 +124,10 @@ impl Simd for Avx512 {
     const ROWS: usize = 12;
 
     #[inline(always)]
-    unsafe fn load_bf16_pair(at: *const bf16) -> [Self::V; 2] {
+    unsafe fn halves(pairs: Self::V) -> [Self::V; 2] {
         // SAFETY: see above.
         unsafe {
-            let words = _mm512_loadu_si512(at.cast());
+            let words = _mm512_castps_si512(pairs);
             let even = _mm512_slli_epi32::<16>(words);
             let odd = _mm512_and_si512(words, _mm512_set1_epi32(ODD));
             [_mm512_castsi512_ps(even), _mm512_castsi512_ps(odd)]
@@ -169,11 +169,13 @@ impl Simd for Avx2 {
 
     const ROWS: usize = 6;
 
+    const PAIR_ROWS: usize = 4;
+
     #[inline(always)]
-    unsafe fn load_bf16_pair(at: *const bf16) -> [Self::V; 2] {
+    unsafe fn halves(pairs: Self::V) -> [Self::V; 2] {
         // SAFETY: see above.
         unsafe {
-            let words = _mm256_loadu_si256(at.cast());
+            let words = _mm256_castps_si256(pairs);
             let even = _mm256_slli_epi32::<16>(words);
             let odd = _mm256_and_si256(words, _mm256_set1_epi32(ODD));
             [_mm256_castsi256_ps(even), _mm256_castsi256_ps(odd)]

@@ -1,54 +1,138 @@
-//! Integer dot products of x86-64: VNNI where there is one, else 16-bit products.
+//! Dot products of x86-64: of bytes by VNNI where there is one, else by 16-bit products; of bf16
+//! pairs.
 #![expect(unsafe_code, reason = "intrinsics that need target features and take pointers")]
 
 use crate::dots::Dots;
+use crate::isa::Isa;
+use crate::panel::pair;
 use crate::simd::Simd;
 use crate::x86::{Avx2, Avx512};
-use half::{bf16, f16};
+use backend::numerics::round_bf16;
+use half::f16;
 use std::arch::x86_64::*;
+use std::sync::OnceLock;
 
 /// [`Avx512`] with VNNI.
 #[derive(Clone, Copy)]
 pub(crate) struct Vnni;
 
+/// [`Avx512`] with the dot product of bf16 pairs.
+#[derive(Clone, Copy)]
+pub(crate) struct Bf16;
+
 // SAFETY of every block below: the trait's contract says that the features are enabled and that the
 // pointers reach as many elements as the function names; none of the loads asks for alignment.
-impl Simd for Vnni {
-    type V = <Avx512 as Simd>::V;
+macro_rules! as_avx512 {
+    ($set:ty $(, $own:item)?) => {
+        impl Simd for $set {
+            type V = <Avx512 as Simd>::V;
 
-    type Wide = <Avx512 as Simd>::Wide;
+            type Wide = <Avx512 as Simd>::Wide;
 
-    const ROWS: usize = Avx512::ROWS;
+            const ROWS: usize = Avx512::ROWS;
 
+            #[inline(always)]
+            unsafe fn halves(pairs: Self::V) -> [Self::V; 2] {
+                // SAFETY: see above.
+                unsafe { Avx512::halves(pairs) }
+            }
+
+            #[inline(always)]
+            unsafe fn load_f16(at: *const f16) -> Self::V {
+                // SAFETY: see above.
+                unsafe { Avx512::load_f16(at) }
+            }
+
+            #[inline(always)]
+            unsafe fn load_bf16(at: *const u16) -> Self::V {
+                // SAFETY: see above.
+                unsafe { Avx512::load_bf16(at) }
+            }
+
+            #[inline(always)]
+            unsafe fn load_i8(at: *const i8) -> Self::V {
+                // SAFETY: see above.
+                unsafe { Avx512::load_i8(at) }
+            }
+
+            #[inline(always)]
+            unsafe fn prefetch<E>(at: *const E) {
+                // SAFETY: see above.
+                unsafe { Avx512::prefetch(at) }
+            }
+
+            $($own)?
+        }
+    };
+}
+
+as_avx512!(Vnni);
+as_avx512!(
+    Bf16,
     #[inline(always)]
-    unsafe fn load_bf16_pair(at: *const bf16) -> [Self::V; 2] {
-        // SAFETY: see above.
-        unsafe { Avx512::load_bf16_pair(at) }
+    unsafe fn dot_pairs(a: Self::V, b: Self::V, sum: Self::V) -> Self::V {
+        // SAFETY: see above; the operands are 32 bf16 each.
+        unsafe {
+            let [a, b] = [a, b].map(|pairs| std::mem::transmute::<__m512, __m512bh>(pairs));
+            _mm512_dpbf16_ps(sum, a, b)
+        }
     }
+);
 
-    #[inline(always)]
-    unsafe fn load_f16(at: *const f16) -> Self::V {
-        // SAFETY: see above.
-        unsafe { Avx512::load_f16(at) }
-    }
+/// Whether the machine's dot product of pairs is two fused multiply-adds, the high ones first: so it
+/// is described, and so it must be for the bits to be those of other machines.
+pub(crate) fn pairs_are_fused() -> bool {
+    static FUSED: OnceLock<bool> = OnceLock::new();
+    *FUSED.get_or_init(|| {
+        if !std::is_x86_feature_detected!("avx512bf16") || !Isa::Avx512Vnni.is_available() {
+            return false;
+        }
+        // SAFETY: the features were found.
+        unsafe { try_pairs() }
+    })
+}
 
-    #[inline(always)]
-    unsafe fn load_bf16(at: *const u16) -> Self::V {
-        // SAFETY: see above.
-        unsafe { Avx512::load_bf16(at) }
+/// Compares sums of a few thousand pairs of all magnitudes.
+#[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx512bf16")]
+fn try_pairs() -> bool {
+    let mut state = 1u64;
+    let mut next = || {
+        state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1);
+        (state >> 32) as u32
+    };
+    let mut sums = [0.0f32; 16];
+    for _ in 0..512 {
+        let [a, b]: [[[f32; 2]; 16]; 2] = std::array::from_fn(|_| {
+            std::array::from_fn(|_| {
+                std::array::from_fn(|_| {
+                    let bits = next();
+                    // Exponents from -45 to 18.
+                    let exponent = 82 + (bits >> 8 & 63);
+                    round_bf16(f32::from_bits(bits & 0x80ff_0000 | exponent << 23))
+                })
+            })
+        });
+        let pairs = |x: &[[f32; 2]; 16]| x.map(|[low, high]| pair(low, high));
+        let mut got = sums;
+        // SAFETY: the arrays have 16 elements.
+        unsafe {
+            let (a, b) = (pairs(&a), pairs(&b));
+            let vector = Bf16::dot_pairs(
+                Bf16::load(a.as_ptr()),
+                Bf16::load(b.as_ptr()),
+                Bf16::load(got.as_ptr()),
+            );
+            Bf16::store(got.as_mut_ptr(), vector);
+        }
+        for (lane, sum) in sums.iter_mut().enumerate() {
+            *sum = a[lane][1].mul_add(b[lane][1], *sum);
+            *sum = a[lane][0].mul_add(b[lane][0], *sum);
+        }
+        if got.map(f32::to_bits) != sums.map(f32::to_bits) {
+            return false;
+        }
     }
-
-    #[inline(always)]
-    unsafe fn load_i8(at: *const i8) -> Self::V {
-        // SAFETY: see above.
-        unsafe { Avx512::load_i8(at) }
-    }
-
-    #[inline(always)]
-    unsafe fn prefetch<E>(at: *const E) {
-        // SAFETY: see above.
-        unsafe { Avx512::prefetch(at) }
-    }
+    true
 }
 
 /// Everything but the dot product, over vectors of one width.

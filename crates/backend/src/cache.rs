@@ -14,7 +14,7 @@ pub const KV_BLOCK: usize = 16;
 pub enum KvDType {
     /// As they were computed.
     F32,
-    /// Rounded to the nearest.
+    /// [`crate::numerics::round_bf16`].
     Bf16,
     /// [`crate::numerics::quantize`], one scale a head and token.
     Int8,

@@ -22,6 +22,53 @@ pub const ATTEND_CHUNK: usize = 128;
 /// The most columns of activations that share a scale.
 pub const ROUNDED_COLUMNS: usize = 128;
 
+/// What attention over bf16 keys and values multiplies is a bf16, and zero below this. So no product
+/// and no sum of products is subnormal, and it makes no difference that the instructions for such
+/// products flush what is.
+pub const LEAST_BF16: f32 = 1.0 / (1u64 << 40) as f32;
+
+/// `x` rounded to the nearest bf16, ties to even; zero below [`LEAST_BF16`].
+///
+/// Attention over keys and values that are stored so rounds its queries, scaled, and its weights in
+/// the same way, and sums in the order of [`paired`], as the dot products of bf16 pairs of x86-64
+/// (`VDPBF16PS`) do.
+#[inline(always)]
+pub fn round_bf16(x: f32) -> f32 {
+    let bits = x.to_bits();
+    let rounded = bits.wrapping_add(0x7fff + (bits >> 16 & 1)) & 0xffff_0000;
+    let rounded = if x.abs() < LEAST_BF16 { 0 } else { rounded };
+    f32::from_bits(if x.is_nan() { 0x7fc0_0000 } else { rounded })
+}
+
+/// Step `step` of `range` where pairs of products are summed: the odd one of each pair goes first.
+#[inline(always)]
+pub fn paired(step: usize, range: &Range<usize>) -> usize {
+    let other = step ^ 1;
+    if range.start <= other && other < range.end { other } else { step }
+}
+
+/// Below this [`exp`] would be subnormal.
+const LEAST_EXP: f32 = -87.336_54;
+
+/// The natural logarithm of 2 in two parts; products of the first with small integers are exact.
+const LN2_HIGH: f32 = 0.693_359_4;
+const LN2_LOW: f32 = -2.121_944_4e-4;
+
+/// Adding and subtracting 1.5 * 2^23 rounds to the nearest integer, ties to even.
+const EXP_ROUND: f32 = 12_582_912.0;
+
+/// `e^r` for what is left of an exponent.
+#[inline(always)]
+fn exp_rest(r: f32) -> f32 {
+    let mut p = 1.987_569_1e-4;
+    p = p * r + 1.398_2e-3;
+    p = p * r + 8.333_452e-3;
+    p = p * r + 4.166_579_6e-2;
+    p = p * r + 1.666_666_5e-1;
+    p = p * r + 0.5;
+    p * r * r + r + 1.0
+}
+
 /// `e^x`, within 2 units in the last place; 0 below -87.34 (results that would be subnormal), and
 /// infinity above 88.72.
 ///
@@ -30,30 +77,33 @@ pub const ROUNDED_COLUMNS: usize = 128;
 #[inline(always)]
 pub fn exp(x: f32) -> f32 {
     const LOG2_E: f32 = std::f32::consts::LOG2_E;
-    const LN2_HIGH: f32 = 0.693_359_4;
-    const LN2_LOW: f32 = -2.121_944_4e-4;
-    // Adding and subtracting 1.5 * 2^23 rounds to the nearest integer, ties to even.
-    const ROUND: f32 = 12_582_912.0;
-    let clamped = if x > -87.336_54 { x } else { -87.336_54 };
+    let clamped = if x > LEAST_EXP { x } else { LEAST_EXP };
     let clamped = if clamped < 88.722_83 { clamped } else { 88.722_83 };
-    let shifted = clamped * LOG2_E + ROUND;
-    let n = shifted - ROUND;
-    let r = clamped - n * LN2_HIGH - n * LN2_LOW;
-    let mut p = 1.987_569_1e-4;
-    p = p * r + 1.398_2e-3;
-    p = p * r + 8.333_452e-3;
-    p = p * r + 4.166_579_6e-2;
-    p = p * r + 1.666_666_5e-1;
-    p = p * r + 0.5;
-    let y = p * r * r + r + 1.0;
+    let shifted = clamped * LOG2_E + EXP_ROUND;
+    let n = shifted - EXP_ROUND;
+    let y = exp_rest(clamped - n * LN2_HIGH - n * LN2_LOW);
     // n is in -126..=128; 2^n is applied in two steps so that 2^128 is not needed.
-    let n = (shifted.to_bits() as i32).wrapping_sub(ROUND.to_bits() as i32);
+    let n = (shifted.to_bits() as i32).wrapping_sub(EXP_ROUND.to_bits() as i32);
     let half = n >> 1;
     let power = |e: i32| f32::from_bits(((e + 127) << 23) as u32);
     let scaled = y * power(half) * power(n - half);
-    let low = if x < -87.336_54 { 0.0 } else { scaled };
+    let low = if x < LEAST_EXP { 0.0 } else { scaled };
     let high = if x > 88.722_83 { f32::INFINITY } else { low };
     if x.is_nan() { x } else { high }
+}
+
+/// [`exp`] of what is not above zero, in fewer steps: one power of two is enough, and it is exact.
+#[inline(always)]
+pub fn exp_below(x: f32) -> f32 {
+    const LOG2_E: f32 = std::f32::consts::LOG2_E;
+    let clamped = if x > LEAST_EXP { x } else { LEAST_EXP };
+    let shifted = clamped * LOG2_E + EXP_ROUND;
+    let n = shifted - EXP_ROUND;
+    let y = exp_rest(clamped - n * LN2_HIGH - n * LN2_LOW);
+    let n = shifted.to_bits().wrapping_sub(EXP_ROUND.to_bits());
+    let power = f32::from_bits(n.wrapping_add(127) << 23);
+    let scaled = if x < LEAST_EXP { 0.0 } else { y * power };
+    if x.is_nan() { x } else { scaled }
 }
 
 /// The sum of the lanes: halves are added until one is left.
@@ -186,6 +236,32 @@ pub fn quantize(run: &[f32], codes: &mut [i8]) -> f32 {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn pairs_are_rounded_to_the_nearest_and_small_ones_to_zero() {
+        for bits in (0..u32::MAX).step_by(997) {
+            let (x, got) = (f32::from_bits(bits), round_bf16(f32::from_bits(bits)));
+            match x.abs() {
+                _ if x.is_nan() => assert!(got.is_nan()),
+                small if small < LEAST_BF16 => assert_eq!(got.to_bits(), 0),
+                _ => assert_eq!(got.to_bits(), half::bf16::from_f32(x).to_f32().to_bits()),
+            }
+        }
+        let order = |range: Range<usize>| -> Vec<usize> {
+            range.clone().map(|step| paired(step, &range)).collect()
+        };
+        assert_eq!(order(0..5), [1, 0, 3, 2, 4]);
+        assert_eq!(order(3..8), [3, 5, 4, 7, 6]);
+        assert_eq!(order(2..3), [2]);
+    }
+
+    #[test]
+    fn the_exponential_below_zero_is_the_same() {
+        for bits in (0x8000_0000..u32::MAX).step_by(499).chain([0, 0x7fc0_0000]) {
+            let x = f32::from_bits(bits);
+            assert_eq!(exp_below(x).to_bits(), exp(x).to_bits(), "{x}");
+        }
+    }
 
     #[test]
     fn the_exponential_is_close_everywhere() {

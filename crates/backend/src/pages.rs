@@ -1,7 +1,7 @@
 //! The plain version of a paged cache: every element as the `f32` that is read back.
 
 use crate::cache::{AttendPaged, KV_BLOCK, KvDType, Span};
-use crate::numerics::quantize;
+use crate::numerics::{quantize, round_bf16};
 use crate::reference::{Stored, attend};
 use ir::Heads;
 
@@ -55,12 +55,15 @@ impl Pages {
                 for head in 0..heads.query {
                     let at = row * width + head * heads.dim;
                     let kv = head / (heads.query / heads.kv);
-                    let query: Vec<f32> =
-                        q[at..at + heads.dim].iter().map(|x| x * args.scale).collect();
+                    let paired = self.dtype == KvDType::Bf16;
+                    let scaled = q[at..at + heads.dim].iter().map(|x| x * args.scale);
+                    let round = |x| if paired { round_bf16(x) } else { x };
+                    let query: Vec<f32> = scaled.map(round).collect();
                     let seen = Span::first_seen(args.window, position)..position + 1;
                     let slot = |p| slot(span, p) * heads.kv + kv;
                     let key = |p| self.keys.row(slot(p), heads);
-                    let result = attend(&query, seen, key, |p| self.values.row(slot(p), heads));
+                    let result =
+                        attend((&query, paired), seen, key, |p| self.values.row(slot(p), heads));
                     out[at..at + heads.dim].copy_from_slice(&result);
                 }
             }
@@ -85,8 +88,7 @@ fn store(dtype: KvDType, from: &[f32], to: &mut [f32]) -> f32 {
     match dtype {
         KvDType::F32 => to.copy_from_slice(from),
         KvDType::Bf16 => {
-            let round = |x: f32| half::bf16::from_f32(x).to_f32();
-            to.iter_mut().zip(from).for_each(|(to, &x)| *to = round(x));
+            to.iter_mut().zip(from).for_each(|(to, &x)| *to = round_bf16(x));
         }
         KvDType::Int8 => {
             let mut codes = vec![0; from.len()];

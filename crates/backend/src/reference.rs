@@ -4,7 +4,8 @@
 //! is tested against it, and it keeps the sums' order that [`crate::numerics`] fixes.
 
 use crate::numerics::{
-    ATTEND_CHUNK, LINEAR_CHUNK, blocks, exp, inverse_rms, max, quantize, rotate, silu, sum_by,
+    self, ATTEND_CHUNK, LINEAR_CHUNK, blocks, exp, inverse_rms, max, quantize, rotate, round_bf16,
+    silu, sum_by,
 };
 use crate::pages::Pages;
 use crate::{
@@ -280,7 +281,7 @@ impl<'a> Keys<'a> {
     }
 
     fn attend(&self, query: &[f32], seen: Range<usize>) -> Vec<f32> {
-        attend(query, seen, |p| self.row(self.k, p), |p| self.row(self.v, p))
+        attend((query, false), seen, |p| self.row(self.k, p), |p| self.row(self.v, p))
     }
 }
 
@@ -291,32 +292,40 @@ pub(crate) struct Stored<'a> {
 }
 
 /// Soft-max attention of one query over positions `seen`, piece by piece. A scale is multiplied
-/// into a key's score, and into the weight of a value once the weights are summed.
+/// into a key's score, and into the weight of a value once the weights are summed. Where products
+/// are `paired`, the weights are then rounded and sums have the order of [`numerics::paired`].
 pub(crate) fn attend<'a>(
-    query: &[f32],
+    (query, paired): (&[f32], bool),
     seen: Range<usize>,
     key: impl Fn(usize) -> Stored<'a>,
     value: impl Fn(usize) -> Stored<'a>,
 ) -> Vec<f32> {
     let (mut top, mut total) = (f32::NEG_INFINITY, 0.0);
     let mut out = vec![0.0; query.len()];
+    let order =
+        |step, range: &Range<usize>| if paired { numerics::paired(step, range) } else { step };
     for chunk in seen.start / ATTEND_CHUNK..seen.end.div_ceil(ATTEND_CHUNK) {
         let begin = seen.start.max(chunk * ATTEND_CHUNK);
         let end = seen.end.min((chunk + 1) * ATTEND_CHUNK);
         let score = |p| {
             let Stored { values, scale } = key(p);
-            query.iter().zip(values).fold(0.0, |s: f32, (q, k)| q.mul_add(*k, s)) * scale
+            let terms = (0..query.len()).map(|d| order(d, &(0..query.len())));
+            terms.fold(0.0, |s: f32, d| query[d].mul_add(values[d], s)) * scale
         };
         let mut weights: Vec<f32> = (begin..end).map(score).collect();
         let piece_top = max(&weights);
         weights.iter_mut().for_each(|s| *s = exp(*s - piece_top));
         let piece_total = sum_by(&weights, |x| x);
         weights.iter_mut().zip(begin..end).for_each(|(w, p)| *w *= value(p).scale);
+        if paired {
+            weights.iter_mut().for_each(|w| *w = round_bf16(*w));
+        }
         let new_top = if piece_top > top { piece_top } else { top };
         let (old, new) = (exp(top - new_top), exp(piece_top - new_top));
         for (d, o) in out.iter_mut().enumerate() {
-            let values = weights.iter().zip(begin..end);
-            let piece = values.fold(0.0, |s: f32, (w, p)| w.mul_add(value(p).values[d], s));
+            let terms = (begin..end).map(|p| order(p, &(begin..end)));
+            let term = |s: f32, p: usize| weights[p - begin].mul_add(value(p).values[d], s);
+            let piece = terms.fold(0.0, term);
             *o = *o * old + piece * new;
         }
         (top, total) = (new_top, total * old + piece_total * new);
