@@ -37,6 +37,9 @@ pub enum SampleError {
     Outside,
 }
 
+/// Logits that are looked at together.
+const RUN: usize = 1024;
+
 /// What is reused from draw to draw.
 #[derive(Clone, Debug, Default)]
 pub struct Scratch {
@@ -156,8 +159,26 @@ fn distinct(tokens: &[u32], seen: &mut Vec<u64>, mut visit: impl FnMut(u32)) {
 
 /// The token of the largest logit, the lowest id among equals.
 fn argmax(logits: &[f32]) -> u32 {
-    let top = logits.iter().fold(f32::NEG_INFINITY, |top, &x| if x > top { x } else { top });
-    logits.iter().position(|&x| x == top).unwrap_or(0) as u32
+    let (mut top, mut at) = (f32::NEG_INFINITY, 0);
+    for (index, run) in logits.chunks(RUN).enumerate() {
+        let best = max(run);
+        if best > top {
+            (top, at) = (best, index * RUN);
+        }
+    }
+    let place = logits.get(at..).and_then(|rest| rest.iter().position(|&x| x == top));
+    (at + place.unwrap_or(0)) as u32
+}
+
+/// The largest logit, in lanes that do not wait for one another.
+fn max(logits: &[f32]) -> f32 {
+    let mut lanes = [f32::NEG_INFINITY; 16];
+    let (runs, rest) = logits.as_chunks::<16>();
+    let larger = |top: f32, x: f32| if x > top { x } else { top };
+    for run in runs {
+        lanes.iter_mut().zip(run).for_each(|(lane, &x)| *lane = larger(*lane, x));
+    }
+    rest.iter().chain(&lanes).fold(f32::NEG_INFINITY, |top, &x| larger(top, x))
 }
 
 /// Draws from what the filters leave.
@@ -201,8 +222,12 @@ fn draw(
     winner.1
 }
 
-/// Leaves in `kept` the most likely tokens that together have probability `share`, without sorting
-/// the vocabulary: first those near the top, then twice as far down, until they suffice.
+/// Steps down from the top, [`A_NAT`] a nat, by which tokens are told apart before they are sorted.
+const STEPS: usize = 1024;
+const A_NAT: f32 = 16.0;
+
+/// Leaves in `kept` the most likely tokens that together have probability `share`. Only those of the
+/// step where that is reached are sorted.
 fn top_p_of_all(
     logits: &[f32],
     (top, temperature): (f32, f32),
@@ -210,20 +235,27 @@ fn top_p_of_all(
     kept: &mut Vec<(f32, u32)>,
 ) {
     let weight = |x: f32| exp((x - top) / temperature);
-    let wanted = sum(logits, weight) * f64::from(share);
-    let mut span = 8.0 * temperature;
-    loop {
-        kept.clear();
-        let near = logits.iter().zip(0..).filter(|(x, _)| top - **x <= span);
-        kept.extend(near.map(|(&x, token)| (x, token)));
-        let mass = kept.iter().map(|(x, _)| f64::from(weight(*x))).sum::<f64>();
-        if mass >= wanted || kept.len() == logits.len() || !span.is_finite() {
-            break;
-        }
-        span *= 2.0;
+    let step = |x: f32| ((top - x) / temperature * A_NAT).min(STEPS as f32 - 1.0) as usize;
+    let (mut masses, mut weights) = ([0.0f64; STEPS], [0.0f32; RUN]);
+    for run in logits.chunks(RUN) {
+        weights.iter_mut().zip(run).for_each(|(to, &x)| *to = weight(x));
+        run.iter().zip(&weights).for_each(|(&x, &weight)| masses[step(x)] += f64::from(weight));
     }
+    let wanted = masses.iter().sum::<f64>() * f64::from(share);
+    let (mut last, mut above) = (0, 0.0);
+    while last + 1 < STEPS && above + masses[last] < wanted {
+        above += masses[last];
+        last += 1;
+    }
+    kept.clear();
+    let of = |test: &dyn Fn(usize) -> bool, kept: &mut Vec<(f32, u32)>| {
+        let all = logits.iter().zip(0..).filter(|(x, _)| test(step(**x)));
+        kept.extend(all.map(|(&x, token)| (x, token)));
+    };
+    of(&|step| step == last, kept);
     kept.sort_unstable_by(order);
-    cut(kept, wanted, weight);
+    cut(kept, wanted - above, weight);
+    of(&|step| step < last, kept);
 }
 
 /// Keeps the first of the sorted tokens whose weights reach `wanted`, one at least.
@@ -272,20 +304,24 @@ fn order(a: &(f32, u32), b: &(f32, u32)) -> Ordering {
 
 /// The log of the sum of exponentials, in nats.
 fn log_sum(logits: &[f32]) -> f64 {
-    let top = logits.iter().fold(f32::NEG_INFINITY, |top, &x| if x > top { x } else { top });
+    let top = max(logits);
     f64::from(top) + libm::log(sum(logits, |x| exp(x - top)))
 }
 
 /// The sum of `f`, in four lanes over runs whose `f32` sums lose nothing that matters.
 fn sum(logits: &[f32], f: impl Fn(f32) -> f32) -> f64 {
+    let mut all = [0.0f32; RUN];
     let run = |run: &[f32]| {
+        // In a loop of its own, which the compiler makes vectors of.
+        let all = &mut all[..run.len()];
+        all.iter_mut().zip(run).for_each(|(to, &x)| *to = f(x));
         let mut lanes = [0.0f32; 4];
-        let (fours, rest) = run.as_chunks::<4>();
-        fours.iter().for_each(|four| (0..4).for_each(|i| lanes[i] += f(four[i])));
-        rest.iter().zip(&mut lanes).for_each(|(&x, lane)| *lane += f(x));
+        let (fours, rest) = all.as_chunks::<4>();
+        fours.iter().for_each(|four| (0..4).for_each(|i| lanes[i] += four[i]));
+        rest.iter().zip(&mut lanes).for_each(|(&x, lane)| *lane += x);
         lanes.iter().map(|&x| f64::from(x)).sum::<f64>()
     };
-    logits.chunks(1024).map(run).sum()
+    logits.chunks(RUN).map(run).sum()
 }
 
 /// `e^x` for `x` at most 0, within 2 units in the last place; 0 below -87 and for no number.
