@@ -2,6 +2,8 @@
 //!
 //! `cargo run --release --package engine --example costs`
 
+#![expect(clippy::print_stdout, reason = "a measurement prints what it found")]
+
 use engine::{
     CostTable, Engine, ExecError, Executor, GroupKind, Limits, Options, Outputs, Request,
     RowOutput, Sampled, Sampling, Scratch, Step, sample,
