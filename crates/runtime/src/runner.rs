@@ -182,8 +182,8 @@ impl<'m> Runner<'m> {
             let input = backend.upload(hidden, rows.copied().collect())?;
             let logits = self.interpreter.run(&self.model.head, input, &[])?;
             let mut logits = backend.download(logits)?;
-            let logits = logits.par_chunks_exact_mut(self.model.spec.vocab);
-            let all = logits.zip(wanted).zip(&mut self.scratch);
+            let rows = logits.par_chunks_exact_mut(self.model.spec.vocab);
+            let all = rows.zip(wanted).zip(&mut self.scratch);
             let answers: Vec<RowOutput> = all
                 .map(|((logits, wanted), scratch)| {
                     answer(&step.rows[wanted.row], wanted, logits, scratch)
@@ -193,6 +193,8 @@ impl<'m> Runner<'m> {
                 out[wanted.row].sampled.extend(answer.sampled);
                 out[wanted.row].scored.extend(answer.scored);
             }
+            // The backend keeps the memory of what is dropped: the next step needs as much.
+            drop(backend.upload(self.model.spec.vocab, logits)?);
         }
         Ok(())
     }
