@@ -342,11 +342,19 @@ impl DotKernel for Block<'_> {
         for panel in self.panels.clone() {
             let mut row = self.rows.start;
             while row < self.rows.end {
-                row += match self.rows.end - row {
-                    12.. if S::TALLEST >= 12 => self.tile::<S, 12>(row, panel),
-                    8.. if S::TALLEST >= 8 => self.tile::<S, 8>(row, panel),
-                    4.. if S::TALLEST >= 4 => self.tile::<S, 4>(row, panel),
-                    2.. => self.tile::<S, 2>(row, panel),
+                // As few tiles as may be: each reads the panel again.
+                row += match (self.rows.end - row).min(S::TALLEST) {
+                    12.. => self.tile::<S, 12>(row, panel),
+                    11 => self.tile::<S, 11>(row, panel),
+                    10 => self.tile::<S, 10>(row, panel),
+                    9 => self.tile::<S, 9>(row, panel),
+                    8 => self.tile::<S, 8>(row, panel),
+                    7 => self.tile::<S, 7>(row, panel),
+                    6 => self.tile::<S, 6>(row, panel),
+                    5 => self.tile::<S, 5>(row, panel),
+                    4 => self.tile::<S, 4>(row, panel),
+                    3 => self.tile::<S, 3>(row, panel),
+                    2 => self.tile::<S, 2>(row, panel),
                     _ => self.tile::<S, 1>(row, panel),
                 };
             }

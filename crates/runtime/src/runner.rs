@@ -30,10 +30,13 @@ impl Default for Settings {
 const HEAD_ROWS: usize = 16;
 
 /// Positions of the steps whose cost is measured.
-const MEASURED: [usize; 6] = [1, 2, 4, 8, 16, 32];
+const MEASURED: [usize; 7] = [1, 2, 4, 8, 12, 16, 32];
 
-/// How often each is; the least counts.
-const REPEATS: usize = 3;
+/// Positions before them, if the cache has room: steps attend over something.
+const BEFORE: usize = 256;
+
+/// How often each is; the median counts.
+const REPEATS: usize = 5;
 
 /// Runs steps of one model on one device.
 pub struct Runner<'m> {
@@ -110,32 +113,36 @@ impl<'m> Runner<'m> {
     /// If a step cannot be computed.
     pub fn measure_cost(&mut self) -> Result<(), ExecError> {
         let most = self.limits.groups.iter().map(|(_, blocks)| blocks * KV_BLOCK).min();
-        let most = most.unwrap_or(0).min(self.limits.context).min(self.limits.tokens);
+        let room = most.unwrap_or(0).min(self.limits.context);
+        let most = room.min(self.limits.tokens).min(MEASURED[MEASURED.len() - 1]);
+        let before = room.saturating_sub(most).min(BEFORE);
         let mut points = Vec::new();
         for positions in MEASURED.into_iter().filter(|&n| n <= most) {
-            let tokens = vec![0; positions];
-            let blocks = (0..positions.div_ceil(KV_BLOCK) as u32).map(|b| Some(KvBlock(b)));
+            let end = before + positions;
+            let tokens = vec![0; end];
+            let blocks = (0..end.div_ceil(KV_BLOCK) as u32).map(|b| Some(KvBlock(b)));
             let tables = vec![blocks.collect::<KvTable>(); self.limits.groups.len()];
             let row = Row {
                 seq: SeqId(0),
                 context: &tokens,
-                positions: 0..positions,
+                positions: before..end,
                 tables: &tables,
-                samples: 0..positions,
+                samples: before..end,
                 scores: 0..0,
                 sampling: &Sampling::default(),
-                prompt: positions,
+                prompt: end,
                 logprobs: None,
                 alternatives: 0,
             };
             let (step, mut out) = (Step { rows: vec![row] }, Outputs::default());
-            let mut best = f64::INFINITY;
-            for _ in 0..REPEATS {
+            let mut took = [0.0; REPEATS];
+            for took in &mut took {
                 let begun = Instant::now();
                 self.run(&step, &mut out)?;
-                best = best.min(begun.elapsed().as_secs_f64());
+                *took = begun.elapsed().as_secs_f64();
             }
-            points.push((positions, best));
+            took.sort_by(f64::total_cmp);
+            points.push((positions, took[REPEATS / 2]));
         }
         self.limits.cost = CostTable::new(points);
         Ok(())

@@ -1,6 +1,6 @@
 //! What was measured, as text and as JSON.
 
-use super::session::{Gain, Measured, Profile, Speculation};
+use super::session::{Gain, Measured, Profile, Speculation, StepCost};
 use crate::args::bench::Bench;
 use crate::output::size;
 use ::bench::{Machine, Roof, Spread, Tally};
@@ -84,7 +84,16 @@ fn speculation_json(speculation: &Speculation) -> Value {
         "alone": gain(&speculation.alone),
         "workload": gain(&speculation.load),
         "accepted_by_place": speculation.places,
+        "steps": speculation.steps.iter().map(step_json).collect::<Vec<Value>>(),
         "same_text": true,
+    })
+}
+
+fn step_json(step: &StepCost) -> Value {
+    json!({
+        "positions": step.positions,
+        "seconds": step.ran,
+        "seconds_by_cost_table": step.table,
     })
 }
 
@@ -207,7 +216,12 @@ fn write_speculation(text: &mut String, speculation: &Speculation) -> Result {
         _ => format!("{:.0} %", 100.0 * stood as f64 / offered as f64),
     };
     let places: Vec<String> = speculation.places.iter().map(share).collect();
-    writeln!(text, "accepted by place: {}", places.join(", "))
+    writeln!(text, "accepted by place: {}", places.join(", "))?;
+    let ms = |step: &StepCost| {
+        format!("{}: {:.1} ({:.1})", step.positions, step.ran * 1e3, step.table * 1e3)
+    };
+    let steps: Vec<String> = speculation.steps.iter().map(ms).collect();
+    writeln!(text, "ms of a step by its positions (by the table of costs): {}", steps.join(", "))
 }
 
 fn write_prefills(text: &mut String, model: &Measured) -> Result {

@@ -12,6 +12,7 @@ use ::bench::{
 };
 use engine::{Engine, Executor, Limits, Options, Speculator, Stats, Stepper};
 use rayon::{ThreadPool, ThreadPoolBuilder};
+use std::collections::BTreeMap;
 use runtime::{Cost, InPool, Settings, apart};
 
 /// Requests of the phases that are measured alone; the first is not counted.
@@ -57,6 +58,17 @@ pub(crate) struct Speculation {
     pub(crate) load: Gain,
     /// Of each place in a draft: how often it was offered, and how often it stood.
     pub(crate) places: Vec<(u64, u64)>,
+    /// Steps of one sequence, by their positions.
+    pub(crate) steps: Vec<StepCost>,
+}
+
+/// What steps of so many positions take, in seconds.
+pub(crate) struct StepCost {
+    pub(crate) positions: usize,
+    /// By the table of costs.
+    pub(crate) table: f64,
+    /// The median of those that were run.
+    pub(crate) ran: f64,
 }
 
 /// How many times as fast as without it.
@@ -257,7 +269,24 @@ impl Session<'_, '_> {
         let all = self.run(workload, Some(&mut oracle))?;
         let places = drafted_in_both(&before, &self.answerer.engine.stats().drafted);
         let [alone, load] = [self.gain(plain[0], &one)?, self.gain(plain[1], &all)?];
-        Ok(Speculation { acceptance, alone, load, places })
+        let steps = self.step_costs([plain[0], &one]);
+        Ok(Speculation { acceptance, alone, load, places, steps })
+    }
+
+    /// What steps that decode took, beside what was expected of them.
+    fn step_costs(&self, runs: [&Ran; 2]) -> Vec<StepCost> {
+        let costs = self.answerer.runner.limits().cost;
+        let mut took: BTreeMap<usize, Vec<f64>> = BTreeMap::new();
+        let paces = runs.into_iter().flat_map(|ran| &ran.paces);
+        for pace in paces.filter(|pace| pace.phase == Phase::Decode) {
+            took.entry(pace.positions).or_default().push(pace.seconds);
+        }
+        let cost = |(positions, seconds)| StepCost {
+            positions,
+            table: costs.cost(positions),
+            ran: median(&Spread::new(seconds)),
+        };
+        took.into_iter().map(cost).collect()
     }
 
     /// What a run gained over a plain one. They must have said the same.
