@@ -11,10 +11,11 @@ use crate::dots::{Dots, Scales};
 use crate::isa::{DotKernel, Level};
 use crate::panel::PANEL;
 use crate::tasks::{self, Output};
-use backend::numerics::{Columns, blocks, quantize};
+use backend::numerics::{Columns, blocks, quantize, quantize_rest};
 use ir::{Grid, Quantized};
 use rayon::prelude::*;
 use std::ops::Range;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Mutex, PoisonError};
 
 /// Inputs of a quad of a nibble's panel: two quads share their bytes.
@@ -158,12 +159,34 @@ impl Packed {
 /// Rows of activations, rounded.
 #[derive(Debug, Default)]
 struct Activations {
+    all: Codes,
+    /// What is left of the blocks that [`quantize_rest`] rounds again: the others have a scale of 0,
+    /// and codes that may be anything.
+    rest: Codes,
+    /// Whether there are such blocks.
+    any_rest: AtomicBool,
+}
+
+#[derive(Debug, Default)]
+struct Codes {
     /// `[rows][width]`.
     codes: Vec<i8>,
     /// `[rows][blocks]`.
     scales: Vec<f32>,
     /// `[rows][blocks]`: the sums of the codes.
     sums: Vec<i32>,
+}
+
+impl Codes {
+    /// The scales of a block of `R` rows from `row` on.
+    #[inline(always)]
+    fn scales_of<const R: usize>(&self, row: usize, block: usize, count: usize) -> [f32; R] {
+        let mut scales = [0.0; R];
+        for (r, scale) in scales.iter_mut().enumerate() {
+            *scale = self.scales[(row + r) * count + block];
+        }
+        scales
+    }
 }
 
 /// Activations that are no longer needed: their memory is used again.
@@ -277,28 +300,40 @@ impl Linear<'_> {
     fn round(&self, level: Level, mut all: Activations) -> Activations {
         let (width, count) = (self.weight.width(), self.weight.blocks.len());
         // What a block is padded with must be zero.
-        all.codes.clear();
-        all.codes.resize(self.rows * width, 0);
-        all.scales.resize(self.rows * count, 0.0);
-        all.sums.resize(self.rows * count, 0);
-        let codes = Output::new(&mut all.codes);
-        let scales = Output::new(&mut all.scales);
-        let sums = Output::new(&mut all.sums);
+        all.all.codes.clear();
+        let [first, rest] = [&mut all.all, &mut all.rest].map(|to| {
+            to.codes.resize(self.rows * width, 0);
+            to.scales.resize(self.rows * count, 0.0);
+            to.sums.resize(self.rows * count, 0);
+            (Output::new(&mut to.codes), Output::new(&mut to.scales), Output::new(&mut to.sums))
+        });
+        let any_rest = &all.any_rest;
+        any_rest.store(false, Ordering::Relaxed);
         tasks::run(
             self.rows.div_ceil(ROUNDED),
             || (),
             |(), index| {
                 for row in index * ROUNDED..self.rows.min((index + 1) * ROUNDED) {
                     let x = &self.x[row * self.weight.inputs..][..self.weight.inputs];
-                    // SAFETY: the row's parts lie within the vectors, and this task alone has them.
-                    let (codes, scales, sums) = unsafe {
-                        (
-                            std::slice::from_raw_parts_mut(codes.start().add(row * width), width),
-                            std::slice::from_raw_parts_mut(scales.start().add(row * count), count),
-                            std::slice::from_raw_parts_mut(sums.start().add(row * count), count),
-                        )
-                    };
-                    level.run_dots(Round { x, weight: self.weight, codes, scales, sums });
+                    let [all, rest] = [first, rest].map(|(codes, scales, sums)| {
+                        let (at, a_block) = (row * width, row * count);
+                        // SAFETY: the row's parts lie within the vectors, and this task alone has
+                        // them.
+                        unsafe {
+                            RowCodes {
+                                codes: std::slice::from_raw_parts_mut(codes.start().add(at), width),
+                                scales: std::slice::from_raw_parts_mut(
+                                    scales.start().add(a_block),
+                                    count,
+                                ),
+                                sums: std::slice::from_raw_parts_mut(
+                                    sums.start().add(a_block),
+                                    count,
+                                ),
+                            }
+                        }
+                    });
+                    level.run_dots(Round { x, weight: self.weight, all, rest, any_rest });
                 }
             },
         );
@@ -310,6 +345,13 @@ impl Linear<'_> {
 struct Round<'a> {
     x: &'a [f32],
     weight: &'a Packed,
+    all: RowCodes<'a>,
+    rest: RowCodes<'a>,
+    any_rest: &'a AtomicBool,
+}
+
+/// A row of [`Codes`].
+struct RowCodes<'a> {
     codes: &'a mut [i8],
     scales: &'a mut [f32],
     sums: &'a mut [i32],
@@ -320,9 +362,20 @@ impl DotKernel for Round<'_> {
     fn run<S: Dots>(self) {
         let blocks = self.weight.blocks.iter().zip(&self.weight.offsets).enumerate();
         for (index, (block, &begin)) in blocks {
-            let codes = &mut self.codes[begin..begin + block.columns.len()];
-            self.scales[index] = quantize(&self.x[block.columns.clone()], codes);
-            self.sums[index] = codes.iter().map(|&code| i32::from(code)).sum();
+            let end = begin + block.columns.len();
+            let (x, codes) = (&self.x[block.columns.clone()], &mut self.all.codes[begin..end]);
+            let scale = quantize(x, codes);
+            self.all.scales[index] = scale;
+            self.all.sums[index] = codes.iter().map(|&code| i32::from(code)).sum();
+            let rest = &mut self.rest.codes[begin..self.weight.offsets[index + 1]];
+            let (rest, padding) = rest.split_at_mut(end - begin);
+            let finer = quantize_rest(x, codes, scale, rest);
+            self.rest.scales[index] = finer;
+            if finer > 0.0 {
+                padding.fill(0);
+                self.rest.sums[index] = rest.iter().map(|&code| i32::from(code)).sum();
+                self.any_rest.store(true, Ordering::Relaxed);
+            }
         }
     }
 }
@@ -375,7 +428,8 @@ impl Block<'_> {
     /// `R` rows times a panel, written to the output with its bias.
     #[inline(always)]
     fn sums<S: Dots, const R: usize, const NIBBLES: bool>(&self, row: usize, panel: usize) {
-        let (weight, x) = (self.linear.weight, self.activations);
+        let (weight, x) = (self.linear.weight, &self.activations.all);
+        let any_rest = self.activations.any_rest.load(Ordering::Relaxed);
         let (count, width) = (weight.blocks.len(), weight.width());
         let mut result = [[0.0f32; PANEL]; R];
         let codes = &weight.codes[panel * weight.panel_bytes()..][..weight.panel_bytes()];
@@ -414,6 +468,33 @@ impl Block<'_> {
                         for v in 0..2 {
                             let both = S::product(scale, scales[v]);
                             total[v] = S::fma(S::float(sum[v]), both, total[v]);
+                        }
+                    }
+                    if any_rest {
+                        let rest = &self.activations.rest;
+                        let finer: [f32; R] = rest.scales_of(row, index, count);
+                        if finer.iter().any(|&finer| finer > 0.0) {
+                            let mut sums = [[S::all(0); 2]; R];
+                            for (r, sums) in sums.iter_mut().enumerate() {
+                                let sum = S::all(-rest.sums[(row + r) * count + index]);
+                                *sums = [S::times(zeros[0], sum), S::times(zeros[1], sum)];
+                            }
+                            let x_at = rest.codes.as_ptr().add(row * width + begin);
+                            quad_sums::<S, R, NIBBLES>(
+                                from,
+                                lanes,
+                                (x_at, width),
+                                quads,
+                                &mut sums,
+                            );
+                            for (r, (total, sum)) in totals.iter_mut().zip(&sums).enumerate() {
+                                for v in 0..2 {
+                                    if finer[r] > 0.0 {
+                                        let both = S::product(S::splat(finer[r]), scales[v]);
+                                        total[v] = S::fma(S::float(sum[v]), both, total[v]);
+                                    }
+                                }
+                            }
                         }
                     }
                 }

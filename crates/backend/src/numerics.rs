@@ -174,6 +174,28 @@ pub fn rotate(head: &mut [f32], cos: &[f32], sin: &[f32]) {
     }
 }
 
+/// What [`quantize`] with `scale` left of a run, as codes again with a scale of their own; 0, and
+/// the codes are not set, unless most of the run is left.
+///
+/// One element that is far above the others sets the scale, and the others round to next to
+/// nothing. That is so where more than half of the elements have a code of at most 2.
+#[inline(always)]
+pub fn quantize_rest(run: &[f32], codes: &[i8], scale: f32, rest: &mut [i8]) -> f32 {
+    let lost = |(&x, &code): (&f32, &i8)| u32::from(x != 0.0 && code.unsigned_abs() <= 2);
+    let lost: u32 = run.iter().zip(codes).map(lost).sum();
+    if scale.is_nan() || scale <= 0.0 || 2 * lost as usize <= run.len() {
+        return 0.0;
+    }
+    // Half a step is 126 finer ones.
+    const FINER: f32 = 252.0;
+    let inverse = FINER / scale;
+    for ((to, x), &code) in rest.iter_mut().zip(run).zip(codes) {
+        let left = f32::from(-i16::from(code)).mul_add(scale, *x);
+        *to = (left * inverse + EXP_ROUND).to_bits() as i8;
+    }
+    scale / FINER
+}
+
 /// Columns whose activations share a scale, beside weights of fewer bits.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Columns {
@@ -188,7 +210,8 @@ pub struct Columns {
 ///
 /// Each block of a row is rounded by [`quantize`]. An output is the sum over the blocks, in order
 /// and from zero, of `fma(sum, activations' scale * weight's scale, total)`, where `sum` is the exact
-/// integer sum of (code - zero) times the activation's code; then the bias is added.
+/// integer sum of (code - zero) times the activation's code; where [`quantize_rest`] gives a block a
+/// second run of codes, it is added likewise right after the first. Then the bias is added.
 pub fn blocks(width: usize, span: usize) -> Vec<Columns> {
     let mut all = Vec::new();
     for (group, begin) in (0..width).step_by(span.max(1)).enumerate() {
@@ -302,6 +325,30 @@ mod tests {
             assert!(quantize(&run, &mut codes[..37]).is_nan());
             assert!(codes[..37].iter().all(|&code| code == 0));
         }
+    }
+
+    #[test]
+    fn what_an_outlier_hides_is_kept_by_a_second_run_of_codes() {
+        let mut run: Vec<f32> = (0..128).map(|i| (i as f32 * 0.7).sin()).collect();
+        let (mut codes, mut rest) = (vec![0; 128], vec![0; 128]);
+        let scale = quantize(&run, &mut codes);
+        assert_eq!(quantize_rest(&run, &codes, scale, &mut rest), 0.0, "nothing is hidden");
+        for top in [100.0, -3000.0, 1e30] {
+            run[77] = top;
+            let scale = quantize(&run, &mut codes);
+            let finer = quantize_rest(&run, &codes, scale, &mut rest);
+            assert!(finer > 0.0 && finer < scale / 200.0);
+            for ((x, &code), &rest) in run.iter().zip(&codes).zip(&rest) {
+                let value = f64::from(code) * f64::from(scale) + f64::from(rest) * f64::from(finer);
+                let error = (value - f64::from(*x)).abs();
+                assert!(
+                    error <= f64::from(finer) * 0.51 + f64::from(x.abs()) * 1e-6,
+                    "{x} {value}"
+                );
+            }
+        }
+        assert_eq!(quantize_rest(&[0.0; 9], &[0; 9], 0.0, &mut rest), 0.0);
+        assert_eq!(quantize_rest(&[f32::NAN; 9], &[0; 9], f32::NAN, &mut rest), 0.0);
     }
 
     #[test]

@@ -4,8 +4,8 @@
 //! is tested against it, and it keeps the sums' order that [`crate::numerics`] fixes.
 
 use crate::numerics::{
-    self, ATTEND_CHUNK, LINEAR_CHUNK, blocks, exp, inverse_rms, max, quantize, rotate, round_bf16,
-    silu, sum_by,
+    self, ATTEND_CHUNK, LINEAR_CHUNK, blocks, exp, inverse_rms, max, quantize, quantize_rest,
+    rotate, round_bf16, silu, sum_by,
 };
 use crate::pages::Pages;
 use crate::{
@@ -242,17 +242,31 @@ fn rounded(x: &[f32], weight: &Quantized, bias: Option<&[f32]>) -> Vec<f32> {
             .iter()
             .map(|b| quantize(&row[b.columns.clone()], &mut codes[b.columns.clone()]))
             .collect();
+        let mut rest = vec![0; width];
+        let finer: Vec<f32> = blocks
+            .iter()
+            .map(|b| b.columns.clone())
+            .zip(&scales)
+            .map(|(b, &scale)| {
+                quantize_rest(&row[b.clone()], &codes[b.clone()], scale, &mut rest[b])
+            })
+            .collect();
         for o in 0..out {
             let mut total = 0.0f32;
-            for (block, scale) in blocks.iter().zip(&scales) {
+            for ((block, &scale), &finer) in blocks.iter().zip(&scales).zip(&finer) {
                 let at = o * groups + block.group;
                 let zero = weight.zeros.get(at).map_or(0, |&zero| i32::from(zero));
-                let products = block.columns.clone().map(|column| {
-                    let code = i32::from(weight.codes[o * width + column]) - zero;
-                    code * i32::from(codes[column])
-                });
-                let sum: i32 = products.sum();
-                total = (sum as f32).mul_add(scale * weight.scales[at], total);
+                let sum = |codes: &[i8]| -> i32 {
+                    let products = block.columns.clone().map(|column| {
+                        let code = i32::from(weight.codes[o * width + column]) - zero;
+                        code * i32::from(codes[column])
+                    });
+                    products.sum()
+                };
+                total = (sum(&codes) as f32).mul_add(scale * weight.scales[at], total);
+                if finer > 0.0 {
+                    total = (sum(&rest) as f32).mul_add(finer * weight.scales[at], total);
+                }
             }
             y.push(total + bias.map_or(0.0, |bias| bias[o]));
         }

@@ -146,6 +146,32 @@ fn rounding_costs_little_and_what_is_no_weight_is_refused() {
 }
 
 #[test]
+fn what_outliers_hide_is_computed_too() {
+    let mut noise = Noise(95);
+    for (bits, span) in [(4, Span::Group(128)), (8, Span::Channel), (4, Span::Group(32))] {
+        let weight = weight(&mut noise, [70, 300], grid(bits, bits == 8, span, DType::F32));
+        // Rows with an outlier in one block, in none, and in all.
+        let mut x = noise.values(7 * 300);
+        for (row, column) in [(1, 5), (3, 299), (4, 0), (4, 130), (4, 260), (6, 128)] {
+            x[row * 300 + column] = 700.0;
+        }
+        same_bits(&format!("{bits} bits"), |backend| run(backend, &x, &weight));
+        let cpu = backend_cpu::Cpu::new();
+        let y = cpu.download(run(&cpu, &x, &weight)).unwrap();
+        let exact = weight.dequantize();
+        for (x, y) in x.chunks_exact(300).zip(y.chunks_exact(70)) {
+            let others = x.iter().filter(|x| **x != 700.0).map(|x| f64::from(*x).powi(2));
+            let others = others.sum::<f64>().sqrt();
+            for (w, y) in exact.chunks_exact(300).zip(y) {
+                let sum: f64 = w.iter().zip(x).map(|(w, x)| f64::from(*w) * f64::from(*x)).sum();
+                let size: f64 = w.iter().map(|w| f64::from(*w).powi(2)).sum::<f64>().sqrt();
+                assert!((f64::from(*y) - sum).abs() < size * others * 0.005, "{y} {sum}");
+            }
+        }
+    }
+}
+
+#[test]
 fn linears_of_one_input_are_the_same_together_and_awake() {
     let mut noise = Noise(91);
     let grids = [

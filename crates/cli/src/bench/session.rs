@@ -12,8 +12,8 @@ use ::bench::{
 };
 use engine::{Engine, Executor, Limits, Options, Speculator, Stats, Stepper};
 use rayon::{ThreadPool, ThreadPoolBuilder};
-use std::collections::BTreeMap;
 use runtime::{Cost, InPool, Settings, apart};
+use std::collections::BTreeMap;
 
 /// Requests of the phases that are measured alone; the first is not counted.
 const ALONE: usize = 4;
