@@ -471,31 +471,9 @@ impl Block<'_> {
                         }
                     }
                     if any_rest {
-                        let rest = &self.activations.rest;
-                        let finer: [f32; R] = rest.scales_of(row, index, count);
-                        if finer.iter().any(|&finer| finer > 0.0) {
-                            let mut sums = [[S::all(0); 2]; R];
-                            for (r, sums) in sums.iter_mut().enumerate() {
-                                let sum = S::all(-rest.sums[(row + r) * count + index]);
-                                *sums = [S::times(zeros[0], sum), S::times(zeros[1], sum)];
-                            }
-                            let x_at = rest.codes.as_ptr().add(row * width + begin);
-                            quad_sums::<S, R, NIBBLES>(
-                                from,
-                                lanes,
-                                (x_at, width),
-                                quads,
-                                &mut sums,
-                            );
-                            for (r, (total, sum)) in totals.iter_mut().zip(&sums).enumerate() {
-                                for v in 0..2 {
-                                    if finer[r] > 0.0 {
-                                        let both = S::product(S::splat(finer[r]), scales[v]);
-                                        total[v] = S::fma(S::float(sum[v]), both, total[v]);
-                                    }
-                                }
-                            }
-                        }
+                        let at = (row, index, begin);
+                        let weights = (from, lanes, quads);
+                        self.rest::<S, R, NIBBLES>(at, weights, (zeros, scales), &mut totals);
                     }
                 }
                 for (result, total) in result.iter_mut().zip(&totals) {
@@ -505,6 +483,44 @@ impl Block<'_> {
             }
         }
         self.write(row, panel, &mut result);
+    }
+
+    /// Adds what [`quantize_rest`] has of a block, `(first row, block, its first column)`, to the
+    /// totals of those rows that have any.
+    ///
+    /// # Safety
+    /// As [`quad_sums`], whose arguments are in `from`.
+    #[inline(always)]
+    unsafe fn rest<S: Dots, const R: usize, const NIBBLES: bool>(
+        &self,
+        (row, index, begin): (usize, usize, usize),
+        (from, lanes, quads): (*const u8, [usize; 2], usize),
+        (zeros, scales): ([S::I; 2], [S::V; 2]),
+        totals: &mut [[S::V; 2]; R],
+    ) {
+        let (rest, weight) = (&self.activations.rest, self.linear.weight);
+        let (count, width) = (weight.blocks.len(), weight.width());
+        let finer: [f32; R] = rest.scales_of(row, index, count);
+        if !finer.iter().any(|&finer| finer > 0.0) {
+            return;
+        }
+        // SAFETY: the caller's promise is passed on; the rows have `width` codes.
+        unsafe {
+            let mut sums = [[S::all(0); 2]; R];
+            for (r, sums) in sums.iter_mut().enumerate() {
+                let sum = S::all(-rest.sums[(row + r) * count + index]);
+                *sums = [S::times(zeros[0], sum), S::times(zeros[1], sum)];
+            }
+            let x_at = rest.codes.as_ptr().add(row * width + begin);
+            quad_sums::<S, R, NIBBLES>(from, lanes, (x_at, width), quads, &mut sums);
+            let rows = totals.iter_mut().zip(&sums).zip(finer);
+            for ((total, sum), finer) in rows.filter(|(_, finer)| *finer > 0.0) {
+                for v in 0..2 {
+                    let both = S::product(S::splat(finer), scales[v]);
+                    total[v] = S::fma(S::float(sum[v]), both, total[v]);
+                }
+            }
+        }
     }
 
     /// Adds the bias and writes those of a panel's outputs that there are.
