@@ -1,6 +1,8 @@
 //! Holds what `bench` measures of this machine against bare loops in C, compiled from
 //! `tests/interop/machine.c`: `machine LOOPS`, the path of the binary. Both take turns, for others use
-//! the machine too, and the best of each counts. Exits with 1 if one differs by more than 3 %.
+//! the machine too, and the best of each counts; where the machine changes its pace for minutes, as
+//! memory does that others share, a quarter of the turns must agree. Exits with 1 if one differs by
+//! more than 3 %.
 #![expect(clippy::print_stdout, reason = "an example prints what it found")]
 
 use backend_cpu::Cpu;
@@ -8,6 +10,9 @@ use std::process::{Command, ExitCode};
 
 /// Turns at most; it is enough when all agree.
 const TURNS: usize = 12;
+
+/// Turns that must agree where the best do not.
+const QUARTER: usize = TURNS / 4;
 
 /// How far the rates may be apart.
 const APART: f64 = 0.03;
@@ -46,7 +51,7 @@ fn main() -> ExitCode {
     };
     let kernels = Kernels(Cpu::new());
     let names = ["read", "f32", "bf16", "int8"];
-    let (mut ours, mut best) = ([0.0f64; 4], [0.0f64; 4]);
+    let (mut ours, mut best, mut agreed) = ([0.0f64; 4], [0.0f64; 4], [0; 4]);
     let apart = |ours: f64, theirs: f64| theirs > 0.0 && (ours / theirs - 1.0).abs() > APART;
     for turn in 0..TURNS {
         let Some(machine) = bench::measure(&kernels) else {
@@ -56,22 +61,26 @@ fn main() -> ExitCode {
         let now = [machine.read, machine.f32, machine.bf16.unwrap_or(0.0), machine.int8];
         for (i, name) in names.into_iter().enumerate() {
             ours[i] = ours[i].max(now[i]);
-            best[i] = best[i].max(theirs(&loops, name).unwrap_or(0.0));
+            let theirs = theirs(&loops, name).unwrap_or(0.0);
+            best[i] = best[i].max(theirs);
+            agreed[i] += usize::from(!apart(now[i], theirs));
         }
-        let agree = ours.iter().zip(best).all(|(&ours, theirs)| !apart(ours, theirs));
-        if agree && turn >= 2 {
+        let enough = |i: usize| !apart(ours[i], best[i]) || agreed[i] >= QUARTER;
+        if (0..names.len()).all(enough) && turn >= 2 {
             break;
         }
     }
     let mut failed = false;
-    for ((name, ours), theirs) in names.into_iter().zip(ours).zip(best) {
+    for (((name, ours), theirs), agreed) in names.into_iter().zip(ours).zip(best).zip(agreed) {
         if theirs == 0.0 {
             println!("{name:<5} skipped: there is no loop for this machine");
             continue;
         }
         let (a, b, share) = (ours / 1e9, theirs / 1e9, 100.0 * (ours / theirs - 1.0));
-        println!("{name:<5} ours {a:8.2}, the loop {b:8.2} (10^9 a second): {share:+.1} %");
-        failed |= apart(ours, theirs);
+        println!(
+            "{name:<5} ours {a:8.2}, the loop {b:8.2} (10^9 a second): {share:+.1} %, {agreed} turns agree"
+        );
+        failed |= apart(ours, theirs) && agreed < QUARTER;
     }
     if failed { ExitCode::FAILURE } else { ExitCode::SUCCESS }
 }
