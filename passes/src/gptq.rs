@@ -308,7 +308,7 @@ impl Solve<'_> {
             let tensor = Tensor::from_f32(shape, part);
             let tensor = tensor.ok_or_else(|| BackendError::Internal("a Gram matrix".into()))?;
             let weight = self.backend.prepare(Weight { spec, tensor })?;
-            let linear = Linear { input: &input, weight: &weight, bias: None };
+            let linear = Linear { input: &input, weight: &weight, bias: None, decode: 0 };
             let product = self.backend.download(self.backend.linear(&linear)?)?;
             let rows = forms.par_iter_mut().zip(product.par_chunks(end - begin));
             rows.zip(x.par_chunks(width.max(1))).for_each(|((form, product), x)| {

@@ -74,7 +74,7 @@ fn linears(cpu: &Cpu, rows: &[usize]) -> Result<(), BackendError> {
                 let flops = 2.0 * (rows * inputs * out) as f64;
                 let (seconds, bare) = against_bare(cpu.isa(), || {
                     if let Some(weight) = next.next() {
-                        let linear = Linear { input: &input, weight, bias: None };
+                        let linear = Linear { input: &input, weight, bias: None, decode: 0 };
                         black_box(cpu.linear(&linear).is_ok());
                     }
                 });

@@ -104,7 +104,7 @@ fn linears(cpu: &Cpu) -> Result<(), BackendError> {
                 for layer in &layers {
                     let args = |at: usize| {
                         let input = &inputs[LAYER[at][0] / 1024 - 1];
-                        Linear { input, weight: &layer[at], bias: None }
+                        Linear { input, weight: &layer[at], bias: None, decode: 0 }
                     };
                     black_box(cpu.linears(&[args(0), args(1), args(2)]).is_ok());
                     black_box(cpu.linears(&[args(3)]).is_ok());

@@ -27,6 +27,9 @@ enum Rows<'r> {
     },
 }
 
+/// The most rows of a span that decodes: a token and the drafts after it.
+pub const SHORT_SPAN: usize = 16;
+
 /// Sees the input of the linear at an index of the program.
 pub type See<'a> = dyn FnMut(usize, &Buffer) -> Result<(), BackendError> + 'a;
 
@@ -121,7 +124,7 @@ impl<'a> Interpreter<'a> {
             }
             if let Op::Linear { input, .. } = op {
                 if values[index + 1].is_none() {
-                    self.linears(block, *input, index..end, &mut values)?;
+                    self.linears(block, *input, (index..end, rows.decode()), &mut values)?;
                 }
             } else {
                 let dies = |v: Value| last_use[v.0 as usize] == index;
@@ -141,7 +144,7 @@ impl<'a> Interpreter<'a> {
         &self,
         block: &Block<DeviceWeight>,
         input: Value,
-        ops: Range<usize>,
+        (ops, decode): (Range<usize>, usize),
         values: &mut [Option<Buffer>],
     ) -> Result<(), BackendError> {
         let (mut places, mut all, x) = (Vec::new(), Vec::new(), get(values, input)?);
@@ -149,7 +152,7 @@ impl<'a> Interpreter<'a> {
             match block.ops[index] {
                 Op::Linear { input: same, weight: w, bias } if same == input => {
                     let bias = bias.map(|b| weight(block, b)).transpose()?;
-                    all.push(Linear { input: x, weight: weight(block, w)?, bias });
+                    all.push(Linear { input: x, weight: weight(block, w)?, bias, decode });
                     places.push(index + 1);
                 }
                 _ => {}
@@ -255,6 +258,13 @@ impl Rows<'_> {
             Self::Whole(sequences) => (sequences, &[]),
             Self::Cached { rows, starts, .. } => (rows, starts),
         }
+    }
+
+    /// How many rows there are before those of the first long span: see [`Linear::decode`].
+    fn decode(&self) -> usize {
+        let Self::Cached { spans, .. } = self else { return 0 };
+        let short = spans.iter().take_while(|span| span.rows.len() <= SHORT_SPAN);
+        short.last().map_or(0, |span| span.rows.end)
     }
 
     /// The last position, plus one.

@@ -17,7 +17,7 @@ mod score;
 
 pub use buffer::{Buffer, DeviceWeight};
 pub use cache::{AttendPaged, KV_BLOCK, KvCache, KvDType, Span};
-pub use interpreter::{Interpreter, See};
+pub use interpreter::{Interpreter, SHORT_SPAN, See};
 pub use reference::Reference;
 pub use rope::RopeTable;
 pub use score::{DivergenceRow, SoftmaxRow};
@@ -174,6 +174,10 @@ pub struct Linear<'a> {
     pub weight: &'a DeviceWeight,
     /// `[out]`.
     pub bias: Option<&'a DeviceWeight>,
+    /// The rows before this one are of sequences that decode, or whose drafts are checked. A device
+    /// whose fastest kernel depends on the number of rows takes the same for each of them, whatever
+    /// else is in the call.
+    pub decode: usize,
 }
 
 /// Arguments of [`Backend::rope`].
@@ -236,6 +240,9 @@ pub enum BackendError {
         /// What must hold and does not.
         rule: String,
     },
+    /// The device did not do it: memory, a kernel, the driver.
+    #[error("{0}")]
+    Device(String),
     /// A buffer of another backend, or of another shape than the program says: a bug.
     #[error("internal: {0}")]
     Internal(String),

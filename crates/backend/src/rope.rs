@@ -1,12 +1,16 @@
 //! Sines and cosines of every position, as transformers computes them: the angle is an `f32`
 //! product, its sine and cosine are exact to the last bit or nearly so.
 
+use std::any::Any;
+use std::sync::OnceLock;
+
 /// Tables `[positions, rotary / 2]`.
-#[derive(Clone, Debug)]
+#[derive(Debug)]
 pub struct RopeTable {
     cos: Vec<f32>,
     sin: Vec<f32>,
     half: usize,
+    kept: OnceLock<Box<dyn Any + Send + Sync>>,
 }
 
 impl RopeTable {
@@ -21,7 +25,29 @@ impl RopeTable {
                 sin.push(libm::sin(angle) as f32 * rope.magnitude);
             }
         }
-        Self { cos, sin, half }
+        Self { cos, sin, half, kept: OnceLock::new() }
+    }
+
+    /// Half the rotary elements of a head.
+    pub fn half(&self) -> usize {
+        self.half
+    }
+
+    /// What a device keeps of the table, made by `upload` of all cosines and all sines when it is
+    /// asked for first.
+    ///
+    /// # Errors
+    /// Those of `upload`.
+    pub fn kept<T: Any + Send + Sync, E>(
+        &self,
+        upload: impl FnOnce(&[f32], &[f32]) -> Result<T, E>,
+    ) -> Result<&dyn Any, E> {
+        if self.kept.get().is_none() {
+            let made = upload(&self.cos, &self.sin)?;
+            // Another thread may have been first; one is as good as the other.
+            let _ = self.kept.set(Box::new(made));
+        }
+        Ok(self.kept.get().map_or(&() as &dyn Any, |kept| &**kept))
     }
 
     /// How many positions there are.

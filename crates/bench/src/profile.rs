@@ -240,7 +240,11 @@ impl Profiled<'_> {
         let (floats, integers) = if weight.integers { (0.0, work) } else { (work, 0.0) };
         let tally = Tally { seconds: 0.0, bytes, floats, integers };
         let bias = bias.map(|bias| &bias.inner);
-        Ok((kind, tally, Linear { input: args.input, weight: &weight.inner, bias }))
+        Ok((
+            kind,
+            tally,
+            Linear { input: args.input, weight: &weight.inner, bias, decode: args.decode },
+        ))
     }
 }
 
@@ -437,7 +441,7 @@ mod tests {
         let profiled = Profiled::new(&Reference, 5);
         let weight = profiled.prepare(dense(&[3, 4])).unwrap();
         let input = profiled.upload(4, vec![1.0; 8]).unwrap();
-        let linear = Linear { input: &input, weight: &weight, bias: None };
+        let linear = Linear { input: &input, weight: &weight, bias: None, decode: 0 };
         profiled.enable(true);
         drop(profiled.linear(&linear).unwrap());
         assert_eq!(profiled.counted(Phase::Decode), (0, vec![]));
@@ -465,7 +469,7 @@ mod tests {
         let input = profiled.upload(4, vec![1.0; 4]).unwrap();
         profiled.enable(true);
         profiled.begin(Phase::Decode);
-        profiled.linear(&Linear { input: &input, weight: &weight, bias: None }).unwrap();
+        profiled.linear(&Linear { input: &input, weight: &weight, bias: None, decode: 0 }).unwrap();
         let head = tally(&profiled, Kind::Head);
         // Half a byte a code, four scales of two bytes, four floats in and two out.
         assert_eq!((head.bytes, head.floats, head.integers), (4.0 + 8.0 + 24.0, 0.0, 16.0));

@@ -127,7 +127,7 @@ fn rate(backend: &dyn Backend) -> Result<f64, Failure> {
     let mut best = f64::INFINITY;
     for _ in 0..4 {
         let clock = Instant::now();
-        let linear = Linear { input: &input, weight: &prepared, bias: None };
+        let linear = Linear { input: &input, weight: &prepared, bias: None, decode: 0 };
         backend.linear(&linear).map_err(calibration::EvalError::from)?;
         best = best.min(clock.elapsed().as_secs_f64());
     }

@@ -11,7 +11,9 @@ fn linear(backend: &dyn Backend, x: &[f32], w: &Weight, b: Option<&Weight>) -> b
     let input = upload(backend, w.spec.shape[1], x);
     let weight = backend.prepare(w.clone()).unwrap();
     let bias = b.map(|b| backend.prepare(b.clone()).unwrap());
-    backend.linear(&Linear { input: &input, weight: &weight, bias: bias.as_ref() }).unwrap()
+    backend
+        .linear(&Linear { input: &input, weight: &weight, bias: bias.as_ref(), decode: 0 })
+        .unwrap()
 }
 
 #[test]
@@ -131,9 +133,16 @@ fn shapes_that_do_not_fit_are_errors() {
     let weight = cpu.prepare(noise.weight(DType::F32, &[3, 4])).unwrap();
     let bias = cpu.prepare(noise.weight(DType::F32, &[2])).unwrap();
     let (narrow, wide) = (upload(&cpu, 3, &[0.0; 6]), upload(&cpu, 4, &[0.0; 8]));
-    assert!(cpu.linear(&Linear { input: &narrow, weight: &weight, bias: None }).is_err());
-    assert!(cpu.linear(&Linear { input: &wide, weight: &weight, bias: Some(&bias) }).is_err());
-    assert!(cpu.linear(&Linear { input: &wide, weight: &bias, bias: None }).is_err());
+    assert!(
+        cpu.linear(&Linear { input: &narrow, weight: &weight, bias: None, decode: 0 }).is_err()
+    );
+    assert!(
+        cpu.linear(&Linear { input: &wide, weight: &weight, bias: Some(&bias), decode: 0 })
+            .is_err()
+    );
+    assert!(cpu.linear(&Linear { input: &wide, weight: &bias, bias: None, decode: 0 }).is_err());
     let foreign = upload(&Reference, 4, &[0.0; 8]);
-    assert!(cpu.linear(&Linear { input: &foreign, weight: &weight, bias: None }).is_err());
+    assert!(
+        cpu.linear(&Linear { input: &foreign, weight: &weight, bias: None, decode: 0 }).is_err()
+    );
 }

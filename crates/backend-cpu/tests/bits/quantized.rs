@@ -28,7 +28,7 @@ fn linear(
     weight: &DeviceWeight,
     bias: Option<&DeviceWeight>,
 ) -> Result<Buffer, BackendError> {
-    backend.linear(&Linear { input: x, weight, bias })
+    backend.linear(&Linear { input: x, weight, bias, decode: 0 })
 }
 
 fn run(backend: &dyn Backend, x: &[f32], weight: &Quantized) -> Buffer {
@@ -198,7 +198,7 @@ fn linears_of_one_input_are_the_same_together_and_awake() {
                     let prepare = |w: &Quantized| cpu.prepare_quantized("w", w.clone()).unwrap();
                     let prepared: Vec<DeviceWeight> = weights.iter().map(prepare).collect();
                     let input = upload(&cpu, width, &x);
-                    let linear = |weight| Linear { input: &input, weight, bias: None };
+                    let linear = |weight| Linear { input: &input, weight, bias: None, decode: 0 };
                     let all: Vec<Linear<'_>> = prepared.iter().map(linear).collect();
                     let mut outputs = Vec::new();
                     cpu.awake(&mut || outputs = cpu.linears(&all).unwrap());

@@ -1,0 +1,179 @@
+// Attention of few rows over long keys: what a step of decoding does, and a check of drafts. Keys are
+// split at fixed positions, a block a split and key head, a warp 32 positions of it; the heads that
+// share keys are rows of one product. What the warps found is merged in their order, the splits in
+// theirs: so a row's result does not depend on what is beside it, nor on how long others are.
+#include "attend.cuh"
+
+#define WARPS 8
+#define SPLIT 256
+#define MOST_ROWS 16
+
+// Up to 16 rows of scores: pairs `first_pair ..` of (row, head of the group), of one sequence.
+struct Item { u32 first_row, rows, start, table, first_pair; };
+
+struct AttendArgs {
+    const u16 *queries;  // [rows, query heads, padded dim] in slots
+    Cache cache;
+    const u32 *tables;
+    const Item *items;
+    float *partial;  // [rows, query heads, splits, 2 + dim]: maximum, sum, weighted values
+    u32 *out;        // [rows, stride / 2] pairs of bf16 in slots
+    float scale;     // of scores, in powers of two
+    u32 window;      // 0: none
+    u32 query_heads, kv_heads, dim, splits, stride, rows;
+};
+
+struct Pair { u32 row, head, position; bool there; };
+
+DEVICE Pair pair_of(const AttendArgs &args, const Item &item, u32 i) {
+    u32 group = args.query_heads / args.kv_heads, pair = item.first_pair + i, row = pair / group;
+    return Pair{item.first_row + row, blockIdx.y * group + pair % group, item.start + row, row < item.rows};
+}
+
+DEVICE bool sees(const AttendArgs &args, const Pair &pair, u32 position) {
+    return pair.there && position <= pair.position && (args.window == 0 || position + args.window > pair.position);
+}
+
+template <class Kv, u32 DIM> DEVICE void attend_rows(const AttendArgs &args) {
+    SHARED(float, shared);
+    float *tops = shared, *sums = shared + WARPS * MOST_ROWS, *values = sums + WARPS * MOST_ROWS;
+    const Item item = args.items[blockIdx.z];
+    u32 g = lane_id() / 4, t = lane_id() % 4, group = args.query_heads / args.kv_heads;
+    u32 first = blockIdx.x * SPLIT, end = item.start + item.rows;
+    u32 begin = args.window && item.start + 1 > args.window ? item.start + 1 - args.window : 0;
+    if (first >= end || first + SPLIT <= begin) return;
+    Pair pairs[2] = {pair_of(args, item, g), pair_of(args, item, g + 8)};
+    u32 warp_first = first + warp_id() * 32;
+    float top[2] = {LEAST, LEAST}, sum[2] = {0.0f, 0.0f}, out[DIM / 8][4] = {};
+    if (warp_first < end && warp_first + 32 > begin) {
+        u64 pages[2];
+        for (u32 p = 0; p < 2; p++) {
+            u32 position = warp_first + p * PAGE;
+            bool there = position < end && position + PAGE > begin;
+            pages[p] = (u64)(there ? args.tables[item.table + position / PAGE] : 0) * args.kv_heads + blockIdx.y;
+        }
+        float scores[4][4] = {};  // halves of two pages
+#pragma unroll
+        for (u32 run = 0; run < DIM / 64; run++) {
+            uint4 q[2][2], none = {0, 0, 0, 0};
+            for (u32 r = 0; r < 2; r++) {
+                u64 at = ((u64)pairs[r].row * args.query_heads + pairs[r].head) * DIM + run * 64 + 16 * t;
+                const uint4 *from = (const uint4 *)(args.queries + at);
+                q[r][0] = pairs[r].there ? from[0] : none;
+                q[r][1] = pairs[r].there ? from[1] : none;
+            }
+#pragma unroll
+            for (u32 n = 0; n < 4; n++) {
+                uint4 k[2];
+                Kv::key(k, args.cache.k, (pages[n / 2] * PAGE + key_of(n % 2, g)) * DIM + run * 64 + 16 * t);
+#pragma unroll
+                for (u32 s = 0; s < 4; s++) {
+                    const uint4 &x = q[0][s / 2], &y = q[1][s / 2], &w = k[s / 2];
+                    u32 a[4] = {s % 2 ? x.z : x.x, s % 2 ? y.z : y.x, s % 2 ? x.w : x.y, s % 2 ? y.w : y.y};
+                    u32 b[2] = {s % 2 ? w.z : w.x, s % 2 ? w.w : w.y};
+                    mma_bf16(scores[n], a, b);
+                }
+            }
+        }
+#pragma unroll
+        for (u32 n = 0; n < 4; n++)
+#pragma unroll
+            for (u32 i = 0; i < 4; i++) {
+                u32 in_page = key_of(n % 2, 2 * t + i % 2), position = warp_first + n / 2 * PAGE + in_page;
+                float score = mul_rn(scores[n][i], args.scale);
+                if (Kv::BYTES == 1) score = mul_rn(score, args.cache.k_scales[pages[n / 2] * PAGE + in_page]);
+                scores[n][i] = sees(args, pairs[i / 2], position) ? score : LEAST;
+                // fmaxf passes over what is not a number; the sum does not.
+                top[i / 2] = fmaxf(top[i / 2], scores[n][i]);
+            }
+        for (u32 r = 0; r < 2; r++) top[r] = quad_max(top[r]);
+        u32 weights[4][2];
+#pragma unroll
+        for (u32 n = 0; n < 4; n++)
+#pragma unroll
+            for (u32 r = 0; r < 2; r++) {
+                float w[2];
+                for (u32 i = 0; i < 2; i++) {
+                    float score = scores[n][2 * r + i];
+                    w[i] = score == LEAST ? 0.0f : exp2_fast(score - top[r]);
+                    sum[r] = add_rn(sum[r], w[i]);
+                    u32 in_page = key_of(n % 2, 2 * t + i);
+                    if (Kv::BYTES == 1 && score != LEAST)
+                        w[i] = mul_rn(w[i], args.cache.v_scales[pages[n / 2] * PAGE + in_page]);
+                }
+                weights[n][r] = pack_bf16(w[0], w[1]);
+            }
+        for (u32 r = 0; r < 2; r++) sum[r] = quad_sum(sum[r]);
+#pragma unroll
+        for (u32 p = 0; p < 2; p++) {
+            u32 a[4] = {weights[2 * p][0], weights[2 * p][1], weights[2 * p + 1][0], weights[2 * p + 1][1]};
+            u32 position = warp_first + p * PAGE;
+#pragma unroll
+            for (u32 d = 0; d < DIM / 8; d++) {
+                u32 b[2];
+                Kv::value(b, args.cache.v, (pages[p] * DIM + d * 8 + g) * PAGE + 4 * t);
+                if (position + PAGE > end) clear_from(b, position + 4 * t, end);
+                mma_bf16(out[d], a, b);
+            }
+        }
+    }
+    if (t == 0)
+        for (u32 r = 0; r < 2; r++) {
+            tops[warp_id() * MOST_ROWS + g + 8 * r] = top[r];
+            sums[warp_id() * MOST_ROWS + g + 8 * r] = sum[r];
+        }
+#pragma unroll
+    for (u32 d = 0; d < DIM / 8; d++)
+#pragma unroll
+        for (u32 i = 0; i < 4; i++)
+            values[(warp_id() * MOST_ROWS + g + i / 2 * 8) * DIM + d * 8 + 2 * t + i % 2] = out[d][i];
+    sync_threads();
+    for (u32 i = threadIdx.x; i < MOST_ROWS * DIM; i += blockDim.x) {
+        u32 r = i / DIM, d = i % DIM;
+        Pair pair = pair_of(args, item, r);
+        if (!pair.there) continue;
+        float high = LEAST, total = 0.0f, value = 0.0f;
+        for (u32 w = 0; w < WARPS; w++) high = fmaxf(high, tops[w * MOST_ROWS + r]);
+        for (u32 w = 0; w < WARPS; w++) {
+            float t = tops[w * MOST_ROWS + r], rescale = t == LEAST ? 0.0f : exp2_fast(t - high);
+            total = fma_rn(sums[w * MOST_ROWS + r], rescale, total);
+            value = fma_rn(values[(w * MOST_ROWS + r) * DIM + d], rescale, value);
+        }
+        float *to = args.partial + (((u64)pair.row * args.query_heads + pair.head) * args.splits + blockIdx.x) * (2 + DIM);
+        if (d == 0) to[0] = high, to[1] = total;
+        to[2 + d] = value;
+    }
+    (void)group;
+}
+
+// Merges the splits of a row and head: a block of `DIM` threads.
+template <u32 DIM> DEVICE void attend_merge(const AttendArgs &args) {
+    const Item item = args.items[blockIdx.z];
+    u32 group = args.query_heads / args.kv_heads;
+    Pair pair = pair_of(args, item, blockIdx.x);
+    if (!pair.there) return;
+    u32 begin = args.window && pair.position + 1 > args.window ? pair.position + 1 - args.window : 0;
+    const float *from = args.partial + ((u64)pair.row * args.query_heads + pair.head) * args.splits * (2 + DIM);
+    u32 d = threadIdx.x;
+    float high = LEAST, total = 0.0f, value = 0.0f;
+    for (u32 split = begin / SPLIT; split <= pair.position / SPLIT; split++) {
+        const float *part = from + split * (2 + DIM);
+        float top = fmaxf(high, part[0]);
+        float old = high == LEAST ? 0.0f : exp2_fast(high - top), now = part[0] == LEAST ? 0.0f : exp2_fast(part[0] - top);
+        total = fma_rn(part[1], now, mul_rn(total, old));
+        value = fma_rn(part[2 + d], now, mul_rn(value, old));
+        high = top;
+    }
+    if (d < args.dim) {
+        u16 *to = (u16 *)args.out + (u64)pair.row * args.stride;
+        to[slot(pair.head * args.dim + d)] = (u16)pack_bf16(value / total, 0.0f);
+    }
+    (void)group;
+}
+
+KERNEL(attend_rows_bf16_64, AttendArgs, 256, 1) { attend_rows<KvBf16, 64>(args); }
+KERNEL(attend_rows_bf16_128, AttendArgs, 256, 1) { attend_rows<KvBf16, 128>(args); }
+KERNEL(attend_rows_int8_64, AttendArgs, 256, 1) { attend_rows<KvInt8, 64>(args); }
+KERNEL(attend_rows_int8_128, AttendArgs, 256, 1) { attend_rows<KvInt8, 128>(args); }
+KERNEL(attend_merge_64, AttendArgs, 64, 1) { attend_merge<64>(args); }
+KERNEL(attend_merge_128, AttendArgs, 128, 1) { attend_merge<128>(args); }

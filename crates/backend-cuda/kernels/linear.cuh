@@ -1,0 +1,98 @@
+// Packed weights, as both linear kernels read them: a stripe is 16 outputs, a tile 64 inputs of a
+// stripe. Of a tile a lane holds, for each of four steps of 16 inputs, the four registers of its A
+// fragment in mma.m16n8k16: rows g and g + 8, inputs 16 s + 4 t + i.
+#pragma once
+#include "dev.cuh"
+
+#define STRIPE 16
+#define TILE 64
+#define PARTS 3
+
+enum ScaleKind { SCALE_BF16, SCALE_F16, SCALE_F32 };
+
+// One weight of a launch: several that read the same rows are computed together.
+struct Part {
+    const uint4 *weight;
+    const void *scales;  // [stripes, groups, 16]
+    const s8 *zeros;     // the same, or none
+    const float *bias;   // [out], or none
+    float *out;          // [rows, out_width]
+    u32 out_width, first_stripe;
+};
+
+struct LinearArgs {
+    Part parts[PARTS];
+    const u16 *x;  // [rows, stride] bf16 in slots
+    u32 rows, stride, tiles, part_count;
+    u32 groups, group_tiles;  // tiles that share a scale; 0: a tile has two, of 32 inputs each
+    u32 scale_kind, unused;
+};
+
+DEVICE float f16_float(u16 bits) {
+    u32 sign = (u32)(bits & 0x8000u) << 16, magnitude = bits & 0x7fffu;
+    if (magnitude >= 0x7c00u) return bits_float(sign | 0x7f800000u | (magnitude & 0x3ffu) << 13);
+    // Exact: a power of two times an integer of eleven bits.
+    return mul_rn(bits_float(sign | magnitude << 13), bits_float(0x77800000u));
+}
+
+DEVICE float load_scale(const LinearArgs &args, const Part &part, u32 stripe, u32 group, u32 row) {
+    u32 at = (stripe * args.groups + group) * STRIPE + row;
+    if (args.scale_kind == SCALE_F32) return ((const float *)part.scales)[at];
+    u16 bits = ((const u16 *)part.scales)[at];
+    return args.scale_kind == SCALE_BF16 ? bf16_float(bits) : f16_float(bits);
+}
+
+DEVICE float load_zero(const LinearArgs &args, const Part &part, u32 stripe, u32 group, u32 row) {
+    return part.zeros ? (float)part.zeros[(stripe * args.groups + group) * STRIPE + row] : 0.0f;
+}
+
+DEVICE u32 group_of(const LinearArgs &args, u32 tile, u32 half) {
+    return args.group_tiles ? tile / args.group_tiles : smaller(2 * tile + half, args.groups - 1);
+}
+
+// What a tile's codes are, and how a lane's four registers of a step come from them. `Words` is what a
+// lane loads of a tile; `first` and `second` belong to rows g and g + 8.
+struct Bf16 {
+    static constexpr u32 WORDS = 4;
+    static constexpr bool SCALED = false;
+    DEVICE void step(u32 (&a)[4], const uint4 (&w)[WORDS], u32 s, float, float) {
+        a[0] = w[s].x, a[1] = w[s].y, a[2] = w[s].z, a[3] = w[s].w;
+    }
+};
+
+// Codes + 8 in nibbles; register j has nibbles j and j + 4 of its step's word. 0x4300 is 128 as bf16,
+// and its low mantissa bit is one: so a nibble below it is 128 + nibble, exactly.
+struct Int4 {
+    static constexpr u32 WORDS = 1;
+    static constexpr bool SCALED = true;
+    DEVICE void step(u32 (&a)[4], const uint4 (&w)[WORDS], u32 s, float first, float second) {
+        u32 word = s == 0 ? w[0].x : s == 1 ? w[0].y : s == 2 ? w[0].z : w[0].w;
+        u32 shift[2] = {pack_bf16(-136.0f - first, -136.0f - first),
+                        pack_bf16(-136.0f - second, -136.0f - second)};
+        for (u32 j = 0; j < 4; j++)
+            a[j] = fma_bf16x2((word >> 4 * j & 0x000f000fu) | 0x43004300u, 0x3f803f80u, shift[j % 2]);
+    }
+};
+
+// Codes as they are. A word has four inputs of one row; 2^23 + code + 128 is a float whose low byte
+// is the code with its sign bit turned.
+struct Int8 {
+    static constexpr u32 WORDS = 2;
+    static constexpr bool SCALED = true;
+    DEVICE float value(u32 turned, u32 byte, float zero) {
+        return bits_float(0x4b000000u | (turned >> 8 * byte & 0xffu)) - 8388736.0f - zero;
+    }
+    DEVICE void step(u32 (&a)[4], const uint4 (&w)[WORDS], u32 s, float first, float second) {
+        const uint4 &v = w[s / 2];
+        u32 low = (s % 2 ? v.z : v.x) ^ 0x80808080u, high = (s % 2 ? v.w : v.y) ^ 0x80808080u;
+        a[0] = pack_bf16(value(low, 0, first), value(low, 1, first));
+        a[1] = pack_bf16(value(high, 0, second), value(high, 1, second));
+        a[2] = pack_bf16(value(low, 2, first), value(low, 3, first));
+        a[3] = pack_bf16(value(high, 2, second), value(high, 3, second));
+    }
+};
+
+// A lane's part of a tile.
+template <class W> DEVICE void load_tile(uint4 (&w)[W::WORDS], const uint4 *weight, u64 tile) {
+    for (u32 i = 0; i < W::WORDS; i++) w[i] = load_once(weight + (tile * W::WORDS + i) * WARP + lane_id());
+}

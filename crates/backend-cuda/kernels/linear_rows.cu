@@ -1,0 +1,117 @@
+// Linears over few rows: every weight is read once, however many rows there are, and the time is that
+// of reading it. A block computes some stripes of outputs, its warps share the inputs, and what they
+// found is added in order of the warps. So a row's sums have one order, whatever rows are beside it.
+#include "linear.cuh"
+
+#define WARPS 8
+
+// What a warp sums over its tiles: for each stripe and eight rows, a fragment of C.
+template <class W, u32 STRIPES, u32 COLUMNS, u32 DEPTH>
+DEVICE void sum_tiles(const LinearArgs &args, const Part &part, u32 stripe, u32 first_row,
+                      float (&total)[STRIPES][COLUMNS][4]) {
+    u32 g = lane_id() / 4, t = lane_id() % 4;
+    for (u32 base = warp_id(); base < args.tiles; base += WARPS * DEPTH) {
+        uint4 w[DEPTH][STRIPES][W::WORDS];
+        for (u32 d = 0; d < DEPTH; d++)
+            for (u32 n = 0; n < STRIPES; n++)
+                if (base + d * WARPS < args.tiles)
+                    load_tile<W>(w[d][n], part.weight, (u64)(stripe + n) * args.tiles + base + d * WARPS);
+#pragma unroll
+        for (u32 d = 0; d < DEPTH; d++) {
+            u32 tile = base + d * WARPS;
+            if (tile >= args.tiles) break;
+            uint4 x[COLUMNS][2];
+            for (u32 c = 0; c < COLUMNS; c++) {
+                u32 row = first_row + 8 * c + g;
+                const uint4 *at = (const uint4 *)(args.x + (u64)row * args.stride + tile * TILE + 16 * t);
+                uint4 none = {0, 0, 0, 0};
+                x[c][0] = row < args.rows ? at[0] : none;
+                x[c][1] = row < args.rows ? at[1] : none;
+            }
+#pragma unroll
+            for (u32 n = 0; n < STRIPES; n++) {
+                float sum[COLUMNS][4] = {};
+                float zeros[2] = {}, scales[2] = {1.0f, 1.0f};
+#pragma unroll
+                for (u32 s = 0; s < 4; s++) {
+                    bool begins = s == 0 || (s == 2 && args.group_tiles == 0);
+                    if (W::SCALED && begins)
+                        for (u32 half = 0; half < 2; half++) {
+                            u32 group = group_of(args, tile, s / 2);
+                            zeros[half] = load_zero(args, part, stripe + n, group, g + 8 * half);
+                            scales[half] = load_scale(args, part, stripe + n, group, g + 8 * half);
+                        }
+                    u32 a[4];
+                    W::step(a, w[d][n], s, zeros[0], zeros[1]);
+#pragma unroll
+                    for (u32 c = 0; c < COLUMNS; c++) {
+                        const uint4 &v = x[c][s / 2];
+                        u32 b[2] = {s % 2 ? v.z : v.x, s % 2 ? v.w : v.y};
+                        mma_bf16(sum[c], a, b);
+                    }
+                    bool ends = s == 3 || (s == 1 && args.group_tiles == 0);
+                    if (W::SCALED && ends)
+#pragma unroll
+                        for (u32 c = 0; c < COLUMNS; c++)
+#pragma unroll
+                            for (u32 i = 0; i < 4; i++) {
+                                total[n][c][i] = fma_rn(sum[c][i], scales[i / 2], total[n][c][i]);
+                                sum[c][i] = 0.0f;
+                            }
+                }
+                if (!W::SCALED)
+#pragma unroll
+                    for (u32 c = 0; c < COLUMNS; c++)
+#pragma unroll
+                        for (u32 i = 0; i < 4; i++) total[n][c][i] = add_rn(total[n][c][i], sum[c][i]);
+            }
+        }
+    }
+}
+
+template <class W, u32 STRIPES, u32 COLUMNS, u32 DEPTH> DEVICE void linear_rows(const LinearArgs &args) {
+    SHARED(float, sums);  // [WARPS][2][128]
+    u32 at = blockIdx.x * STRIPES, p = 0, first_row = blockIdx.y * COLUMNS * 8;
+    for (u32 i = 1; i < args.part_count; i++)
+        if (at >= args.parts[i].first_stripe) p = i;
+    const Part &part = args.parts[p];
+    u32 stripe = at - part.first_stripe;
+    float total[STRIPES][COLUMNS][4] = {};
+    sum_tiles<W, STRIPES, COLUMNS, DEPTH>(args, part, stripe, first_row, total);
+    u32 half = threadIdx.x / 128, e = threadIdx.x % 128;
+#pragma unroll
+    for (u32 pair = 0; pair < STRIPES * COLUMNS; pair += 2) {
+#pragma unroll
+        for (u32 n = 0; n < STRIPES; n++)
+#pragma unroll
+            for (u32 c = 0; c < COLUMNS; c++) {
+                u32 which = n * COLUMNS + c;
+                if (which != pair && which != pair + 1) continue;
+                float *to = sums + (warp_id() * 2 + which - pair) * 128 + lane_id() * 4;
+                *(float4 *)to = float4{total[n][c][0], total[n][c][1], total[n][c][2], total[n][c][3]};
+            }
+        sync_threads();
+        u32 n = (pair + half) / COLUMNS, c = (pair + half) % COLUMNS;
+        // Lane e / 4 held element e % 4 of its fragment.
+        u32 out = (stripe + n) * STRIPE + e / 16 + e % 4 / 2 * 8;
+        u32 row = first_row + 8 * c + e / 4 % 4 * 2 + e % 2;
+        if (pair + half < STRIPES * COLUMNS && out < part.out_width && row < args.rows) {
+            float sum = 0.0f;
+            for (u32 w = 0; w < WARPS; w++) sum = add_rn(sum, sums[(w * 2 + half) * 128 + e]);
+            if (part.bias) sum = add_rn(sum, part.bias[out]);
+            part.out[(u64)row * part.out_width + out] = sum;
+        }
+        sync_threads();
+    }
+}
+
+// For up to 8, 16, 32 and 64 rows a block. The more rows, the more outputs share what is read of them.
+#define ROWS(name, W, DEPTH)                                                                             \
+    KERNEL(linear_rows_##name##_8, LinearArgs, 256, 2) { linear_rows<W, 1, 1, DEPTH>(args); }             \
+    KERNEL(linear_rows_##name##_16, LinearArgs, 256, 2) { linear_rows<W, 1, 2, DEPTH>(args); }            \
+    KERNEL(linear_rows_##name##_32, LinearArgs, 256, 1) { linear_rows<W, 4, 4, 1>(args); }                \
+    KERNEL(linear_rows_##name##_64, LinearArgs, 256, 1) { linear_rows<W, 2, 8, 1>(args); }
+
+ROWS(int4, Int4, 4)
+ROWS(int8, Int8, 2)
+ROWS(bf16, Bf16, 1)

@@ -1,0 +1,98 @@
+// Linears over many rows: 128 outputs by 128 rows a block. Rows go through shared memory in four
+// stages; weights come straight to registers as fragments, where their scales are multiplied in.
+#include "linear.cuh"
+
+#define ROWS 128
+#define STRIPES 8
+#define STAGES 4
+#define CHUNKS (TILE * 2 / 16)  // of 16 bytes in a row of a stage
+
+// Where chunk `chunk` of a row lies: the rows of a quarter warp differ in their lowest bit.
+DEVICE u32 place(u32 row, u32 chunk) { return row * CHUNKS + (chunk ^ (row & 1)); }
+
+DEVICE void fetch(const LinearArgs &args, uint4 *stage, u32 first_row, u32 tile) {
+    if (tile < args.tiles)
+        for (u32 i = threadIdx.x; i < ROWS * CHUNKS; i += blockDim.x) {
+            u32 row = i / CHUNKS, chunk = i % CHUNKS;
+            bool there = first_row + row < args.rows;
+            const u16 *from = args.x + (there ? (u64)(first_row + row) * args.stride + tile * TILE + chunk * 8 : 0);
+            copy_async(stage + place(row, chunk), from, there ? 16 : 0);
+        }
+    commit_copies();
+}
+
+// A pair of values times the scale of its row, rounded once if the scale is a bf16.
+DEVICE u32 scaled(const LinearArgs &args, u32 pair, float scale) {
+    if (args.scale_kind == SCALE_BF16) return fma_bf16x2(pair, pack_bf16(scale, scale), 0x80008000u);
+    return pack_bf16(mul_rn(bf16_low(pair), scale), mul_rn(bf16_high(pair), scale));
+}
+
+template <class W> DEVICE void linear_tiles(const LinearArgs &args) {
+    SHARED(uint4, stages);  // [STAGES][ROWS][CHUNKS]
+    u32 at = blockIdx.y * STRIPES, p = 0, first_row = blockIdx.x * ROWS;
+    for (u32 i = 1; i < args.part_count; i++)
+        if (at >= args.parts[i].first_stripe) p = i;
+    const Part &part = args.parts[p];
+    u32 g = lane_id() / 4, t = lane_id() % 4;
+    u32 stripe = at - part.first_stripe + warp_id() % 4 * 2, rows = warp_id() / 4 * 64;
+    float sum[2][8][4] = {};
+    for (u32 i = 0; i < STAGES - 1; i++) fetch(args, stages + i * ROWS * CHUNKS, first_row, i);
+    uint4 w[2][W::WORDS];
+    for (u32 n = 0; n < 2; n++) load_tile<W>(w[n], part.weight, (u64)(stripe + n) * args.tiles);
+    for (u32 tile = 0; tile < args.tiles; tile++) {
+        wait_copies<STAGES - 2>();
+        sync_threads();
+        fetch(args, stages + (tile + STAGES - 1) % STAGES * ROWS * CHUNKS, first_row, tile + STAGES - 1);
+        uint4 next[2][W::WORDS];
+        for (u32 n = 0; n < 2; n++)
+            load_tile<W>(next[n], part.weight, (u64)(stripe + n) * args.tiles + smaller(tile + 1, args.tiles - 1));
+        const uint4 *stage = stages + tile % STAGES * ROWS * CHUNKS;
+        float zeros[2][2] = {}, scales[2][2] = {};
+#pragma unroll
+        for (u32 pair = 0; pair < 2; pair++) {
+            if (W::SCALED && (pair == 0 || args.group_tiles == 0))
+                for (u32 n = 0; n < 2; n++)
+                    for (u32 half = 0; half < 2; half++) {
+                        u32 group = group_of(args, tile, pair);
+                        zeros[n][half] = load_zero(args, part, stripe + n, group, g + 8 * half);
+                        scales[n][half] = load_scale(args, part, stripe + n, group, g + 8 * half);
+                    }
+            u32 a[2][2][4];
+#pragma unroll
+            for (u32 n = 0; n < 2; n++)
+#pragma unroll
+                for (u32 s = 0; s < 2; s++) {
+                    W::step(a[n][s], w[n], 2 * pair + s, zeros[n][0], zeros[n][1]);
+                    if (W::SCALED)
+                        for (u32 j = 0; j < 4; j++) a[n][s][j] = scaled(args, a[n][s][j], scales[n][j % 2]);
+                }
+#pragma unroll
+            for (u32 c = 0; c < 8; c++) {
+                uint4 x = stage[place(rows + 8 * c + g, 2 * t + pair)];
+                u32 b[2][2] = {{x.x, x.y}, {x.z, x.w}};
+#pragma unroll
+                for (u32 s = 0; s < 2; s++)
+#pragma unroll
+                    for (u32 n = 0; n < 2; n++) mma_bf16(sum[n][c], a[n][s], b[s]);
+            }
+        }
+        for (u32 n = 0; n < 2; n++)
+            for (u32 i = 0; i < W::WORDS; i++) w[n][i] = next[n][i];
+    }
+    wait_copies<0>();
+#pragma unroll
+    for (u32 n = 0; n < 2; n++)
+#pragma unroll
+        for (u32 c = 0; c < 8; c++)
+#pragma unroll
+            for (u32 i = 0; i < 4; i++) {
+                u32 out = (stripe + n) * STRIPE + g + i / 2 * 8, row = first_row + rows + 8 * c + 2 * t + i % 2;
+                if (out >= part.out_width || row >= args.rows) continue;
+                float bias = part.bias ? part.bias[out] : 0.0f;
+                part.out[(u64)row * part.out_width + out] = add_rn(sum[n][c][i], bias);
+            }
+}
+
+KERNEL(linear_tiles_int4, LinearArgs, 256, 1) { linear_tiles<Int4>(args); }
+KERNEL(linear_tiles_int8, LinearArgs, 256, 1) { linear_tiles<Int8>(args); }
+KERNEL(linear_tiles_bf16, LinearArgs, 256, 1) { linear_tiles<Bf16>(args); }

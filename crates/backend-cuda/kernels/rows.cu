@@ -1,0 +1,139 @@
+// Ops on rows of f32: embedding, norms, element by element; and f32 rows as bf16 in slots, which is
+// what linears read.
+#include "dev.cuh"
+
+struct EmbedArgs {
+    const u32 *tokens;
+    const u16 *table;  // packed as a linear's bf16 weight: see linear.cuh
+    float *out;        // [rows, width]
+    u32 rows, width, first, count, tiles, unused;
+};
+
+KERNEL(embed, EmbedArgs, 256, 1) {
+    u32 row = blockIdx.x, token = args.tokens[row];
+    // Of another slice of the table.
+    if (token < args.first || token - args.first >= args.count) return;
+    u32 o = token - args.first, lane = o % 8 * 4, half = o / 8 % 2;
+    for (u32 k = threadIdx.x; k < args.width; k += blockDim.x) {
+        u32 s = k % 64 / 16, t = k / 4 % 4, i = k % 4;
+        u64 tile = (u64)(o / 16) * args.tiles + k / 64;
+        u64 at = ((tile * 4 + s) * WARP + lane + t) * 8 + (half + i / 2 * 2) * 2 + i % 2;
+        args.out[(u64)row * args.width + k] = bf16_float(args.table[at]);
+    }
+}
+
+struct RowsArgs {
+    const float *a, *b;
+    float *out;
+    u32 *slots;  // [rows, stride / 2] pairs of bf16
+    u32 rows, width, stride, len;
+    float eps;
+    u32 unused;
+};
+
+// x * sigmoid(x).
+DEVICE float silu(float x) { return x / (1.0f + exp2_fast(-1.4426950408889634f * x)); }
+
+KERNEL(add, RowsArgs, 256, 1) {
+    u64 n = (u64)args.rows * args.width, step = (u64)gridDim.x * blockDim.x;
+    for (u64 i = (u64)blockIdx.x * blockDim.x + threadIdx.x; i < n; i += step) args.out[i] = add_rn(args.a[i], args.b[i]);
+}
+
+KERNEL(mul, RowsArgs, 256, 1) {
+    u64 n = (u64)args.rows * args.width, step = (u64)gridDim.x * blockDim.x;
+    for (u64 i = (u64)blockIdx.x * blockDim.x + threadIdx.x; i < n; i += step) args.out[i] = mul_rn(args.a[i], args.b[i]);
+}
+
+KERNEL(activate_silu, RowsArgs, 256, 1) {
+    u64 n = (u64)args.rows * args.width, step = (u64)gridDim.x * blockDim.x;
+    for (u64 i = (u64)blockIdx.x * blockDim.x + threadIdx.x; i < n; i += step) args.out[i] = silu(args.a[i]);
+}
+
+// Writes columns `2 i` and `2 i + 1` of a row; those past the width are zero.
+DEVICE void store_pair(const RowsArgs &args, u32 row, u32 i, float low, float high) {
+    args.slots[((u64)row * args.stride + slot(2 * i)) / 2] =
+        pack_bf16(2 * i < args.width ? low : 0.0f, 2 * i + 1 < args.width ? high : 0.0f);
+}
+
+DEVICE float column(const float *row, u32 i, u32 width) { return i < width ? row[i] : 0.0f; }
+
+KERNEL(to_slots, RowsArgs, 256, 1) {
+    u32 row = blockIdx.x;
+    const float *a = args.a + (u64)row * args.width;
+    for (u32 i = blockIdx.y * blockDim.x + threadIdx.x; i < args.stride / 2; i += gridDim.y * blockDim.x)
+        store_pair(args, row, i, column(a, 2 * i, args.width), column(a, 2 * i + 1, args.width));
+}
+
+KERNEL(from_slots, RowsArgs, 256, 1) {
+    u32 row = blockIdx.x;
+    const u16 *slots = (const u16 *)args.slots + (u64)row * args.stride;
+    for (u32 i = threadIdx.x; i < args.width; i += blockDim.x)
+        args.out[(u64)row * args.width + i] = bf16_float(slots[slot(i)]);
+}
+
+KERNEL(silu_mul, RowsArgs, 256, 1) {
+    u32 row = blockIdx.x;
+    const float *a = args.a + (u64)row * args.width, *b = args.b + (u64)row * args.width;
+    for (u32 i = blockIdx.y * blockDim.x + threadIdx.x; i < args.stride / 2; i += gridDim.y * blockDim.x) {
+        float low = 2 * i < args.width ? mul_rn(silu(a[2 * i]), b[2 * i]) : 0.0f;
+        float high = 2 * i + 1 < args.width ? mul_rn(silu(a[2 * i + 1]), b[2 * i + 1]) : 0.0f;
+        store_pair(args, row, i, low, high);
+    }
+}
+
+// The sum of squares of a row over a block of 256 threads, in every thread.
+DEVICE float block_squares(const float *x, u32 n, float *sums) {
+    float sum = 0.0f;
+    for (u32 i = threadIdx.x; i < n; i += blockDim.x) sum = fma_rn(x[i], x[i], sum);
+    sum = warp_sum(sum);
+    if (lane_id() == 0) sums[warp_id()] = sum;
+    sync_threads();
+    sum = 0.0f;
+    for (u32 w = 0; w < 8; w++) sum = add_rn(sum, sums[w]);
+    return sum;
+}
+
+// Root-mean-square norm of whole rows `a`, times the weight `b`, as slots.
+KERNEL(norm_rows, RowsArgs, 256, 1) {
+    SHARED(float, sums);
+    u32 row = blockIdx.x;
+    const float *a = args.a + (u64)row * args.width;
+    float inverse = 1.0f / sqrtf(block_squares(a, args.width, sums) / (float)args.width + args.eps);
+    for (u32 i = threadIdx.x; i < args.stride / 2; i += blockDim.x) {
+        float low = mul_rn(mul_rn(column(a, 2 * i, args.width), inverse), column(args.b, 2 * i, args.width));
+        float high = mul_rn(mul_rn(column(a, 2 * i + 1, args.width), inverse), column(args.b, 2 * i + 1, args.width));
+        store_pair(args, row, i, low, high);
+    }
+}
+
+// The same of every run of `len` elements, as f32: a warp a run.
+KERNEL(norm_runs, RowsArgs, 128, 1) {
+    u32 runs = args.rows * (args.width / args.len), run = blockIdx.x * 4 + warp_id();
+    if (run >= runs) return;
+    const float *a = args.a + (u64)run * args.len;
+    float sum = 0.0f;
+    for (u32 i = lane_id(); i < args.len; i += WARP) sum = fma_rn(a[i], a[i], sum);
+    float inverse = 1.0f / sqrtf(warp_sum(sum) / (float)args.len + args.eps);
+    for (u32 i = lane_id(); i < args.len; i += WARP)
+        args.out[(u64)run * args.len + i] = mul_rn(mul_rn(a[i], inverse), args.b[i]);
+}
+
+struct RopeArgs {
+    float *x;               // [rows, width]
+    const float *cos, *sin;  // [positions, half]
+    const u32 *positions;   // a row
+    u32 rows, width, head_dim, half;
+};
+
+KERNEL(rope, RopeArgs, 128, 1) {
+    u32 row = blockIdx.x, heads = args.width / args.head_dim;
+    const float *cos = args.cos + (u64)args.positions[row] * args.half;
+    const float *sin = args.sin + (u64)args.positions[row] * args.half;
+    for (u32 i = threadIdx.x; i < heads * args.half; i += blockDim.x) {
+        float *head = args.x + (u64)row * args.width + i / args.half * args.head_dim;
+        u32 k = i % args.half;
+        float a = head[k], b = head[k + args.half];
+        head[k] = a * cos[k] - b * sin[k];
+        head[k + args.half] = b * cos[k] + a * sin[k];
+    }
+}

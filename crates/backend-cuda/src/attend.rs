@@ -1,0 +1,407 @@
+//! Attention over pages: few rows of a sequence by splits of its keys, many by tiles of rows.
+
+use crate::Cuda;
+use crate::device::Memory;
+use crate::linear::FEW;
+use crate::rows::{Form, Pending, Rows, Turn, stride};
+use backend::{Attend, AttendPaged, BackendError, Buffer, KV_BLOCK, KvCache, KvDType, Span};
+use bytemuck::{Pod, Zeroable};
+use ir::Heads;
+use std::ops::Range;
+use std::sync::{Arc, PoisonError};
+
+/// The largest head that the kernels have.
+const MOST_DIM: usize = 128;
+
+/// Positions of a split: see `kernels/attend_rows.cu`.
+const SPLIT: usize = 256;
+
+/// Rows of scores of a block there.
+const PAIRS: usize = 16;
+
+/// Rows of a block of `kernels/attend_tiles.cu`.
+const TILE_ROWS: usize = 64;
+
+/// Keys and values of one layer.
+pub(crate) struct Pages {
+    heads: Heads,
+    dtype: KvDType,
+    blocks: usize,
+    k: Memory,
+    v: Memory,
+    scales: Option<[Memory; 2]>,
+}
+
+#[repr(C)]
+#[derive(Clone, Copy, Pod, Zeroable)]
+struct Cache {
+    k: u64,
+    v: u64,
+    k_scales: u64,
+    v_scales: u64,
+}
+
+#[repr(C)]
+#[derive(Clone, Copy, Default, Pod, Zeroable)]
+struct Side {
+    x: u64,
+    norm: u64,
+    eps: f32,
+    half: u32,
+    cos: u64,
+    sin: u64,
+}
+
+#[repr(C)]
+#[derive(Clone, Copy, Pod, Zeroable)]
+struct StoreArgs {
+    sides: [Side; 3],
+    queries: u64,
+    cache: Cache,
+    positions: u64,
+    places: u64,
+    query_heads: u32,
+    kv_heads: u32,
+    dim: u32,
+    padded: u32,
+}
+
+#[repr(C)]
+#[derive(Clone, Copy, Pod, Zeroable)]
+struct RowsArgs {
+    queries: u64,
+    cache: Cache,
+    tables: u64,
+    items: u64,
+    partial: u64,
+    out: u64,
+    scale: f32,
+    window: u32,
+    query_heads: u32,
+    kv_heads: u32,
+    dim: u32,
+    splits: u32,
+    stride: u32,
+    rows: u32,
+}
+
+#[repr(C)]
+#[derive(Clone, Copy, Pod, Zeroable)]
+struct TileArgs {
+    queries: u64,
+    cache: Cache,
+    tables: u64,
+    items: u64,
+    out: u64,
+    scale: f32,
+    window: u32,
+    query_heads: u32,
+    kv_heads: u32,
+    dim: u32,
+    stride: u32,
+}
+
+/// What the kernels are told about the spans of a step, on the device. It is the same for every layer
+/// of a cache group.
+pub(crate) struct Layout {
+    spans: Vec<(Range<usize>, usize, Vec<u32>)>,
+    group: usize,
+    positions: Memory,
+    places: Memory,
+    tables: Memory,
+    /// [`FEW`] rows and less: `[items, 5]`.
+    rows: Option<Memory>,
+    row_items: usize,
+    /// The others: `[items, 4]`.
+    tiles: Option<Memory>,
+    tile_items: usize,
+    /// Splits of the longest.
+    splits: usize,
+}
+
+/// Steps whose layout is kept: one for each cache group of a step.
+const LAYOUTS: usize = 4;
+
+impl Cuda {
+    pub(crate) fn pages(
+        &self,
+        heads: Heads,
+        dtype: KvDType,
+        blocks: usize,
+    ) -> Result<Pages, BackendError> {
+        let refuse = |rule: String| BackendError::Device(rule);
+        if heads.dim > MOST_DIM {
+            let dim = heads.dim;
+            return Err(refuse(format!("heads of {dim} on a GPU; at most {MOST_DIM} are built")));
+        }
+        let bytes = match dtype {
+            KvDType::F32 => {
+                return Err(refuse("on a GPU --kv-dtype is bf16 or int8, not f32".into()));
+            }
+            KvDType::Bf16 => 2,
+            KvDType::Int8 => 1,
+        };
+        let positions = blocks * KV_BLOCK * heads.kv;
+        let side = || Memory::zeros(&self.device, positions * padded(heads) * bytes);
+        let scales = || Memory::zeros(&self.device, positions * 4);
+        let scales = match dtype {
+            KvDType::Int8 => Some([scales()?, scales()?]),
+            _ => None,
+        };
+        Ok(Pages { heads, dtype, blocks, k: side()?, v: side()?, scales })
+    }
+
+    /// Whole sequences: their keys and values go to pages of their own.
+    pub(crate) fn attend_whole(&self, args: &Attend<'_>) -> Result<Buffer, BackendError> {
+        let mut next = 0u32;
+        let mut tables: Vec<Vec<u32>> = Vec::new();
+        for sequence in args.sequences {
+            let blocks = sequence.len().div_ceil(KV_BLOCK) as u32;
+            tables.push((next..next + blocks).collect());
+            next += blocks;
+        }
+        let spans: Vec<Span<'_>> = args
+            .sequences
+            .iter()
+            .zip(&tables)
+            .map(|(rows, blocks)| Span { rows: rows.clone(), start: 0, blocks })
+            .collect();
+        let pages = self.pages(args.heads, KvDType::Bf16, next as usize)?;
+        let &Attend { q, k, v, heads, scale, window, .. } = args;
+        let paged = AttendPaged { q, k, v, heads, scale, window, spans: &spans };
+        self.attend_pages(&paged, &pages)
+    }
+
+    pub(crate) fn attend_cached(
+        &self,
+        args: &AttendPaged<'_>,
+        cache: &KvCache,
+    ) -> Result<Buffer, BackendError> {
+        self.attend_pages(args, cache.data::<Pages>()?)
+    }
+
+    fn attend_pages(&self, args: &AttendPaged<'_>, pages: &Pages) -> Result<Buffer, BackendError> {
+        let (heads, rows) = (args.heads, args.q.rows());
+        let fits = args.spans.iter().all(|span| span.fits(args.window, pages.blocks));
+        if heads != pages.heads || !fits {
+            return Err(BackendError::Internal("the spans lie in this cache".into()));
+        }
+        let (dim, width) = (padded(heads), heads.query * heads.dim);
+        let wide = stride(width);
+        let out = match wide == width {
+            true => self.room(rows * wide * 2)?,
+            // What is between the heads' end and the stride is read as zeros.
+            false => Memory::zeros(&self.device, rows * wide * 2)?,
+        };
+        if rows == 0 {
+            return Ok(Buffer::new(0, width, Rows::slots(out)));
+        }
+        let layout = self.layout(args.spans, rows, heads.query / heads.kv)?;
+        let queries = self.room(rows * heads.query * dim * 2)?;
+        self.store(args, pages, &layout, &queries)?;
+        let scale = args.scale * std::f32::consts::LOG2_E;
+        let window = args.window.unwrap_or(0);
+        let (query_heads, kv_heads) = (heads.query as u32, heads.kv as u32);
+        let kind = format!("{}_{dim}", pages.dtype.name());
+        if let Some(items) = &layout.rows {
+            let splits = layout.splits;
+            let partial = self.room(rows * heads.query * splits * (2 + dim) * 4)?;
+            let args = RowsArgs {
+                queries: queries.at(),
+                cache: pages.raw(),
+                tables: layout.tables.at(),
+                items: items.at(),
+                partial: partial.at(),
+                out: out.at(),
+                scale,
+                window,
+                query_heads,
+                kv_heads,
+                dim: heads.dim as u32,
+                splits: splits as u32,
+                stride: wide as u32,
+                rows: rows as u32,
+            };
+            let grid = [splits as u32, kv_heads, layout.row_items as u32];
+            let shared = 8 * PAIRS * (2 + dim) * 4;
+            self.launch(&format!("attend_rows_{kind}"), grid, 256, shared, &args)?;
+            let grid = [PAIRS as u32, kv_heads, layout.row_items as u32];
+            self.launch(&format!("attend_merge_{dim}"), grid, dim as u32, 0, &args)?;
+        }
+        if let Some(items) = &layout.tiles {
+            let args = TileArgs {
+                queries: queries.at(),
+                cache: pages.raw(),
+                tables: layout.tables.at(),
+                items: items.at(),
+                out: out.at(),
+                scale,
+                window,
+                query_heads,
+                kv_heads,
+                dim: heads.dim as u32,
+                stride: wide as u32,
+            };
+            let grid = [layout.tile_items as u32, query_heads, 1];
+            let shared = 2 * 2 * 64 * dim * 2;
+            self.launch(&format!("attend_tiles_{kind}"), grid, 128, shared, &args)?;
+        }
+        Ok(Buffer::new(rows, width, Rows::slots(out)))
+    }
+
+    /// Queries to slots, keys and values to their pages, with norms and rotations on the way.
+    fn store(
+        &self,
+        args: &AttendPaged<'_>,
+        pages: &Pages,
+        layout: &Layout,
+        queries: &Memory,
+    ) -> Result<(), BackendError> {
+        let heads = args.heads;
+        let mut kept = Vec::new();
+        let mut sides = [Side::default(); 3];
+        for (side, buffer) in sides.iter_mut().zip([args.q, args.k, args.v]) {
+            let rows: &Rows = buffer.data()?;
+            let (norm, turn, fused) = match &rows.pending[..] {
+                [] => (None, None, true),
+                [Pending::Norm { weight, len, eps }] => (Some((weight, *len, *eps)), None, true),
+                [Pending::Rope(turn)] => (None, Some(turn), true),
+                [Pending::Norm { weight, len, eps }, Pending::Rope(turn)] => {
+                    (Some((weight, *len, *eps)), Some(turn), true)
+                }
+                _ => (None, None, false),
+            };
+            let of_heads = norm.is_none_or(|(_, len, _)| len == heads.dim)
+                && turn.is_none_or(|turn: &Turn| turn.head_dim == heads.dim);
+            if rows.form != Form::F32 || !fused || !of_heads {
+                let memory = self.plain(buffer)?;
+                side.x = memory.at();
+                kept.push(memory);
+                continue;
+            }
+            side.x = rows.memory.at();
+            if let Some((weight, _, eps)) = norm {
+                (side.norm, side.eps) = (weight.at(), eps);
+            }
+            if let Some(turn) = turn {
+                (side.half, side.cos, side.sin) = (turn.half as u32, turn.cos(), turn.sin());
+            }
+        }
+        let args = StoreArgs {
+            sides,
+            queries: queries.at(),
+            cache: pages.raw(),
+            positions: layout.positions.at(),
+            places: layout.places.at(),
+            query_heads: heads.query as u32,
+            kv_heads: heads.kv as u32,
+            dim: heads.dim as u32,
+            padded: padded(heads) as u32,
+        };
+        let all = heads.query + 2 * heads.kv;
+        let grid = [layout.count() as u32, all.div_ceil(4) as u32, 1];
+        let kernel = format!("attend_store_{}", pages.dtype.name());
+        self.launch(&kernel, grid, 128, 4 * 256 * 4, &args)
+    }
+
+    /// What the device is told about `spans`, from the last step or made now.
+    fn layout(
+        &self,
+        spans: &[Span<'_>],
+        rows: usize,
+        group: usize,
+    ) -> Result<Arc<Layout>, BackendError> {
+        let mut kept = self.layouts.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(layout) = kept.iter().find(|l| l.group == group && l.is_of(spans, rows)) {
+            return Ok(Arc::clone(layout));
+        }
+        let layout = Arc::new(Layout::new(self, spans, rows, group)?);
+        if kept.len() == LAYOUTS {
+            kept.remove(0);
+        }
+        kept.push(Arc::clone(&layout));
+        Ok(layout)
+    }
+}
+
+/// A head's size with its padding.
+fn padded(heads: Heads) -> usize {
+    if heads.dim <= 64 { 64 } else { MOST_DIM }
+}
+
+impl Pages {
+    fn raw(&self) -> Cache {
+        let scale = |i: usize| self.scales.as_ref().map_or(0, |scales| scales[i].at());
+        Cache { k: self.k.at(), v: self.v.at(), k_scales: scale(0), v_scales: scale(1) }
+    }
+}
+
+impl Layout {
+    fn new(
+        cuda: &Cuda,
+        spans: &[Span<'_>],
+        rows: usize,
+        group: usize,
+    ) -> Result<Self, BackendError> {
+        let (mut positions, mut places) = (vec![0u32; rows], vec![0u32; rows]);
+        let (mut tables, mut few, mut many) = (Vec::new(), Vec::new(), Vec::new());
+        let mut splits = 1;
+        for span in spans.iter().filter(|span| !span.rows.is_empty()) {
+            for (row, position) in span.rows.clone().zip(span.positions()) {
+                positions[row] = position as u32;
+                let block = span.blocks[position / KV_BLOCK];
+                places[row] = block * KV_BLOCK as u32 + (position % KV_BLOCK) as u32;
+            }
+            let (first, start, table) = (span.rows.start, span.start, tables.len());
+            tables.extend_from_slice(span.blocks);
+            let count = span.rows.len();
+            if count <= FEW || cuda.invariant {
+                splits = splits.max((start + count).div_ceil(SPLIT));
+                for pair in (0..count * group).step_by(PAIRS) {
+                    few.push([first, count, start, table, pair].map(|n| n as u32));
+                }
+            } else {
+                // Cut at absolute positions, so that a tile's rows do not depend on the chunk.
+                let mut begin = start;
+                while begin < start + count {
+                    let end = ((begin / TILE_ROWS + 1) * TILE_ROWS).min(start + count);
+                    let item = [first + begin - start, end - begin, begin, table];
+                    many.push(item.map(|n| n as u32));
+                    begin = end;
+                }
+            }
+        }
+        if positions.len() != spans.iter().map(|span| span.rows.len()).sum::<usize>() {
+            return Err(BackendError::Internal("every row is of a span".into()));
+        }
+        let some = |flat: &[u32]| match flat.is_empty() {
+            true => Ok(None),
+            false => Memory::of(&cuda.device, flat).map(Some),
+        };
+        Ok(Self {
+            spans: spans.iter().map(|s| (s.rows.clone(), s.start, s.blocks.to_vec())).collect(),
+            group,
+            positions: Memory::of(&cuda.device, &positions)?,
+            places: Memory::of(&cuda.device, &places)?,
+            tables: Memory::of(&cuda.device, &tables)?,
+            rows: some(few.as_flattened())?,
+            row_items: few.len(),
+            tiles: some(many.as_flattened())?,
+            tile_items: many.len(),
+            splits,
+        })
+    }
+
+    fn count(&self) -> usize {
+        self.spans.iter().map(|(rows, ..)| rows.len()).sum()
+    }
+
+    fn is_of(&self, spans: &[Span<'_>], rows: usize) -> bool {
+        let same = |(a, b): (&(Range<usize>, usize, Vec<u32>), &Span<'_>)| {
+            a.0 == b.rows && a.1 == b.start && a.2 == b.blocks
+        };
+        self.count() == rows
+            && self.spans.len() == spans.len()
+            && self.spans.iter().zip(spans).all(same)
+    }
+}

@@ -1,0 +1,283 @@
+//! A GPU through NVIDIA's driver, which is loaded when it is asked for.
+#![expect(unsafe_code, reason = "the driver is C")]
+
+use crate::device::{Device, DeviceError, Launch};
+use crate::kernels::{FAMILIES, family};
+use cudarc::driver::{result, sys};
+use std::collections::HashMap;
+use std::ffi::{CString, c_void};
+use std::sync::{Mutex, PoisonError};
+
+/// The oldest driver whose CUDA version runs the kernels: R580.
+const CUDA: i32 = 13000;
+
+/// The oldest architecture that kernels are built for, as major and minor.
+const OLDEST: (i32, i32) = (8, 0);
+
+/// Why there is no GPU to run on.
+#[derive(Debug, thiserror::Error)]
+pub enum NoDriver {
+    /// No library of the driver.
+    #[error("no CUDA: the NVIDIA driver (libcuda) is not installed")]
+    Missing,
+    /// A driver of an earlier CUDA.
+    #[error("no CUDA: the NVIDIA driver knows CUDA {major}.{minor}; 13.0 (driver 580) is needed")]
+    Old {
+        /// What it knows.
+        major: i32,
+        /// What it knows.
+        minor: i32,
+    },
+    /// The driver has no such GPU.
+    #[error("no CUDA: there is no GPU {index}; the driver sees {count}")]
+    NoDevice {
+        /// What was asked for.
+        index: usize,
+        /// How many there are.
+        count: usize,
+    },
+    /// A GPU that kernels are not built for.
+    #[error("no CUDA: {name} is of compute capability {major}.{minor}; 8.0 or later is needed")]
+    Architecture {
+        /// The GPU.
+        name: String,
+        /// Its architecture.
+        major: i32,
+        /// Its architecture.
+        minor: i32,
+    },
+    /// Anything else.
+    #[error("no CUDA: {0}")]
+    Failed(String),
+}
+
+/// One GPU, with a queue of its own.
+#[derive(Debug)]
+pub struct Driver {
+    name: String,
+    context: sys::CUcontext,
+    device: sys::CUdevice,
+    stream: sys::CUstream,
+    modules: Vec<sys::CUmodule>,
+    functions: Mutex<HashMap<String, Function>>,
+}
+
+#[derive(Clone, Copy, Debug)]
+struct Function {
+    handle: sys::CUfunction,
+    shared: u32,
+}
+
+// SAFETY: the driver's handles may be used from any thread; each call makes the context current.
+unsafe impl Send for Driver {}
+// SAFETY: as above; a stream takes calls from several threads in some order.
+unsafe impl Sync for Driver {}
+
+impl Driver {
+    /// The GPU of this index.
+    ///
+    /// # Errors
+    /// One line that says why there is none.
+    pub fn open(index: usize) -> Result<Self, NoDriver> {
+        let failed = |error: result::DriverError| NoDriver::Failed(said(error));
+        // SAFETY: looks for a library, and loads it.
+        if !unsafe { sys::is_culib_present() } {
+            return Err(NoDriver::Missing);
+        }
+        result::init().map_err(failed)?;
+        let mut version = 0;
+        // SAFETY: writes one integer.
+        unsafe { sys::cuDriverGetVersion(&raw mut version) }.result().map_err(failed)?;
+        if version < CUDA {
+            return Err(NoDriver::Old { major: version / 1000, minor: version % 1000 / 10 });
+        }
+        let count = result::device::get_count().map_err(failed)?.max(0) as usize;
+        if index >= count {
+            return Err(NoDriver::NoDevice { index, count });
+        }
+        let device = result::device::get(index as i32).map_err(failed)?;
+        let name = result::device::get_name(device).map_err(failed)?;
+        use sys::CUdevice_attribute as Attribute;
+        let attribute = |which| {
+            // SAFETY: the device is one of the driver's.
+            unsafe { result::device::get_attribute(device, which) }.map_err(failed)
+        };
+        let major = attribute(Attribute::CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MAJOR)?;
+        let minor = attribute(Attribute::CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MINOR)?;
+        if (major, minor) < OLDEST {
+            return Err(NoDriver::Architecture { name, major, minor });
+        }
+        // SAFETY: the device is valid; the context is released when this is dropped.
+        let context = unsafe { result::primary_ctx::retain(device) }.map_err(failed)?;
+        // SAFETY: the context was just made.
+        unsafe { result::ctx::set_current(context) }.map_err(failed)?;
+        let stream = result::stream::create(result::stream::StreamKind::NonBlocking);
+        let stream = stream.map_err(failed)?;
+        keep_freed_memory(device).map_err(failed)?;
+        let mut modules = Vec::new();
+        for family in FAMILIES {
+            // SAFETY: the image is a whole fatbin, made by the CUDA tools.
+            let module = unsafe { result::module::load_data(family.image.as_ptr().cast()) };
+            modules.push(module.map_err(|error| {
+                NoDriver::Failed(format!("kernels of {}: {}", family.name, said(error)))
+            })?);
+        }
+        let name = format!("{name}, compute capability {major}.{minor}");
+        let functions = Mutex::default();
+        Ok(Self { name, context, device, stream, modules, functions })
+    }
+
+    fn current(&self) -> Result<(), DeviceError> {
+        // SAFETY: the context lives as long as this.
+        unsafe { result::ctx::set_current(self.context) }.map_err(driver)
+    }
+
+    fn function(&self, kernel: &str, shared: u32) -> Result<sys::CUfunction, DeviceError> {
+        let failed = |what: String| DeviceError::Kernel { kernel: kernel.to_owned(), what };
+        let mut functions = self.functions.lock().unwrap_or_else(PoisonError::into_inner);
+        let known = functions.get(kernel).copied();
+        let mut function = match known {
+            Some(function) => function,
+            None => {
+                let module = family(kernel).and_then(|family| self.modules.get(family));
+                let module = module.ok_or_else(|| failed("is of no family".into()))?;
+                let name = CString::new(kernel).map_err(|e| failed(e.to_string()))?;
+                // SAFETY: the module is loaded.
+                let handle = unsafe { result::module::get_function(*module, name) };
+                Function { handle: handle.map_err(|e| failed(said(e)))?, shared: 48 << 10 }
+            }
+        };
+        if shared > function.shared {
+            use sys::CUfunction_attribute as Attribute;
+            let most = Attribute::CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES;
+            // SAFETY: the function is of a loaded module.
+            unsafe {
+                result::function::set_function_attribute(function.handle, most, shared as i32)
+            }
+            .map_err(|e| failed(format!("{shared} bytes of shared memory: {}", said(e))))?;
+            function.shared = shared;
+        }
+        functions.insert(kernel.to_owned(), function);
+        Ok(function.handle)
+    }
+
+    fn wait(&self) -> Result<(), DeviceError> {
+        // SAFETY: the stream lives as long as this.
+        unsafe { result::stream::synchronize(self.stream) }.map_err(driver)
+    }
+}
+
+/// Lets the pool keep what is freed: the next step needs as much.
+fn keep_freed_memory(device: sys::CUdevice) -> Result<(), result::DriverError> {
+    let mut most = u64::MAX;
+    let which = sys::CUmemPool_attribute::CU_MEMPOOL_ATTR_RELEASE_THRESHOLD;
+    // SAFETY: the device is valid, the attribute is a 64-bit integer.
+    unsafe {
+        let pool = result::device::get_default_mem_pool(device)?;
+        sys::cuMemPoolSetAttribute(pool, which, (&raw mut most).cast::<c_void>()).result()
+    }
+}
+
+impl Device for Driver {
+    fn describe(&self) -> String {
+        self.name.clone()
+    }
+
+    fn allocate(&self, bytes: usize) -> Result<u64, DeviceError> {
+        self.current()?;
+        // SAFETY: the stream lives as long as this.
+        match unsafe { result::malloc_async(self.stream, bytes) } {
+            Ok(at) => Ok(at),
+            Err(error) if error.0 == sys::CUresult::CUDA_ERROR_OUT_OF_MEMORY => {
+                let free = self.memory().map_or(0, |(free, _)| free);
+                Err(DeviceError::Memory { needed: bytes as u64, free })
+            }
+            Err(error) => Err(driver(error)),
+        }
+    }
+
+    fn free(&self, at: u64) {
+        if self.current().is_ok() {
+            // SAFETY: `allocate` gave it on this stream. What fails here has failed before.
+            let _ = unsafe { result::free_async(at, self.stream) };
+        }
+    }
+
+    fn write(&self, to: u64, from: &[u8]) -> Result<(), DeviceError> {
+        self.current()?;
+        // SAFETY: callers write within what they allocated; pageable memory is taken before this
+        // returns.
+        unsafe { result::memcpy_htod_async(to, from, self.stream) }.map_err(driver)
+    }
+
+    fn read(&self, from: u64, to: &mut [u8]) -> Result<(), DeviceError> {
+        self.current()?;
+        // SAFETY: callers read within what they allocated, and `to` outlives the wait.
+        unsafe { result::memcpy_dtoh_async(to, from, self.stream) }.map_err(driver)?;
+        self.wait()
+    }
+
+    fn copy(&self, to: u64, from: u64, bytes: usize) -> Result<(), DeviceError> {
+        self.current()?;
+        // SAFETY: callers copy within what they allocated.
+        unsafe { result::memcpy_dtod_async(to, from, bytes, self.stream) }.map_err(driver)
+    }
+
+    fn clear(&self, at: u64, bytes: usize) -> Result<(), DeviceError> {
+        self.current()?;
+        // SAFETY: callers clear within what they allocated.
+        unsafe { result::memset_d8_async(at, 0, bytes, self.stream) }.map_err(driver)
+    }
+
+    fn launch(&self, launch: &Launch<'_>) -> Result<(), DeviceError> {
+        self.current()?;
+        let function = self.function(launch.kernel, launch.shared)?;
+        let [x, y, z] = launch.grid;
+        let mut args = launch.args.to_vec();
+        let mut params = [args.as_mut_ptr().cast::<c_void>()];
+        let (grid, threads) = ((x, y, z), (launch.threads, 1, 1));
+        // SAFETY: a kernel takes one struct, which its launcher laid out; the driver copies it.
+        let started = unsafe {
+            result::launch_kernel(function, grid, threads, launch.shared, self.stream, &mut params)
+        };
+        started.map_err(|error| DeviceError::Kernel {
+            kernel: launch.kernel.to_owned(),
+            what: said(error),
+        })
+    }
+
+    fn memory(&self) -> Result<(u64, u64), DeviceError> {
+        self.current()?;
+        let (free, total) = result::mem_get_info().map_err(driver)?;
+        Ok((free as u64, total as u64))
+    }
+}
+
+impl Drop for Driver {
+    fn drop(&mut self) {
+        // Nothing can be done about what fails here.
+        if self.current().is_ok() {
+            // SAFETY: nobody uses the stream, the modules or the context any more.
+            unsafe {
+                let _ = result::stream::synchronize(self.stream);
+                for module in &self.modules {
+                    let _ = result::module::unload(*module);
+                }
+                let _ = result::stream::destroy(self.stream);
+                let _ = result::primary_ctx::release(self.device);
+            }
+        }
+    }
+}
+
+/// What the driver calls an error.
+fn said(error: result::DriverError) -> String {
+    match error.error_string() {
+        Ok(text) => text.to_string_lossy().into_owned(),
+        Err(_) => format!("{:?}", error.0),
+    }
+}
+
+fn driver(error: result::DriverError) -> DeviceError {
+    DeviceError::Driver { what: said(error) }
+}

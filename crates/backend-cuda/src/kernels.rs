@@ -1,0 +1,52 @@
+//! The kernels that are shipped: a file of machine code a family, for every architecture, made by
+//! `.ci/cuda` from `kernels/`.
+
+/// Kernels of one source.
+#[derive(Clone, Copy, Debug)]
+pub struct Family {
+    /// The name of its source, without `.cu`.
+    pub name: &'static str,
+    /// Machine code for each architecture, and PTX for those to come.
+    pub image: &'static [u8],
+    /// How the names of its kernels begin.
+    pub prefixes: &'static [&'static str],
+}
+
+macro_rules! family {
+    ($name:literal, $($prefix:literal),+) => {
+        Family {
+            name: $name,
+            image: include_bytes!(concat!("../prebuilt/", $name, ".fatbin")),
+            prefixes: &[$($prefix),+],
+        }
+    };
+}
+
+/// Every family.
+pub const FAMILIES: &[Family] = &[
+    family!(
+        "rows",
+        "embed",
+        "add",
+        "mul",
+        "activate_silu",
+        "to_slots",
+        "from_slots",
+        "silu_mul",
+        "norm_",
+        "rope"
+    ),
+    family!("linear_rows", "linear_rows_"),
+    family!("linear_tiles", "linear_tiles_"),
+    family!("linear_int8", "linear_int8", "round_int8"),
+    family!("attend_store", "attend_store_"),
+    family!("attend_rows", "attend_rows_", "attend_merge_"),
+    family!("attend_tiles", "attend_tiles_"),
+    family!("score", "fold_"),
+    family!("algebra", "gram", "rank_update", "factor_"),
+];
+
+/// The family of a kernel.
+pub(crate) fn family(kernel: &str) -> Option<usize> {
+    FAMILIES.iter().position(|f| f.prefixes.iter().any(|prefix| kernel.starts_with(prefix)))
+}

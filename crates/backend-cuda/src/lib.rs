@@ -1,0 +1,372 @@
+//! CUDA: the ops of [`backend::Backend`] as kernels, on a [`Device`] that is a GPU's driver or, in
+//! tests, an emulator.
+//!
+//! Users need the NVIDIA driver and nothing else: machine code for every architecture is part of the
+//! binary, and the driver is loaded when it is asked for. Where there is none, [`Driver::open`] says so.
+//!
+//! The numerics class is `cuda`: weights as stored, activations that enter a linear or an attention
+//! rounded to bf16, sums in `f32` in a fixed order. A row that decodes, or checks drafts, has the same
+//! bits whatever else is in its step; with `invariant`, so has every row.
+
+mod algebra;
+mod attend;
+mod device;
+mod driver;
+mod kernels;
+mod linear;
+mod pack;
+mod rows;
+mod score;
+
+pub use device::{Device, DeviceError, Launch};
+pub use driver::{Driver, NoDriver};
+pub use kernels::{FAMILIES, Family};
+
+use attend::Layout;
+use backend::{
+    Attend, AttendPaged, Backend, BackendError, Buffer, DeviceWeight, DivergenceRow, Embed,
+    KvCache, KvDType, Linear, RankUpdate, Rope, RopeTable, SoftmaxRow,
+};
+use bytemuck::{NoUninit, Pod, Zeroable};
+use device::Memory;
+use ir::{Activation, Heads, Quantized, Weight};
+use linear::{Matrix, Prepared};
+use rows::{Form, Pending, Rows, RowsArgs, Turn, blocks, stride};
+use std::ops::Range;
+use std::sync::{Arc, Mutex, PoisonError};
+
+/// The backend of one GPU.
+pub struct Cuda {
+    device: Arc<dyn Device>,
+    invariant: bool,
+    layouts: Mutex<Vec<Arc<Layout>>>,
+    /// The positions of the rows of a step, and where they lie.
+    positions: Mutex<Vec<(Vec<u32>, Arc<Memory>)>>,
+}
+
+/// Lists of positions that are kept: those of a step and of the one before it.
+const POSITIONS: usize = 2;
+
+#[repr(C)]
+#[derive(Clone, Copy, Pod, Zeroable)]
+struct EmbedArgs {
+    tokens: u64,
+    table: u64,
+    out: u64,
+    rows: u32,
+    width: u32,
+    first: u32,
+    count: u32,
+    tiles: u32,
+    unused: u32,
+}
+
+impl Cuda {
+    /// The backend over `device`. Where it is `invariant`, no row's bits depend on how a prompt is cut
+    /// into chunks or on what was found in the prefix cache; prompts then take longer.
+    pub fn new(device: Arc<dyn Device>, invariant: bool) -> Self {
+        Self { device, invariant, layouts: Mutex::default(), positions: Mutex::default() }
+    }
+
+    /// The device.
+    pub fn device(&self) -> &Arc<dyn Device> {
+        &self.device
+    }
+
+    fn launch(
+        &self,
+        kernel: &str,
+        grid: [u32; 3],
+        threads: u32,
+        shared: usize,
+        args: &impl NoUninit,
+    ) -> Result<(), BackendError> {
+        if grid.contains(&0) {
+            return Ok(());
+        }
+        let args = bytemuck::bytes_of(args);
+        Ok(self.device.launch(&Launch { kernel, grid, threads, shared: shared as u32, args })?)
+    }
+
+    /// `out = kernel(a, b)`, element by element, into `a`.
+    fn elementwise(&self, kernel: &str, a: &mut Buffer, b: &Buffer) -> Result<(), BackendError> {
+        let (count, width) = (a.rows(), a.width());
+        if b.rows() != count || b.width() != width {
+            return Err(BackendError::Internal("both operands have one shape".into()));
+        }
+        let (x, y) = (self.plain(a)?, self.plain(b)?);
+        let out = self.room(count * width * 4)?;
+        let args = RowsArgs {
+            a: x.at(),
+            b: y.at(),
+            out: out.at(),
+            rows: count as u32,
+            width: width as u32,
+            ..RowsArgs::default()
+        };
+        self.launch(kernel, [blocks(count * width), 1, 1], 256, 0, &args)?;
+        *a.data_mut::<Rows>()? = Rows::f32(out);
+        Ok(())
+    }
+
+    /// `silu(a) * b` as slots: what a linear reads next.
+    fn silu_mul(&self, a: &Rows, b: &Buffer) -> Result<Rows, BackendError> {
+        let (count, width) = (b.rows(), b.width());
+        let b = self.plain(b)?;
+        let out = self.room(count * stride(width) * 2)?;
+        let args = RowsArgs {
+            a: a.memory.at(),
+            b: b.at(),
+            slots: out.at(),
+            rows: count as u32,
+            width: width as u32,
+            stride: stride(width) as u32,
+            ..RowsArgs::default()
+        };
+        let columns = blocks(stride(width)).min(16);
+        self.launch("silu_mul", [count as u32, columns, 1], 256, 0, &args)?;
+        Ok(Rows::slots(out))
+    }
+
+    /// The positions of `rows` rows on the device.
+    fn positions_of(&self, args: &Rope<'_>, rows: usize) -> Result<Arc<Memory>, BackendError> {
+        let mut positions = vec![0u32; rows];
+        for (index, sequence) in args.sequences.iter().enumerate() {
+            let start = args.starts.get(index).copied().unwrap_or(0);
+            for (i, row) in sequence.clone().enumerate() {
+                positions[row] = (start + i) as u32;
+            }
+        }
+        let mut kept = self.positions.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some((_, memory)) = kept.iter().find(|(of, _)| *of == positions) {
+            return Ok(Arc::clone(memory));
+        }
+        let memory = Arc::new(Memory::of(&self.device, &positions)?);
+        if kept.len() == POSITIONS {
+            kept.remove(0);
+        }
+        kept.push((positions, Arc::clone(&memory)));
+        Ok(memory)
+    }
+
+    /// The tables of a rotation, uploaded once and kept with the table.
+    fn turn(&self, args: &Rope<'_>, rows: usize) -> Result<Turn, BackendError> {
+        let table: &RopeTable = args.table;
+        let kept = table.kept(|cos, sin| -> Result<Arc<Memory>, BackendError> {
+            Ok(Arc::new(Memory::of(&self.device, &[cos, sin].concat())?))
+        })?;
+        let kept = kept.downcast_ref::<Arc<Memory>>();
+        let kept =
+            kept.ok_or_else(|| BackendError::Internal("a table of another backend".into()))?;
+        Ok(Turn {
+            table: Arc::clone(kept),
+            table_positions: table.positions(),
+            positions: self.positions_of(args, rows)?,
+            head_dim: args.head_dim,
+            half: table.half(),
+        })
+    }
+}
+
+impl Backend for Cuda {
+    fn name(&self) -> &'static str {
+        "cuda"
+    }
+
+    fn prepare(&self, weight: Weight) -> Result<DeviceWeight, BackendError> {
+        let values = weight.tensor.to_f32().ok_or_else(|| BackendError::Weight {
+            tensor: weight.spec.tensor.clone(),
+            rule: format!("dtype {} is F32, F16 or BF16", weight.spec.dtype),
+        })?;
+        let prepared = match weight.spec.shape[..] {
+            [out, width] => {
+                let packed = pack::dense(&values, out, width);
+                Prepared::Matrix(Matrix::new(self, &packed, [out, width])?)
+            }
+            _ => Prepared::Vector(Arc::new(Memory::of(&self.device, &values)?)),
+        };
+        Ok(DeviceWeight::new(weight.spec.shape, prepared))
+    }
+
+    fn prepare_quantized(&self, _: &str, weight: Quantized) -> Result<DeviceWeight, BackendError> {
+        let [out, width] = weight.shape;
+        // Groups that no kernel has are served as the bf16 nearest to what the weights stand for.
+        let packed = pack::quantized(&weight)
+            .unwrap_or_else(|| pack::dense(&weight.dequantize(), out, width));
+        let matrix = Matrix::new(self, &packed, weight.shape)?;
+        Ok(DeviceWeight::new(weight.shape.to_vec(), Prepared::Matrix(matrix)))
+    }
+
+    fn upload(&self, width: usize, values: Vec<f32>) -> Result<Buffer, BackendError> {
+        let memory = Memory::of(&self.device, &values)?;
+        Ok(Buffer::new(values.len() / width.max(1), width, Rows::f32(memory)))
+    }
+
+    fn download(&self, buffer: Buffer) -> Result<Vec<f32>, BackendError> {
+        Ok(self.plain(&buffer)?.read(buffer.rows() * buffer.width())?)
+    }
+
+    fn copy(&self, buffer: &Buffer) -> Result<Buffer, BackendError> {
+        Ok(Buffer::new(buffer.rows(), buffer.width(), buffer.data::<Rows>()?.clone()))
+    }
+
+    fn embed(&self, args: &Embed<'_>, out: &mut Buffer) -> Result<(), BackendError> {
+        let (count, width) = (out.rows(), out.width());
+        let matrix = linear::matrix(args.weight)?;
+        if matrix.format != pack::Format::Bf16 || args.weight.shape()[1] != width {
+            return Err(BackendError::Internal(
+                "an embedding is dense, as wide as the rows".into(),
+            ));
+        }
+        let mut memory = self.plain(out)?;
+        // The buffer's and this one; any other is of a copy that must not change.
+        if Arc::strong_count(&memory) > 2 {
+            memory = Arc::new(memory.copy()?);
+        }
+        let tokens = Memory::of(&self.device, args.tokens)?;
+        let raw = EmbedArgs {
+            tokens: tokens.at(),
+            table: matrix.codes.at(),
+            out: memory.at(),
+            rows: count as u32,
+            width: width as u32,
+            first: args.first,
+            count: args.weight.shape()[0] as u32,
+            tiles: matrix.tiles() as u32,
+            unused: 0,
+        };
+        self.launch("embed", [count as u32, 1, 1], 256, 0, &raw)?;
+        *out.data_mut::<Rows>()? = Rows { memory, form: Form::F32, pending: Vec::new() };
+        Ok(())
+    }
+
+    fn linear(&self, args: &Linear<'_>) -> Result<Buffer, BackendError> {
+        let &Linear { input, weight, bias, decode } = args;
+        let mut outputs = self.all_linears(&[Linear { input, weight, bias, decode }])?;
+        outputs.pop().ok_or_else(|| BackendError::Internal("a linear has an output".into()))
+    }
+
+    fn linears(&self, all: &[Linear<'_>]) -> Result<Vec<Buffer>, BackendError> {
+        self.all_linears(all)
+    }
+
+    fn norm(
+        &self,
+        input: &Buffer,
+        weight: &DeviceWeight,
+        eps: f32,
+    ) -> Result<Buffer, BackendError> {
+        let (count, width, len) = (input.rows(), input.width(), weight.shape()[0]);
+        let weight = linear::vector(weight)?;
+        let rows: &Rows = input.data()?;
+        if len != width {
+            // Heads are normalized on their way to attention.
+            let mut rows = rows.clone();
+            rows.pending.push(Pending::Norm { weight: Arc::clone(weight), len, eps });
+            return Ok(Buffer::new(count, width, rows));
+        }
+        let from = self.plain(input)?;
+        let out = self.room(count * stride(width) * 2)?;
+        let args = RowsArgs {
+            a: from.at(),
+            b: weight.at(),
+            slots: out.at(),
+            rows: count as u32,
+            width: width as u32,
+            stride: stride(width) as u32,
+            eps,
+            ..RowsArgs::default()
+        };
+        self.launch("norm_rows", [count as u32, 1, 1], 256, 64, &args)?;
+        Ok(Buffer::new(count, width, Rows::slots(out)))
+    }
+
+    fn rope(&self, args: &Rope<'_>, x: &mut Buffer) -> Result<(), BackendError> {
+        let turn = self.turn(args, x.rows())?;
+        x.data_mut::<Rows>()?.pending.push(Pending::Rope(turn));
+        Ok(())
+    }
+
+    fn attend(&self, args: &Attend<'_>) -> Result<Buffer, BackendError> {
+        self.attend_whole(args)
+    }
+
+    fn kv_cache(
+        &self,
+        heads: Heads,
+        dtype: KvDType,
+        blocks: usize,
+    ) -> Result<KvCache, BackendError> {
+        Ok(KvCache::new(self.pages(heads, dtype, blocks)?))
+    }
+
+    fn attend_paged(
+        &self,
+        args: &AttendPaged<'_>,
+        cache: &KvCache,
+    ) -> Result<Buffer, BackendError> {
+        self.attend_cached(args, cache)
+    }
+
+    fn activate(&self, kind: Activation, x: &mut Buffer) -> Result<(), BackendError> {
+        let Activation::Silu = kind;
+        x.data_mut::<Rows>()?.pending.push(Pending::Silu);
+        Ok(())
+    }
+
+    fn mul(&self, a: &mut Buffer, b: &Buffer) -> Result<(), BackendError> {
+        let rows: &Rows = a.data()?;
+        let same = a.rows() == b.rows() && a.width() == b.width();
+        if same && rows.form == Form::F32 && matches!(rows.pending[..], [Pending::Silu]) {
+            let product = self.silu_mul(rows, b)?;
+            *a.data_mut::<Rows>()? = product;
+            return Ok(());
+        }
+        self.elementwise("mul", a, b)
+    }
+
+    fn add(&self, a: &mut Buffer, b: &Buffer) -> Result<(), BackendError> {
+        self.elementwise("add", a, b)
+    }
+
+    fn gram(
+        &self,
+        input: &Buffer,
+        sequences: &[Range<usize>],
+        sum: &mut [f32],
+    ) -> Result<(), BackendError> {
+        self.add_gram(input, sequences, sum)
+    }
+
+    fn inverse_factor(&self, matrix: &mut [f64], n: usize) -> Result<bool, BackendError> {
+        self.factor(matrix, n)
+    }
+
+    fn rank_update(&self, args: &mut RankUpdate<'_>) -> Result<(), BackendError> {
+        self.update(args)
+    }
+
+    fn fold_softmax(
+        &self,
+        logits: &Buffer,
+        first: u32,
+        rows: &mut [SoftmaxRow],
+    ) -> Result<(), BackendError> {
+        self.fold_rows(logits, first, rows)
+    }
+
+    fn fold_divergence(
+        &self,
+        logits: [&Buffer; 2],
+        first: u32,
+        rows: &mut [DivergenceRow],
+    ) -> Result<(), BackendError> {
+        self.fold_pairs(logits, first, rows)
+    }
+}
+
+impl From<DeviceError> for BackendError {
+    fn from(error: DeviceError) -> Self {
+        Self::Device(error.to_string())
+    }
+}

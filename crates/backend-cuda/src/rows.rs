@@ -1,0 +1,208 @@
+//! Rows on the device: as `f32`, or as bf16 in slots; with what is still to be done to them, so that
+//! ops which the program has one by one are one kernel where the next op allows it.
+
+use crate::Cuda;
+use crate::device::{DeviceError, Memory};
+use backend::{BackendError, Buffer};
+use bytemuck::{Pod, Zeroable};
+use std::sync::Arc;
+
+/// The backend's part of a [`Buffer`]. Clones share memory; who writes to shared memory copies it.
+#[derive(Clone, Debug)]
+pub(crate) struct Rows {
+    pub(crate) memory: Arc<Memory>,
+    pub(crate) form: Form,
+    /// To be done, in order, before anybody else sees the values.
+    pub(crate) pending: Vec<Pending>,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Form {
+    /// `[rows, width]`.
+    F32,
+    /// `[rows, stride]` bf16, see `kernels/dev.cuh`.
+    Slots,
+}
+
+#[derive(Clone, Debug)]
+pub(crate) enum Pending {
+    Silu,
+    /// Of every run of `len` elements.
+    Norm {
+        weight: Arc<Memory>,
+        len: usize,
+        eps: f32,
+    },
+    Rope(Turn),
+}
+
+/// A rotation of heads.
+#[derive(Clone, Debug)]
+pub(crate) struct Turn {
+    /// `[positions, half]` cosines, then as many sines.
+    pub(crate) table: Arc<Memory>,
+    pub(crate) table_positions: usize,
+    /// The position of each row.
+    pub(crate) positions: Arc<Memory>,
+    pub(crate) head_dim: usize,
+    pub(crate) half: usize,
+}
+
+/// The arguments of the kernels of `rows.cu`.
+#[repr(C)]
+#[derive(Clone, Copy, Default, Pod, Zeroable)]
+pub(crate) struct RowsArgs {
+    pub(crate) a: u64,
+    pub(crate) b: u64,
+    pub(crate) out: u64,
+    pub(crate) slots: u64,
+    pub(crate) rows: u32,
+    pub(crate) width: u32,
+    pub(crate) stride: u32,
+    pub(crate) len: u32,
+    pub(crate) eps: f32,
+    pub(crate) unused: u32,
+}
+
+#[repr(C)]
+#[derive(Clone, Copy, Pod, Zeroable)]
+struct RopeArgs {
+    x: u64,
+    cos: u64,
+    sin: u64,
+    positions: u64,
+    rows: u32,
+    width: u32,
+    head_dim: u32,
+    half: u32,
+}
+
+/// Elements a row takes in slots.
+pub(crate) fn stride(width: usize) -> usize {
+    width.next_multiple_of(64)
+}
+
+impl Turn {
+    pub(crate) fn cos(&self) -> u64 {
+        self.table.at()
+    }
+
+    pub(crate) fn sin(&self) -> u64 {
+        self.table.at() + 4 * (self.table_positions * self.half) as u64
+    }
+}
+
+impl Rows {
+    pub(crate) fn f32(memory: Memory) -> Self {
+        Self { memory: Arc::new(memory), form: Form::F32, pending: Vec::new() }
+    }
+
+    pub(crate) fn slots(memory: Memory) -> Self {
+        Self { memory: Arc::new(memory), form: Form::Slots, pending: Vec::new() }
+    }
+}
+
+/// Blocks of 256 threads for `n` elements, a few each.
+pub(crate) fn blocks(n: usize) -> u32 {
+    n.div_ceil(1024).clamp(1, 4096) as u32
+}
+
+impl Cuda {
+    /// The rows of a buffer as `f32`, with everything done that is pending.
+    pub(crate) fn plain(&self, buffer: &Buffer) -> Result<Arc<Memory>, BackendError> {
+        let rows: &Rows = buffer.data()?;
+        Ok(self.done(rows, buffer.rows(), buffer.width())?.memory)
+    }
+
+    /// Rows of `f32` with nothing pending.
+    pub(crate) fn done(
+        &self,
+        rows: &Rows,
+        count: usize,
+        width: usize,
+    ) -> Result<Rows, BackendError> {
+        let mut now = match rows.form {
+            Form::F32 => Arc::clone(&rows.memory),
+            Form::Slots => {
+                let out = self.room(count * width * 4)?;
+                let args = RowsArgs {
+                    out: out.at(),
+                    slots: rows.memory.at(),
+                    rows: count as u32,
+                    width: width as u32,
+                    stride: stride(width) as u32,
+                    ..RowsArgs::default()
+                };
+                self.launch("from_slots", [count as u32, 1, 1], 256, 0, &args)?;
+                Arc::new(out)
+            }
+        };
+        for pending in &rows.pending {
+            now = Arc::new(self.apply(pending, &now, count, width)?);
+        }
+        Ok(Rows { memory: now, form: Form::F32, pending: Vec::new() })
+    }
+
+    fn apply(
+        &self,
+        pending: &Pending,
+        from: &Memory,
+        count: usize,
+        width: usize,
+    ) -> Result<Memory, BackendError> {
+        let (rows, wide) = (count as u32, width as u32);
+        let mut args = RowsArgs { a: from.at(), rows, width: wide, ..RowsArgs::default() };
+        match pending {
+            Pending::Silu => {
+                let out = self.room(count * width * 4)?;
+                args.out = out.at();
+                self.launch("activate_silu", [blocks(count * width), 1, 1], 256, 0, &args)?;
+                Ok(out)
+            }
+            Pending::Norm { weight, len, eps } => {
+                let out = self.room(count * width * 4)?;
+                let runs = count * width / len;
+                args =
+                    RowsArgs { b: weight.at(), out: out.at(), len: *len as u32, eps: *eps, ..args };
+                self.launch("norm_runs", [runs.div_ceil(4) as u32, 1, 1], 128, 0, &args)?;
+                Ok(out)
+            }
+            Pending::Rope(turn) => {
+                let x = from.copy()?;
+                let (cos, sin, positions) = (turn.cos(), turn.sin(), turn.positions.at());
+                let (head_dim, half) = (turn.head_dim as u32, turn.half as u32);
+                let args =
+                    RopeArgs { x: x.at(), cos, sin, positions, rows, width: wide, head_dim, half };
+                self.launch("rope", [rows, 1, 1], 128, 0, &args)?;
+                Ok(x)
+            }
+        }
+    }
+
+    /// The rows of a buffer as bf16 in slots.
+    pub(crate) fn in_slots(&self, buffer: &Buffer) -> Result<Arc<Memory>, BackendError> {
+        let rows: &Rows = buffer.data()?;
+        if rows.form == Form::Slots && rows.pending.is_empty() {
+            return Ok(Arc::clone(&rows.memory));
+        }
+        let (count, width) = (buffer.rows(), buffer.width());
+        let from = self.done(rows, count, width)?;
+        let out = self.room(count * stride(width) * 2)?;
+        let args = RowsArgs {
+            a: from.memory.at(),
+            slots: out.at(),
+            rows: count as u32,
+            width: width as u32,
+            stride: stride(width) as u32,
+            ..RowsArgs::default()
+        };
+        let columns = blocks(stride(width)).min(8);
+        self.launch("to_slots", [count as u32, columns, 1], 256, 0, &args)?;
+        Ok(Arc::new(out))
+    }
+
+    /// Memory of unknown contents.
+    pub(crate) fn room(&self, bytes: usize) -> Result<Memory, DeviceError> {
+        Memory::new(&self.device, bytes)
+    }
+}

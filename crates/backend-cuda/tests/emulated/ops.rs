@@ -1,0 +1,186 @@
+//! The other ops against the plain reference: rows, statistics of logits, algebra.
+
+use crate::common::{Noise, checked, close, dense, emulated, upload};
+use backend::{
+    Backend, Buffer, DivergenceRow, Embed, RankUpdate, Reference, Rope, RopeTable, SoftmaxRow,
+};
+use backend_cuda::Cuda;
+use ir::Activation;
+
+fn rows(backend: &dyn Backend, count: usize, width: usize) -> Vec<(&'static str, Vec<f32>)> {
+    let mut noise = Noise::new((count * width) as u64);
+    let (x, y) = (noise.values(count * width), noise.values(count * width));
+    let whole = dense(backend, &[width], &noise.values(width));
+    let head = dense(backend, &[width / 4], &noise.values(width / 4));
+    let buffer = |x: &[f32]| upload(backend, width, x);
+    let read = |buffer: Buffer| backend.download(buffer).unwrap();
+    let mut all = vec![
+        ("norm of rows", read(backend.norm(&buffer(&x), &whole, 1e-5).unwrap())),
+        ("norm of heads", read(backend.norm(&buffer(&x), &head, 1e-5).unwrap())),
+    ];
+    let mut sum = buffer(&x);
+    let before = backend.copy(&sum).unwrap();
+    backend.add(&mut sum, &buffer(&y)).unwrap();
+    all.push(("add", read(sum)));
+    all.push(("a copy of what is changed", read(before)));
+    let mut product = buffer(&x);
+    backend.mul(&mut product, &buffer(&y)).unwrap();
+    all.push(("mul", read(product)));
+    let mut gate = buffer(&x);
+    backend.activate(Activation::Silu, &mut gate).unwrap();
+    all.push(("silu", read(backend.copy(&gate).unwrap())));
+    backend.mul(&mut gate, &buffer(&y)).unwrap();
+    all.push(("silu and mul", read(gate)));
+    let inv_freq = (0..width / 8).map(|i| 0.8f32.powi(i as i32)).collect();
+    let table = RopeTable::new(&ir::Rope { inv_freq, magnitude: 1.2 }, 64);
+    let mut turned = backend.norm(&buffer(&x), &head, 1e-5).unwrap();
+    let sequences = [0..count / 2, count / 2..count];
+    let (sequences, starts) = (&sequences[..], &[7, 0][..]);
+    backend
+        .rope(&Rope { head_dim: width / 4, table: &table, sequences, starts }, &mut turned)
+        .unwrap();
+    all.push(("norm and rope", read(turned)));
+    all
+}
+
+fn same_rows(cuda: &Cuda, count: usize, width: usize) {
+    for ((name, got), (_, want)) in
+        rows(cuda, count, width).into_iter().zip(rows(&Reference, count, width))
+    {
+        // What a linear reads is a bf16.
+        let allowed = if matches!(name, "norm of rows" | "silu and mul") { 4e-3 } else { 1e-5 };
+        close(&format!("{name}, {count} x {width}"), &got, &want, allowed);
+    }
+}
+
+#[test]
+fn rows_are_those_of_the_reference() {
+    emulated("rows_are_those_of_the_reference", |cuda| {
+        for (count, width) in [(1, 64), (3, 200), (9, 1032)] {
+            same_rows(cuda, count, width);
+        }
+    });
+}
+
+#[test]
+fn rows_touch_only_what_is_theirs() {
+    checked("rows_touch_only_what_is_theirs", |cuda| same_rows(cuda, 3, 72));
+}
+
+#[test]
+fn embeddings_are_gathered_by_slices() {
+    emulated("embeddings_are_gathered_by_slices", |cuda| {
+        let (vocab, width) = (50, 72);
+        let table = Noise::new(1).bf16(vocab * width);
+        let tokens = [0, 49, 17, 30, 17, 1000];
+        let mut out = upload(cuda, width, &vec![0.5; tokens.len() * width]);
+        for (first, end) in [(0, 20), (20, 50)] {
+            let slice = &table[first * width..end * width];
+            let weight = dense(cuda, &[end - first, width], slice);
+            let args = Embed { tokens: &tokens, weight: &weight, first: first as u32 };
+            cuda.embed(&args, &mut out).unwrap();
+        }
+        let got = cuda.download(out).unwrap();
+        for (row, &token) in got.chunks(width).zip(&tokens) {
+            match table.get(token as usize * width..(token as usize + 1) * width) {
+                Some(want) => assert_eq!(row, want),
+                None => assert!(row.iter().all(|&x| x == 0.5)),
+            }
+        }
+    });
+}
+
+#[test]
+fn statistics_of_logits_fold_as_the_reference() {
+    emulated("statistics_of_logits_fold_as_the_reference", |cuda| {
+        let (count, width) = (3, 1000);
+        let mut noise = Noise::new(8);
+        let mut logits =
+            || -> Vec<f32> { noise.values(count * width).iter().map(|x| x * 9.0).collect() };
+        let (mut p, q) = (logits(), logits());
+        // The first of equals counts.
+        (p[700], p[900]) = (20.0, 20.0);
+        let fold = |backend: &dyn Backend| {
+            let mut soft: Vec<_> = [5, 999, 400].map(SoftmaxRow::new).to_vec();
+            let mut pairs: Vec<_> = [5, 999, 400].map(DivergenceRow::new).to_vec();
+            for (first, end) in [(0, 300), (300, 301), (301, 1000)] {
+                let cut = |x: &[f32]| -> Vec<f32> {
+                    x.chunks(width).flat_map(|row| row[first..end].to_vec()).collect()
+                };
+                let (p, q) = (
+                    upload(backend, end - first, &cut(&p)),
+                    upload(backend, end - first, &cut(&q)),
+                );
+                backend.fold_softmax(&p, first as u32, &mut soft).unwrap();
+                backend.fold_divergence([&p, &q], first as u32, &mut pairs).unwrap();
+            }
+            (soft, pairs)
+        };
+        let ((soft, pairs), (want_soft, want_pairs)) = (fold(cuda), fold(&Reference));
+        for (got, want) in soft
+            .iter()
+            .zip(&want_soft)
+            .chain(pairs.iter().map(|p| &p.q).zip(want_pairs.iter().map(|p| &p.q)))
+        {
+            assert_eq!(
+                (got.max, got.best, got.target_logit),
+                (want.max, want.best, want.target_logit)
+            );
+            assert!((got.logprob() - want.logprob()).abs() < 1e-4);
+        }
+        for (got, want) in pairs.iter().zip(&want_pairs) {
+            assert!(
+                (got.divergence() - want.divergence()).abs() < 1e-4 * want.divergence().max(1.0)
+            );
+        }
+    });
+}
+
+fn algebra(cuda: &Cuda, sizes: &[usize]) {
+    for &n in sizes {
+        let mut noise = Noise::new(n as u64);
+        let x = noise.values(3 * n * n);
+        let rows = 3 * n;
+        let sequences = [1..rows / 2, rows / 2..rows / 2 + 1, rows / 2 + 1..rows];
+        let gram = |backend: &dyn Backend| {
+            let mut sum = vec![0.25; n * n];
+            backend.gram(&upload(backend, n, &x), &sequences, &mut sum).unwrap();
+            sum
+        };
+        let sum = gram(&Reference);
+        assert_eq!(gram(cuda), sum, "gram of {n}");
+        let mut h: Vec<f64> = sum.iter().map(|&x| f64::from(x) / n as f64).collect();
+        (0..n).for_each(|i| h[i * n + i] += 0.1);
+        let factor = |backend: &dyn Backend, mut h: Vec<f64>| {
+            let done = backend.inverse_factor(&mut h, n).unwrap();
+            done.then(|| h.into_iter().map(f64::to_bits).collect::<Vec<_>>())
+        };
+        assert!(factor(cuda, h.clone()).is_some_and(|u| Some(u) == factor(&Reference, h.clone())));
+        for bad in [-1.0, f64::NAN, f64::INFINITY] {
+            let mut h = h.clone();
+            h[n / 2 * n + n / 2] = bad;
+            assert!(factor(cuda, h).is_none(), "{bad} in {n}");
+        }
+        let (rows, depth, columns) = (5 + n / 2, n.min(100), n / 3..n);
+        let (a, b) = (noise.values(rows * depth), noise.values(depth * columns.len()));
+        let c = noise.values(rows * n);
+        let update = |backend: &dyn Backend| {
+            let (mut c, columns) = (c.clone(), columns.clone());
+            let mut args = RankUpdate { c: &mut c, width: n, columns, a: &a, b: &b, depth };
+            backend.rank_update(&mut args).unwrap();
+            c
+        };
+        assert_eq!(update(cuda), update(&Reference), "update of {n}");
+    }
+}
+
+/// The compiler's sums have the bits of the CPU's.
+#[test]
+fn algebra_is_the_default_class() {
+    emulated("algebra_is_the_default_class", |cuda| algebra(cuda, &[1, 33, 150]));
+}
+
+#[test]
+fn algebra_touches_only_what_is_its_own() {
+    checked("algebra_touches_only_what_is_its_own", |cuda| algebra(cuda, &[40, 140]));
+}

@@ -1,0 +1,214 @@
+//! Whole models on the CUDA kernels, which run emulated on the CPU: against the CPU backend's exact path
+//! and against themselves in other company.
+
+#![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
+
+use backend::{Backend, KvDType};
+use backend_cpu::Cpu;
+use backend_cuda::{Cuda, FAMILIES};
+use checkpoint::Checkpoint;
+use cuda_emulator::{BuildError, Check, Emulated, Library, Order};
+use engine::{Engine, Event, Executor, NGram, Options, Request, Sampled, SeqId};
+use runtime::{KvPlan, Model, Runner, Settings};
+use std::collections::BTreeMap;
+use std::fs;
+use std::io::Write;
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, OnceLock};
+use tensor::DType;
+
+struct Stored<'a>(&'a Checkpoint);
+
+impl arch::Stored for Stored<'_> {
+    fn get(&self, name: &str) -> Option<(DType, &[usize])> {
+        self.0.tensor(name).map(|t| (t.dtype, &t.shape[..]))
+    }
+
+    fn names(&self) -> Box<dyn Iterator<Item = &str> + '_> {
+        Box::new(self.0.tensors().iter().map(|t| t.name.as_str()))
+    }
+}
+
+/// A GPU that is none; says so where it cannot be had.
+fn cuda(test: &str, invariant: bool) -> Option<Cuda> {
+    static LIBRARY: OnceLock<Option<Library>> = OnceLock::new();
+    let library = LIBRARY.get_or_init(|| {
+        let folder = tests::root().join("crates/backend-cuda/kernels");
+        let sources: Vec<PathBuf> =
+            FAMILIES.iter().map(|f| folder.join(f.name).with_extension("cu")).collect();
+        let room = Path::new(env!("CARGO_TARGET_TMPDIR"));
+        match Library::build(&sources, &[folder], room, Check::Barriers) {
+            Ok(library) => Some(library),
+            Err(BuildError::NoCompiler) => None,
+            Err(BuildError::Compile(what)) => panic!("{what}"),
+        }
+    });
+    let Some(library) = library else {
+        let _ = writeln!(std::io::stderr(), "skipped: {test}: there is no g++ for x86-64");
+        return None;
+    };
+    let device = Emulated::new(library, Order::Forward, true);
+    Some(Cuda::new(Arc::new(device), invariant))
+}
+
+fn open(folder: &Path) -> (Checkpoint, ir::ModelSpec) {
+    let checkpoint = Checkpoint::open(folder).unwrap();
+    let spec = arch::load(checkpoint.config(), &Stored(&checkpoint)).unwrap().model;
+    (checkpoint, spec)
+}
+
+fn stories() -> PathBuf {
+    tests::root().join("tests/models/stories260k")
+}
+
+/// An artifact of stories260k, made by the program itself.
+fn artifact(quant: &str) -> PathBuf {
+    let out = Path::new(env!("CARGO_TARGET_TMPDIR")).join(format!("cuda-{quant}"));
+    let (model, out_text) = (stories(), out.to_string_lossy().into_owned());
+    let model = model.to_string_lossy().into_owned();
+    let fixed = ["--method", "rtn", "--group-size", "32", "--no-gate", "--quiet", "--force"];
+    let mut args = vec!["--quant", quant, &model, "-o", &out_text];
+    args.extend(fixed);
+    let ran = tests::run(&args);
+    assert!(ran.status.success(), "{}", String::from_utf8_lossy(&ran.stderr));
+    out
+}
+
+fn tokens(count: usize, vocab: usize) -> Vec<u32> {
+    (0..count).map(|i| (1 + i * i * 7 + i * 13) as u32 % vocab as u32).collect()
+}
+
+/// What a device says of the next tokens, beside the exact path.
+#[derive(Default)]
+struct Seen {
+    count: usize,
+    /// The sum of the absolute differences of the log-probabilities, in nats.
+    difference: f64,
+    /// Positions with another first choice.
+    parted: usize,
+    /// The largest lead of the exact first choice over the device's at such a position, in nats.
+    margin: f64,
+}
+
+impl Seen {
+    fn compare(&mut self, want: &[f32], got: &[f32], next: u32) {
+        let best = |x: &[f32]| (0..x.len()).max_by(|&a, &b| x[a].total_cmp(&x[b])).unwrap();
+        let logprob = |x: &[f32], token: usize| {
+            let sum: f64 = x.iter().map(|&v| f64::from(v).exp()).sum();
+            f64::from(x[token]) - sum.ln()
+        };
+        self.count += 1;
+        self.difference += (logprob(want, next as usize) - logprob(got, next as usize)).abs();
+        let (ours, theirs) = (best(got), best(want));
+        if ours != theirs {
+            self.parted += 1;
+            self.margin = self.margin.max(f64::from(want[theirs] - want[ours]));
+        }
+    }
+}
+
+/// Every family's programs give what the exact path gives, within what bf16 leaves of tiny models of
+/// noise; a wrong window or rotation changes all of it.
+#[test]
+fn families_are_close_to_the_exact_path() {
+    let Some(cuda) = cuda("families_are_close_to_the_exact_path", false) else { return };
+    let folder = tests::root().join("tests/fixtures/families");
+    let folders: Vec<PathBuf> = fs::read_dir(folder).unwrap().map(|e| e.unwrap().path()).collect();
+    for folder in folders.iter().filter(|f| f.is_dir()) {
+        let (checkpoint, spec) = open(folder);
+        let model = calibration::Model { spec: &spec, source: &checkpoint };
+        let ids = tokens(spec.context.min(40), spec.vocab);
+        let run =
+            |backend: &dyn Backend| calibration::logits(backend, model.exact(), &ids).unwrap();
+        let (got, want) = (run(&cuda), run(&Cpu::new()));
+        let size = |x: &mut dyn Iterator<Item = f32>| x.map(|x| x * x).sum::<f32>().sqrt();
+        let error = size(&mut got.iter().zip(&want).map(|(a, b)| a - b));
+        let error = error / size(&mut want.iter().copied());
+        let name = folder.file_name().unwrap().to_string_lossy();
+        println!("{name:<32} {error:.1e} of the logits");
+        assert!(error <= 0.04, "{name}: {error} of the logits");
+    }
+}
+
+/// Teacher-forced, as a user asks by `eval`: what the device changes.
+#[test]
+fn log_probabilities_are_those_of_the_exact_path() {
+    let Some(cuda) = cuda("log_probabilities_are_those_of_the_exact_path", false) else { return };
+    // What the model says itself, so that its probabilities are those of use.
+    let model = stories().to_string_lossy().into_owned();
+    let fixed = ["run", &model, "Once upon a time", "--temperature", "1", "--max-tokens", "250"];
+    let say = |seed: &str| {
+        let ran = tests::run(&[&fixed[..], &["--seed", seed, "--quiet"]].concat());
+        assert!(ran.status.success(), "{}", String::from_utf8_lossy(&ran.stderr));
+        String::from_utf8(ran.stdout).unwrap()
+    };
+    let text: String = ["1", "2", "3", "4"].map(say).concat();
+    // What enters an int8 weight is rounded to int8, which a model of 64 columns feels.
+    for (folder, parted) in [(stories(), 0.02), (artifact("int4"), 0.02), (artifact("int8"), 0.03)]
+    {
+        let (checkpoint, spec) = open(&folder);
+        let tokenizer = text::Tokenizer::from_bytes(&checkpoint.tokenizer().unwrap().unwrap());
+        let ids = tokenizer.unwrap().encode(&text).unwrap();
+        let model = calibration::Model { spec: &spec, source: &checkpoint };
+        let mut seen = Seen::default();
+        for ids in ids.chunks(256).take(3) {
+            let run = |backend: &dyn Backend, forward| {
+                calibration::logits(backend, forward, ids).unwrap()
+            };
+            let want = run(&Cpu::new(), model.exact());
+            let got = run(&cuda, model.served(KvDType::Bf16));
+            let rows = want.chunks(spec.vocab).zip(got.chunks(spec.vocab));
+            rows.zip(&ids[1..]).for_each(|((want, got), &next)| seen.compare(want, got, next));
+        }
+        let Seen { count, difference, margin, .. } = seen;
+        let (mean, share) = (difference / count as f64, seen.parted as f64 / count as f64);
+        println!(
+            "{}: mean difference {mean:.4} nat, another first choice at {:.2} %, margin {margin:.2}",
+            folder.display(),
+            share * 100.0
+        );
+        assert!(count > 700 && mean <= 0.03 && share <= parted && margin <= 0.5);
+    }
+}
+
+fn serve(runner: &mut Runner<'_>, requests: &[Request], guess: bool) -> Vec<Vec<Sampled>> {
+    let mut engine = Engine::new(runner.limits(), Options::default());
+    let mut said: BTreeMap<SeqId, Vec<Sampled>> = BTreeMap::new();
+    for request in requests {
+        said.insert(engine.add(request.clone()).unwrap(), Vec::new());
+    }
+    let (mut events, mut ngram) = (Vec::new(), NGram::default());
+    while !engine.is_idle() {
+        let speculator = guess.then_some(&mut ngram as &mut dyn engine::Speculator);
+        engine.step(runner, speculator, &mut events).unwrap();
+        for event in events.drain(..) {
+            if let Event::Token { seq, sampled } = event {
+                said.get_mut(&seq).unwrap().push(sampled);
+            }
+        }
+    }
+    said.into_values().collect()
+}
+
+/// A request's text is its own: alone, in company, with drafts, and where the prefix is known.
+#[test]
+fn served_text_does_not_depend_on_company() {
+    let Some(cuda) = cuda("served_text_does_not_depend_on_company", false) else { return };
+    let (checkpoint, spec) = open(&artifact("int4"));
+    let model = Model::load(&cuda, &checkpoint, &spec, false).unwrap();
+    let plan = KvPlan::new(&spec, KvDType::Bf16, 8 << 20, 8).unwrap();
+    let mut runner = Runner::new(&cuda, &model, plan, &Settings::default()).unwrap();
+    let request = |length: usize, seed: u64| Request {
+        sampling: engine::Sampling { temperature: 0.8, seed, ..engine::Sampling::default() },
+        logprobs: Some(2),
+        ..Request::new(tokens(length, spec.vocab), 12)
+    };
+    let requests = [request(5, 1), request(9, 2), request(14, 3)];
+    let alone: Vec<_> = requests
+        .iter()
+        .map(|r| serve(&mut runner, std::slice::from_ref(r), false).remove(0))
+        .collect();
+    assert!(alone.iter().all(|tokens| tokens.len() == 12));
+    assert_eq!(serve(&mut runner, &requests, false), alone);
+    assert_eq!(serve(&mut runner, &requests, true), alone);
+}
