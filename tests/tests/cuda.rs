@@ -190,20 +190,24 @@ fn serve(runner: &mut Runner<'_>, requests: &[Request], guess: bool) -> Vec<Vec<
     said.into_values().collect()
 }
 
+fn requests(vocab: usize) -> [Request; 3] {
+    let request = |length: usize, seed: u64| Request {
+        sampling: engine::Sampling { temperature: 0.8, seed, ..engine::Sampling::default() },
+        logprobs: Some(2),
+        ..Request::new(tokens(length, vocab), 12)
+    };
+    [request(5, 1), request(9, 2), request(14, 3)]
+}
+
 /// A request's text is its own: alone, in company, with drafts, and where the prefix is known.
 #[test]
 fn served_text_does_not_depend_on_company() {
     let Some(cuda) = cuda("served_text_does_not_depend_on_company", false) else { return };
     let (checkpoint, spec) = open(&artifact("int4"));
-    let model = Model::load(&cuda, &checkpoint, &spec, false).unwrap();
+    let model = Model::on(&cuda, &checkpoint, &spec, false).unwrap();
     let plan = KvPlan::new(&spec, KvDType::Bf16, 8 << 20, 8).unwrap();
-    let mut runner = Runner::new(&cuda, &model, plan, &Settings::default()).unwrap();
-    let request = |length: usize, seed: u64| Request {
-        sampling: engine::Sampling { temperature: 0.8, seed, ..engine::Sampling::default() },
-        logprobs: Some(2),
-        ..Request::new(tokens(length, spec.vocab), 12)
-    };
-    let requests = [request(5, 1), request(9, 2), request(14, 3)];
+    let mut runner = Runner::new(&[&cuda], &model, plan, &Settings::default()).unwrap();
+    let requests = requests(spec.vocab);
     let alone: Vec<_> = requests
         .iter()
         .map(|r| serve(&mut runner, std::slice::from_ref(r), false).remove(0))
@@ -211,4 +215,26 @@ fn served_text_does_not_depend_on_company() {
     assert!(alone.iter().all(|tokens| tokens.len() == 12));
     assert_eq!(serve(&mut runner, &requests, false), alone);
     assert_eq!(serve(&mut runner, &requests, true), alone);
+}
+
+/// Layers on two devices give what they give on one; layers on a GPU and the CPU are served too.
+#[test]
+fn layers_on_several_devices() {
+    let Some(first) = cuda("layers_on_several_devices", false) else { return };
+    let Some(second) = cuda("layers_on_several_devices", false) else { return };
+    let (checkpoint, spec) = open(&artifact("int4"));
+    let (layers, cpu) = (spec.layers.len(), Cpu::new());
+    let say = |backends: &[&dyn Backend]| {
+        let stages = runtime::stages(layers, 1 << 20, backends, Some(2));
+        let model = Model::load(backends, stages, &checkpoint, &spec, false).unwrap();
+        let plan = KvPlan::new(&spec, KvDType::Bf16, 8 << 20, 8).unwrap();
+        let mut runner = Runner::new(backends, &model, plan, &Settings::default()).unwrap();
+        serve(&mut runner, &requests(spec.vocab), false)
+    };
+    let one = say(&[&first]);
+    assert_eq!(say(&[&first, &second]), one);
+    assert_eq!(say(&[&second, &first, &second]), one);
+    let mixed = say(&[&first, &cpu]);
+    assert!(mixed.iter().all(|tokens| tokens.len() == 12));
+    assert_eq!(say(&[&cpu, &cpu]), say(&[&cpu]));
 }

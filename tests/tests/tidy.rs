@@ -116,7 +116,10 @@ fn functions(text: &str) -> Vec<(String, usize)> {
     for (i, line) in lines.iter().enumerate() {
         let word = line.trim_start();
         let starts = ["fn ", "pub fn ", "pub(crate) fn ", "unsafe fn ", "pub(crate) unsafe fn "];
-        if !starts.iter().any(|s| word.starts_with(s)) || line.ends_with([';', '}']) {
+        // A declaration, or a body in the line itself.
+        let opens = lines[i..].iter().find(|line| line.ends_with(['{', ';', '}']));
+        let has_a_body = opens.is_some_and(|line| line.ends_with('{'));
+        if !starts.iter().any(|s| word.starts_with(s)) || !has_a_body {
             continue;
         }
         let close = format!("{}}}", &line[..line.len() - word.len()]);

@@ -133,6 +133,15 @@ impl Backend for Cpu {
         Ok(Buffer::new(buffer.rows(), buffer.width(), copy))
     }
 
+    fn gather(&self, buffer: &Buffer, rows: &[usize]) -> Result<Buffer, BackendError> {
+        let (width, from) = (buffer.width(), host(buffer)?);
+        let mut some = self.unset(rows.len(), width)?;
+        for (to, row) in some.values_mut().chunks_exact_mut(width.max(1)).zip(rows) {
+            to.copy_from_slice(&from[row * width..(row + 1) * width]);
+        }
+        Ok(Buffer::new(rows.len(), width, some))
+    }
+
     fn embed(&self, args: &Embed<'_>, out: &mut Buffer) -> Result<(), BackendError> {
         match args.weight.data()? {
             Prepared::F32(table) => embed(args, table, out),

@@ -22,6 +22,18 @@ KERNEL(embed, EmbedArgs, 256, 1) {
     }
 }
 
+struct GatherArgs {
+    const float *from;
+    const u32 *list;
+    float *out;
+    u32 rows, width;
+};
+
+KERNEL(gather, GatherArgs, 256, 1) {
+    const float *from = args.from + (u64)args.list[blockIdx.x] * args.width;
+    for (u32 i = threadIdx.x; i < args.width; i += blockDim.x) args.out[(u64)blockIdx.x * args.width + i] = from[i];
+}
+
 struct RowsArgs {
     const float *a, *b;
     float *out;

@@ -29,6 +29,13 @@ pub trait Device: Send + Sync {
     /// If the device does not answer, or a launch before this failed.
     fn read(&self, from: u64, to: &mut [u8]) -> Result<(), DeviceError>;
 
+    /// Begins to copy to the host. What is asked for later may be under way when the result is asked
+    /// for, which waits for the copy alone.
+    ///
+    /// # Errors
+    /// If the device does not answer.
+    fn read_later(&self, from: u64, bytes: usize) -> Result<Later, DeviceError>;
+
     /// Copies within the device.
     ///
     /// # Errors
@@ -47,12 +54,21 @@ pub trait Device: Send + Sync {
     /// If it cannot be started; what goes wrong in it is found by a later [`Self::read`].
     fn launch(&self, launch: &Launch<'_>) -> Result<(), DeviceError>;
 
+    /// Waits until everything is done.
+    ///
+    /// # Errors
+    /// If the device does not answer, or a launch before this failed.
+    fn finish(&self) -> Result<(), DeviceError>;
+
     /// Bytes that are free, and bytes there are.
     ///
     /// # Errors
     /// If the device does not answer.
     fn memory(&self) -> Result<(u64, u64), DeviceError>;
 }
+
+/// Bytes that are on their way to the host.
+pub type Later = Box<dyn FnOnce() -> Result<Vec<u8>, DeviceError>>;
 
 /// One start of a kernel.
 #[derive(Clone, Copy, Debug)]

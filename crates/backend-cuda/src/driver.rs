@@ -1,7 +1,7 @@
 //! A GPU through NVIDIA's driver, which is loaded when it is asked for.
 #![expect(unsafe_code, reason = "the driver is C")]
 
-use crate::device::{Device, DeviceError, Launch};
+use crate::device::{Device, DeviceError, Later, Launch};
 use crate::kernels::{FAMILIES, family};
 use cudarc::driver::{result, sys};
 use std::collections::HashMap;
@@ -80,33 +80,7 @@ impl Driver {
     /// One line that says why there is none.
     pub fn open(index: usize) -> Result<Self, NoDriver> {
         let failed = |error: result::DriverError| NoDriver::Failed(said(error));
-        // SAFETY: looks for a library, and loads it.
-        if !unsafe { sys::is_culib_present() } {
-            return Err(NoDriver::Missing);
-        }
-        result::init().map_err(failed)?;
-        let mut version = 0;
-        // SAFETY: writes one integer.
-        unsafe { sys::cuDriverGetVersion(&raw mut version) }.result().map_err(failed)?;
-        if version < CUDA {
-            return Err(NoDriver::Old { major: version / 1000, minor: version % 1000 / 10 });
-        }
-        let count = result::device::get_count().map_err(failed)?.max(0) as usize;
-        if index >= count {
-            return Err(NoDriver::NoDevice { index, count });
-        }
-        let device = result::device::get(index as i32).map_err(failed)?;
-        let name = result::device::get_name(device).map_err(failed)?;
-        use sys::CUdevice_attribute as Attribute;
-        let attribute = |which| {
-            // SAFETY: the device is one of the driver's.
-            unsafe { result::device::get_attribute(device, which) }.map_err(failed)
-        };
-        let major = attribute(Attribute::CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MAJOR)?;
-        let minor = attribute(Attribute::CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MINOR)?;
-        if (major, minor) < OLDEST {
-            return Err(NoDriver::Architecture { name, major, minor });
-        }
+        let Found { device, name, major, minor } = found(index)?;
         // SAFETY: the device is valid; the context is released when this is dropped.
         let context = unsafe { result::primary_ctx::retain(device) }.map_err(failed)?;
         // SAFETY: the context was just made.
@@ -125,6 +99,14 @@ impl Driver {
         let name = format!("{name}, compute capability {major}.{minor}");
         let functions = Mutex::default();
         Ok(Self { name, context, device, stream, modules, functions })
+    }
+
+    /// Whether there is a GPU of this index that can be used, without opening it.
+    ///
+    /// # Errors
+    /// One line that says why there is none.
+    pub fn probe(index: usize) -> Result<(), NoDriver> {
+        found(index).map(drop)
     }
 
     fn current(&self) -> Result<(), DeviceError> {
@@ -165,6 +147,46 @@ impl Driver {
         // SAFETY: the stream lives as long as this.
         unsafe { result::stream::synchronize(self.stream) }.map_err(driver)
     }
+}
+
+/// A GPU that can be used.
+struct Found {
+    device: sys::CUdevice,
+    name: String,
+    major: i32,
+    minor: i32,
+}
+
+fn found(index: usize) -> Result<Found, NoDriver> {
+    let failed = |error: result::DriverError| NoDriver::Failed(said(error));
+    // SAFETY: looks for a library, and loads it.
+    if !unsafe { sys::is_culib_present() } {
+        return Err(NoDriver::Missing);
+    }
+    result::init().map_err(failed)?;
+    let mut version = 0;
+    // SAFETY: writes one integer.
+    unsafe { sys::cuDriverGetVersion(&raw mut version) }.result().map_err(failed)?;
+    if version < CUDA {
+        return Err(NoDriver::Old { major: version / 1000, minor: version % 1000 / 10 });
+    }
+    let count = result::device::get_count().map_err(failed)?.max(0) as usize;
+    if index >= count {
+        return Err(NoDriver::NoDevice { index, count });
+    }
+    let device = result::device::get(index as i32).map_err(failed)?;
+    let name = result::device::get_name(device).map_err(failed)?;
+    use sys::CUdevice_attribute as Attribute;
+    let attribute = |which| {
+        // SAFETY: the device is one of the driver's.
+        unsafe { result::device::get_attribute(device, which) }.map_err(failed)
+    };
+    let major = attribute(Attribute::CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MAJOR)?;
+    let minor = attribute(Attribute::CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MINOR)?;
+    if (major, minor) < OLDEST {
+        return Err(NoDriver::Architecture { name, major, minor });
+    }
+    Ok(Found { device, name, major, minor })
 }
 
 /// Lets the pool keep what is freed: the next step needs as much.
@@ -217,6 +239,19 @@ impl Device for Driver {
         self.wait()
     }
 
+    fn read_later(&self, from: u64, bytes: usize) -> Result<Later, DeviceError> {
+        self.current()?;
+        let flight = Flight::new(self.context, bytes).map_err(driver)?;
+        // SAFETY: callers read within what they allocated; the flight's memory lives until the event
+        // that is recorded after the copy.
+        unsafe {
+            let to = std::slice::from_raw_parts_mut(flight.host.cast::<u8>(), bytes);
+            result::memcpy_dtoh_async(to, from, self.stream).map_err(driver)?;
+            result::event::record(flight.event, self.stream).map_err(driver)?;
+        }
+        Ok(Box::new(move || flight.land()))
+    }
+
     fn copy(&self, to: u64, from: u64, bytes: usize) -> Result<(), DeviceError> {
         self.current()?;
         // SAFETY: callers copy within what they allocated.
@@ -246,10 +281,63 @@ impl Device for Driver {
         })
     }
 
+    fn finish(&self) -> Result<(), DeviceError> {
+        self.current()?;
+        self.wait()
+    }
+
     fn memory(&self) -> Result<(u64, u64), DeviceError> {
         self.current()?;
         let (free, total) = result::mem_get_info().map_err(driver)?;
         Ok((free as u64, total as u64))
+    }
+}
+
+/// Pinned memory that a copy is under way to, and the event after it.
+struct Flight {
+    context: sys::CUcontext,
+    host: *mut c_void,
+    bytes: usize,
+    event: sys::CUevent,
+}
+
+impl Flight {
+    fn new(context: sys::CUcontext, bytes: usize) -> Result<Self, result::DriverError> {
+        let event = result::event::create(sys::CUevent_flags::CU_EVENT_DISABLE_TIMING)?;
+        // SAFETY: the context is current; the memory is zeroed below and freed when this is dropped.
+        let host = unsafe { result::malloc_host(bytes.max(1), 0) };
+        let host = match host {
+            Ok(host) => host,
+            Err(error) => {
+                // SAFETY: just made, and nobody waits for it.
+                let _ = unsafe { result::event::destroy(event) };
+                return Err(error);
+            }
+        };
+        // SAFETY: as large as was asked for.
+        unsafe { host.cast::<u8>().write_bytes(0, bytes) };
+        Ok(Self { context, host, bytes, event })
+    }
+
+    fn land(self) -> Result<Vec<u8>, DeviceError> {
+        // SAFETY: the context outlives every buffer of it; the copy is done once the event is.
+        unsafe {
+            result::ctx::set_current(self.context).map_err(driver)?;
+            result::event::synchronize(self.event).map_err(driver)?;
+            Ok(std::slice::from_raw_parts(self.host.cast::<u8>(), self.bytes).to_vec())
+        }
+    }
+}
+
+impl Drop for Flight {
+    fn drop(&mut self) {
+        // SAFETY: nothing uses them once the event has passed; what fails here has failed before.
+        unsafe {
+            let _ = result::ctx::set_current(self.context);
+            let _ = result::event::synchronize(self.event);
+            let _ = result::free_host(self.host);
+            let _ = result::event::destroy(self.event);
+        }
     }
 }
 

@@ -11,6 +11,7 @@
 mod algebra;
 mod attend;
 mod device;
+mod doctor;
 mod driver;
 mod kernels;
 mod linear;
@@ -18,14 +19,15 @@ mod pack;
 mod rows;
 mod score;
 
-pub use device::{Device, DeviceError, Launch};
+pub use device::{Device, DeviceError, Later, Launch};
+pub use doctor::{Rates, Trial};
 pub use driver::{Driver, NoDriver};
 pub use kernels::{FAMILIES, Family};
 
 use attend::Layout;
 use backend::{
     Attend, AttendPaged, Backend, BackendError, Buffer, DeviceWeight, DivergenceRow, Embed,
-    KvCache, KvDType, Linear, RankUpdate, Rope, RopeTable, SoftmaxRow,
+    KvCache, KvDType, Leaving, Linear, RankUpdate, Rope, RopeTable, SoftmaxRow,
 };
 use bytemuck::{NoUninit, Pod, Zeroable};
 use device::Memory;
@@ -59,6 +61,16 @@ struct EmbedArgs {
     count: u32,
     tiles: u32,
     unused: u32,
+}
+
+#[repr(C)]
+#[derive(Clone, Copy, Pod, Zeroable)]
+struct GatherArgs {
+    from: u64,
+    list: u64,
+    out: u64,
+    rows: u32,
+    width: u32,
 }
 
 impl Cuda {
@@ -173,6 +185,36 @@ impl Backend for Cuda {
         "cuda"
     }
 
+    fn numerics(&self) -> &'static str {
+        "cuda"
+    }
+
+    fn free_memory(&self) -> Option<u64> {
+        self.device.memory().ok().map(|(free, _)| free)
+    }
+
+    fn finish(&self) -> Result<(), BackendError> {
+        Ok(self.device.finish()?)
+    }
+
+    fn gather(&self, buffer: &Buffer, rows: &[usize]) -> Result<Buffer, BackendError> {
+        let (width, from) = (buffer.width(), self.plain(buffer)?);
+        let list: Vec<u32> = rows.iter().map(|&row| row as u32).collect();
+        if rows.iter().any(|&row| row >= buffer.rows()) {
+            return Err(BackendError::Internal("the rows are of the buffer".into()));
+        }
+        let (list, out) = (Memory::of(&self.device, &list)?, self.room(rows.len() * width * 4)?);
+        let args = GatherArgs {
+            from: from.at(),
+            list: list.at(),
+            out: out.at(),
+            rows: rows.len() as u32,
+            width: width as u32,
+        };
+        self.launch("gather", [rows.len() as u32, 1, 1], 256, 0, &args)?;
+        Ok(Buffer::new(rows.len(), width, Rows::f32(out)))
+    }
+
     fn prepare(&self, weight: Weight) -> Result<DeviceWeight, BackendError> {
         let values = weight.tensor.to_f32().ok_or_else(|| BackendError::Weight {
             tensor: weight.spec.tensor.clone(),
@@ -204,6 +246,14 @@ impl Backend for Cuda {
 
     fn download(&self, buffer: Buffer) -> Result<Vec<f32>, BackendError> {
         Ok(self.plain(&buffer)?.read(buffer.rows() * buffer.width())?)
+    }
+
+    fn leave(&self, buffer: Buffer) -> Result<Leaving, BackendError> {
+        let (memory, bytes) = (self.plain(&buffer)?, buffer.rows() * buffer.width() * 4);
+        let later = self.device.read_later(memory.at(), bytes)?;
+        // The memory is given back in the order of the queue: after the copy.
+        let float = |b: &[u8]| f32::from_le_bytes([b[0], b[1], b[2], b[3]]);
+        Ok(Leaving::new(move || Ok(later()?.chunks_exact(4).map(float).collect())))
     }
 
     fn copy(&self, buffer: &Buffer) -> Result<Buffer, BackendError> {

@@ -33,6 +33,25 @@ pub trait Backend: Send + Sync {
     /// What the reports call it.
     fn name(&self) -> &'static str;
 
+    /// The numerics class of what is computed: `default`, whose bits are those of [`Reference`] on
+    /// every machine, or another.
+    fn numerics(&self) -> &'static str {
+        "default"
+    }
+
+    /// The bytes that are free for weights, keys and values, where they are not those of the host.
+    fn free_memory(&self) -> Option<u64> {
+        None
+    }
+
+    /// Waits until everything that was asked for is done; a device may still be at it.
+    ///
+    /// # Errors
+    /// If something that was asked for earlier failed.
+    fn finish(&self) -> Result<(), BackendError> {
+        Ok(())
+    }
+
     /// Lays a weight out for this device.
     ///
     /// # Errors
@@ -56,8 +75,21 @@ pub trait Backend: Send + Sync {
     /// Copies rows back to the host, as `[rows, width]`.
     fn download(&self, buffer: Buffer) -> Result<Vec<f32>, BackendError>;
 
+    /// Begins to copy rows back to the host; what is asked for after this may overtake it.
+    fn leave(&self, buffer: Buffer) -> Result<Leaving, BackendError> {
+        let values = self.download(buffer)?;
+        Ok(Leaving(Box::new(|| Ok(values))))
+    }
+
     /// A second buffer of the same contents.
     fn copy(&self, buffer: &Buffer) -> Result<Buffer, BackendError>;
+
+    /// Some rows of a buffer, in the order of `rows`.
+    fn gather(&self, buffer: &Buffer, rows: &[usize]) -> Result<Buffer, BackendError> {
+        let (width, values) = (buffer.width(), self.download(self.copy(buffer)?)?);
+        let some = rows.iter().flat_map(|row| &values[row * width..(row + 1) * width]);
+        self.upload(width, some.copied().collect())
+    }
 
     /// Fills the rows of `out` whose token lies in a slice of the embedding table.
     fn embed(&self, args: &Embed<'_>, out: &mut Buffer) -> Result<(), BackendError>;
@@ -152,6 +184,24 @@ pub trait Backend: Send + Sync {
         first: u32,
         rows: &mut [DivergenceRow],
     ) -> Result<(), BackendError>;
+}
+
+/// Rows on their way to the host.
+pub struct Leaving(Box<dyn FnOnce() -> Result<Vec<f32>, BackendError>>);
+
+impl Leaving {
+    /// Rows that `arrive` waits for.
+    pub fn new(arrive: impl FnOnce() -> Result<Vec<f32>, BackendError> + 'static) -> Self {
+        Self(Box::new(arrive))
+    }
+
+    /// Waits for them: `[rows, width]`.
+    ///
+    /// # Errors
+    /// If the device failed.
+    pub fn arrive(self) -> Result<Vec<f32>, BackendError> {
+        (self.0)()
+    }
 }
 
 /// Arguments of [`Backend::embed`].

@@ -2,7 +2,7 @@
 
 use backend::{
     Attend, AttendPaged, Backend, BackendError, Buffer, DeviceWeight, DivergenceRow, Embed,
-    KvCache, KvDType, Linear, RankUpdate, Rope, SoftmaxRow, Span,
+    KvCache, KvDType, Leaving, Linear, RankUpdate, Rope, SoftmaxRow, Span,
 };
 use ir::{Activation, Grid, Heads, Quantized, Weight};
 use std::collections::BTreeMap;
@@ -311,6 +311,28 @@ impl Backend for Profiled<'_> {
             inner.push(args);
         }
         self.count(kind, sum, || self.inner.linears(&inner))
+    }
+
+    fn numerics(&self) -> &'static str {
+        self.inner.numerics()
+    }
+
+    fn free_memory(&self) -> Option<u64> {
+        self.inner.free_memory()
+    }
+
+    fn finish(&self) -> Result<(), BackendError> {
+        self.inner.finish()
+    }
+
+    fn leave(&self, buffer: Buffer) -> Result<Leaving, BackendError> {
+        self.inner.leave(buffer)
+    }
+
+    fn gather(&self, buffer: &Buffer, rows: &[usize]) -> Result<Buffer, BackendError> {
+        let bytes = 2.0 * FLOAT * (rows.len() * buffer.width()) as f64;
+        let tally = Tally { bytes, ..Tally::default() };
+        self.count(Kind::Copy, tally, || self.inner.gather(buffer, rows))
     }
 
     fn awake(&self, steps: &mut dyn FnMut()) {

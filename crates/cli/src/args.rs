@@ -36,9 +36,19 @@ pub(crate) enum Command {
     /// Measure how fast a model answers here, against what the machine allows. Use it to compare
     /// models, and to know what a machine can serve.
     Bench(bench::Bench),
+    /// Show the devices of this machine and what they can do, and try every kernel against the plain
+    /// reference. Use it when a GPU is not found, or its results are in doubt.
+    Doctor(Doctor),
     /// Hold every file of an artifact against the manifest in its report. Use it after a copy or a
     /// download, before the artifact is trusted.
     Verify(Verify),
+}
+
+/// Arguments of `doctor`.
+#[derive(Debug, Args)]
+pub(crate) struct Doctor {
+    #[command(flatten)]
+    pub(crate) common: Common,
 }
 
 /// Arguments of `verify`.
@@ -321,12 +331,45 @@ pub(crate) enum Protocol {
     LlamaCpp,
 }
 
+/// Where to compute, in the order of a model's layers; nothing for wherever it is fastest.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Places(pub(crate) Vec<Place>);
+
+/// One device.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Place {
+    /// The CPU.
+    Cpu,
+    /// A GPU, by its number.
+    Cuda(usize),
+}
+
+/// `cuda:0,cpu`.
+fn places(text: &str) -> Result<Places, String> {
+    if text == "auto" {
+        return Ok(Places::default());
+    }
+    let place = |word: &str| match word.split_once(':') {
+        None if word == "cpu" => Ok(Place::Cpu),
+        None if word == "cuda" => Ok(Place::Cuda(0)),
+        Some(("cuda", index)) => index.parse().map(Place::Cuda).map_err(|_| word.to_string()),
+        _ => Err(word.to_string()),
+    };
+    let all: Result<Vec<Place>, String> = text.split(',').map(place).collect();
+    all.map(Places)
+        .map_err(|word| format!("{word:?} is no device; write auto, cpu, cuda or cuda:1"))
+}
+
 /// Arguments of every command.
 #[derive(Debug, Args)]
 pub(crate) struct Common {
     /// Print one JSON object instead of a table. Use it in a pipeline.
     #[arg(long)]
     pub(crate) json: bool,
+    /// Where to compute: cpu, cuda, cuda:1 for the second GPU, or auto [default: auto; cpu for the main
+    /// job]. Several, such as cuda:0,cuda:1,cpu, split a model's layers among them.
+    #[arg(long, value_name = "DEVICE", value_parser = places)]
+    pub(crate) device: Option<Places>,
     /// Worker threads [default: all cores]. Use fewer to leave room for others; the result is the
     /// same.
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=1024))]

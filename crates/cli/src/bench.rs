@@ -8,14 +8,13 @@ mod subject;
 
 use crate::args::bench::{Batching, Bench, Prefill};
 use crate::args::serve::{Serving, Speculate};
+use crate::device::{Devices, Wanted};
 use crate::eval::read;
 use crate::failure::{Code, Failure};
-use crate::model::device;
 use crate::output::{has_a_place, print, write_whole};
 use crate::room::Room;
 use ::bench::{Profiled, Workload};
 use backend::Backend;
-use backend_cpu::Cpu;
 use session::{Measured, Session};
 use subject::Subject;
 
@@ -25,15 +24,14 @@ pub(crate) fn run(args: &Bench) -> Result<(), Failure> {
     let subject = Subject::of(args)?;
     let baseline = args.baseline.as_ref();
     let baseline = baseline.map(|model| Subject::stored(model, &args.common)).transpose()?;
-    let (cpu, pool) = device(&args.common)?;
-    pool.install(|| {
-        let short = || Failure::new(Code::Machine, anyhow::Error::msg("memory is short"));
-        let machine = ::bench::measure(&Probe(&cpu)).ok_or_else(short)?;
-        let mut models = vec![measure(args, &subject, &args.serving, &cpu, &workload)?];
+    let devices = Devices::open(&args.common, Wanted::Fastest, args.serving.invariant)?;
+    devices.pool.install(|| {
+        let machine = devices.machine()?;
+        let mut models = vec![measure(args, &subject, &args.serving, &devices, &workload)?];
         if let Some(baseline) = &baseline {
             // The draft is the other model's.
             let plain = Serving { draft: None, speculate: Speculate::Off, ..args.serving.clone() };
-            models.push(measure(args, baseline, &plain, &cpu, &workload)?);
+            models.push(measure(args, baseline, &plain, &devices, &workload)?);
         }
         if let Some(path) = &args.plot {
             let page = plot::page(args, &machine, &models);
@@ -62,27 +60,6 @@ fn consistent(args: &Bench) -> Result<(), Failure> {
     args.plot.as_deref().map_or(Ok(()), has_a_place)
 }
 
-/// The work of a [`::bench::Probe`], by our own kernels.
-struct Probe<'a>(&'a Cpu);
-
-impl ::bench::Probe for Probe<'_> {
-    fn read(&self, words: &[u64]) -> u64 {
-        self.0.read(words)
-    }
-
-    fn f32(&self, rounds: usize) -> f64 {
-        self.0.multiply_f32(rounds)
-    }
-
-    fn bf16(&self, rounds: usize) -> Option<f64> {
-        self.0.multiply_bf16(rounds)
-    }
-
-    fn int8(&self, rounds: usize) -> f64 {
-        self.0.multiply_int8(rounds)
-    }
-}
-
 fn workload(args: &Bench) -> Result<Workload, Failure> {
     let (count, prompt, output) = (args.requests, args.prompt.max(1), args.output.max(1));
     Ok(match (&args.trace, args.rate) {
@@ -100,18 +77,27 @@ fn measure(
     args: &Bench,
     subject: &Subject,
     serving: &Serving,
-    cpu: &Cpu,
+    devices: &Devices,
     workload: &Workload,
 ) -> Result<Measured, Failure> {
     let sweep = session::sweep(args).into_iter();
     let users = sweep.fold(session::users(args), usize::max);
     let tokenizer = subject.tokenizer.as_ref();
-    let mut room = Room::new(subject.spec(), tokenizer, (serving, &args.common), users)?;
+    let place = (devices, subject.weights().bytes);
+    let mut room = Room::new(subject.spec(), tokenizer, (serving, &args.common), place, users)?;
     room.measured = args.synthetic_acceptance.is_some();
-    let profiled = args.profile.then(|| Profiled::new(cpu, subject.spec().vocab));
-    let backend = profiled.as_ref().map_or(cpu as &dyn Backend, |profiled| profiled);
-    let integers = subject.integers().map(|stored| stored && !serving.exact);
-    room.load(backend, subject.weights(), |answerer| {
+    let mut backends = devices.backends();
+    if args.profile && backends.len() > 1 {
+        return Err(Failure::refused("--profile is of one device"));
+    }
+    let profiled = args.profile.then(|| Profiled::new(devices.backend(), subject.spec().vocab));
+    if let Some(profiled) = &profiled {
+        backends = vec![profiled as &dyn Backend];
+    }
+    // A GPU multiplies the floats that weights stand for.
+    let rounds = devices.backend().numerics() == "default" && !serving.exact;
+    let integers = subject.integers().map(|stored| stored && rounds);
+    room.load(&backends, subject.weights(), |answerer| {
         let session = Session { args, subject, answerer, profiled: profiled.as_ref() };
         session.measure(workload, room.kv_token(), integers)
     })

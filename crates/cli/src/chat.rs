@@ -1,9 +1,9 @@
 //! `optimize chat`: a conversation, a line a turn.
 
 use crate::args::serve::Chat;
+use crate::device::{Devices, Wanted};
 use crate::failure::Failure;
 use crate::generation::Generation;
-use crate::model::device;
 use crate::output::{remark, write_stream};
 use crate::run::speed;
 use crate::serve::{Answerer, Served};
@@ -16,16 +16,16 @@ use text::ChatTemplate;
 const TURN_BYTES: u64 = 1 << 20;
 
 pub(crate) fn run(args: &Chat) -> Result<(), Failure> {
-    let served = Served::open(&args.model, &args.serving, &args.common)?;
+    let devices = Devices::open(&args.common, Wanted::Fastest, args.serving.invariant)?;
+    let served = Served::open(&args.model, &args.serving, (&args.common, &devices))?;
     let template = served.opened.chat_template()?.ok_or_else(|| {
         let folder = served.opened.checkpoint.folder();
         Failure::refused(format!("{folder:?} has no chat template"))
             .with_hint("use run for a model that only continues text")
     })?;
     let generation = Generation::new(&args.sampling, &served.opened.checkpoint)?;
-    let (cpu, pool) = device(&args.common)?;
-    pool.install(|| {
-        served.load(&cpu, |answerer| {
+    devices.pool.install(|| {
+        served.load(&devices, |answerer| {
             let talk = Talk { args, served: &served, template: &template, generation };
             talk.run(answerer)
         })

@@ -1,9 +1,10 @@
 //! `optimize eval`: perplexity of a text, with divergence from an original when there is one.
 
 use crate::args;
+use crate::device::{Devices, Wanted};
 use crate::failure::{Code, Failure};
 use crate::measure::{Models, Path};
-use crate::model::{Opened, device};
+use crate::model::Opened;
 use crate::output::{grouped, has_a_place, print, remark, write_whole};
 use crate::quality::Quality;
 use crate::task;
@@ -27,9 +28,10 @@ pub(crate) fn run(args: &args::Eval) -> Result<(), Failure> {
     let open_baseline = |model: &String| Opened::open(model, &args.common);
     let baseline = args.baseline.as_ref().map(open_baseline).transpose()?;
     let path = Path::of(args, &opened);
-    let (cpu, pool) = device(&args.common)?;
-    let models = Models { opened: &opened, baseline: baseline.as_ref(), backend: &cpu, path };
-    pool.install(|| match &args.task {
+    let devices = Devices::open(&args.common, Wanted::Fastest, false)?;
+    let models =
+        Models { opened: &opened, baseline: baseline.as_ref(), backend: devices.backend(), path };
+    devices.pool.install(|| match &args.task {
         Some(file) => task::run(args, &models, file),
         None => text(args, &models),
     })

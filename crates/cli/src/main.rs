@@ -4,6 +4,8 @@ mod allocator;
 mod args;
 mod bench;
 mod chat;
+mod device;
+mod doctor;
 mod eval;
 mod failure;
 mod fault;
@@ -80,6 +82,7 @@ fn run(arguments: &[OsString]) -> Result<(), Failure> {
         Command::Run(args) => run::run(&args),
         Command::Chat(args) => chat::run(&args),
         Command::Bench(args) => bench::run(&args),
+        Command::Doctor(args) => doctor::run(&args),
         Command::Verify(args) => verify::run(&args),
     }
 }

@@ -3,8 +3,7 @@
 use crate::args::Common;
 use crate::failure::Failure;
 use crate::output::remark;
-use backend_cpu::{Cpu, Isa};
-use checkpoint::Checkpoint;
+use checkpoint::{Checkpoint, TensorInfo};
 use compiler::Tensors;
 use ir::ModelSpec;
 use std::path::{Path, PathBuf};
@@ -39,6 +38,12 @@ impl Opened {
         Ok(Self { checkpoint, spec: loaded.model })
     }
 
+    /// What the weights take as stored.
+    pub(crate) fn weight_bytes(&self) -> u64 {
+        let stored = |name: &str| self.checkpoint.tensor(name).map_or(0, TensorInfo::bytes);
+        self.spec.tensors().iter().map(|spec| stored(&spec.tensor)).sum()
+    }
+
     /// The tokenizer, or `None` if the checkpoint has none at all.
     pub(crate) fn tokenizer(&self) -> Result<Option<Tokenizer>, Failure> {
         let Some(bytes) = self.checkpoint.tokenizer()? else { return Ok(None) };
@@ -71,19 +76,6 @@ impl Opened {
     pub(crate) fn streamed(&self) -> calibration::Model<'_> {
         calibration::Model { spec: &self.spec, source: &self.checkpoint }
     }
-}
-
-/// The CPU backend, and the thread pool it runs on.
-pub(crate) fn device(common: &Common) -> Result<(Cpu, rayon::ThreadPool), Failure> {
-    let cpu = match &common.isa {
-        None => Cpu::new(),
-        Some(name) => Isa::parse(name)
-            .and_then(Cpu::with_isa)
-            .ok_or_else(|| Failure::refused(format!("no instruction set {name:?} here")))?,
-    };
-    let threads = common.threads.map_or(0, usize::from);
-    let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build();
-    Ok((cpu, pool.map_err(|e| Failure::new(crate::failure::Code::Machine, e))?))
 }
 
 fn resolve(model: &str, common: &Common) -> Result<PathBuf, Failure> {

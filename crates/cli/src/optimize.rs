@@ -2,9 +2,10 @@
 
 use crate::allocator;
 use crate::args::Compile;
+use crate::device::{Devices, Wanted};
 use crate::failure::Failure;
 use crate::fault;
-use crate::model::{Opened, device};
+use crate::model::Opened;
 use crate::output::{CompileMeter, peak_memory, print, remark, size};
 use crate::plan;
 use crate::request::Request;
@@ -27,10 +28,10 @@ pub(crate) fn run(args: &Compile) -> Result<(), Failure> {
         plan.map_err(|refusals| Failure::from(compiler::CompileError::Refused(refusals)))
     };
     let planned = make(tokens::planned(args, &request.recipe, opened.spec.context))?;
-    let (cpu, pool) = device(&args.common)?;
+    let devices = Devices::open(&args.common, Wanted::Cpu, false)?;
     if args.dry_run {
         let context = plan::Context { args, opened: &opened, recipe: &request.recipe, out: &out };
-        return pool.install(|| plan::show(&context, &planned, &cpu));
+        return devices.pool.install(|| plan::show(&context, &planned, devices.backend()));
     }
     // Before any work: whether the result could be put anywhere.
     let claim = Claim {
@@ -40,7 +41,7 @@ pub(crate) fn run(args: &Compile) -> Result<(), Failure> {
         ..Claim::new(opened.checkpoint.folder())
     };
     let destination = Destination::claim(&out, claim)?;
-    pool.install(|| {
+    devices.pool.install(|| {
         let streams = tokens::streams(args, &request.recipe, &opened, planned.observes)?;
         // The tokenizer and its texts are gone; the work has the memory to itself.
         allocator::return_free_memory();
@@ -53,7 +54,7 @@ pub(crate) fn run(args: &Compile) -> Result<(), Failure> {
             recipe: &request.recipe,
             passes: &passes,
             plan: &plan,
-            backend: &cpu,
+            backend: devices.backend(),
             samples: streams.samples(),
             held_out: streams.held_out(),
             activations: room(args, &plan)?,
@@ -65,7 +66,7 @@ pub(crate) fn run(args: &Compile) -> Result<(), Failure> {
             Compiled::UpToDate(report) => up_to_date(args, &out, &report),
             Compiled::Made(made) => {
                 let report = made.report.clone();
-                let run = run_log(&made.spent, &streams, started, &pool);
+                let run = run_log(&made.spent, &streams, started, &devices.pool);
                 made.publish(&format!("{run:#}\n"))?;
                 tell(args, &out, &report, &run)
             }

@@ -2,6 +2,7 @@
 
 use crate::args::Common;
 use crate::args::serve::{Serving, Speculate};
+use crate::device::Devices;
 use crate::failure::{Code, Failure};
 use crate::model::Opened;
 use crate::output::{remark, size};
@@ -9,7 +10,7 @@ use crate::serve::Answerer;
 use backend::Backend;
 use engine::{DraftModel, Engine, Executor, Limits, NGram, Options, Speculator};
 use ir::{ModelSpec, Source};
-use runtime::{KvPlan, Model, Runner, Settings, free_memory};
+use runtime::{KvPlan, Model, Runner, Settings, free_memory, stages};
 use text::Tokenizer;
 
 /// What a model is loaded from.
@@ -17,6 +18,8 @@ use text::Tokenizer;
 pub(crate) struct Weights<'a> {
     pub(crate) spec: &'a ModelSpec,
     pub(crate) source: &'a dyn Source,
+    /// What they take as stored.
+    pub(crate) bytes: u64,
 }
 
 /// What a model needs beside its weights.
@@ -25,9 +28,13 @@ pub(crate) struct Room {
     exact: bool,
     draft: Option<(Opened, KvPlan)>,
     ngram: bool,
+    gpu_layers: Option<usize>,
     /// Whether steps are measured when it is loaded, though nobody guesses yet.
     pub(crate) measured: bool,
 }
+
+/// What the buffers of a step may take on a GPU.
+const STEP: u64 = 1 << 30;
 
 /// Memory for keys and values where the system does not say what is free.
 const UNKNOWN: u64 = 2 << 30;
@@ -38,6 +45,7 @@ impl Room {
         spec: &ModelSpec,
         tokenizer: Option<&Tokenizer>,
         (args, common): (&Serving, &Common),
+        (devices, weights): (&Devices, u64),
         sequences: usize,
     ) -> Result<Self, Failure> {
         let draft = match (args.speculate, &args.draft) {
@@ -51,7 +59,7 @@ impl Room {
             (_, Some(draft)) => Some(Opened::open(draft, common)?),
             (_, None) => None,
         };
-        let memory = args.kv_memory.unwrap_or_else(|| free_memory().unwrap_or(UNKNOWN) / 2);
+        let memory = args.kv_memory.unwrap_or_else(|| free(devices, weights));
         let dtype = args.kv_dtype.into();
         // A draft's keys are a part of what its target's are.
         let share = if draft.is_some() { memory / 2 } else { memory };
@@ -69,7 +77,8 @@ impl Room {
             remark(&format!("keys and values: {size} for {tokens} tokens, {}", dtype.name()));
         }
         let ngram = args.speculate == Speculate::Ngram;
-        Ok(Self { plan, exact: args.exact, draft, ngram, measured: false })
+        let (exact, gpu_layers) = (args.exact, args.gpu_layers);
+        Ok(Self { plan, exact, draft, ngram, gpu_layers, measured: false })
     }
 
     /// Tokens a sequence can have at most: what the context and the cache hold.
@@ -100,19 +109,25 @@ impl Room {
     /// Loads the weights and hands what answers to `use_it`.
     pub(crate) fn load<T>(
         &self,
-        backend: &dyn Backend,
+        backends: &[&dyn Backend],
         weights: Weights<'_>,
         use_it: impl FnOnce(&mut Answerer<'_>) -> Result<T, Failure>,
     ) -> Result<T, Failure> {
-        let model = Model::load(backend, weights.source, weights.spec, self.exact)?;
-        let load =
-            |opened: &Opened| Model::load(backend, &opened.checkpoint, &opened.spec, self.exact);
+        let Some(&first) = backends.first() else {
+            return Err(Failure::refused("no device is given"));
+        };
+        let Weights { spec, source, bytes } = weights;
+        let layers = spec.layers.len();
+        let stages = stages(layers, bytes / layers.max(1) as u64, backends, self.gpu_layers);
+        let model = Model::load(backends, stages, source, spec, self.exact)?;
+        // A draft is small: it is whole on the first device.
+        let load = |opened: &Opened| Model::on(first, &opened.checkpoint, &opened.spec, self.exact);
         let draft_model = self.draft.as_ref().map(|(opened, _)| load(opened)).transpose()?;
         let settings = Settings::default();
-        let mut runner = Runner::new(backend, &model, self.plan.clone(), &settings)?;
+        let mut runner = Runner::new(backends, &model, self.plan.clone(), &settings)?;
         let draft = draft_model.as_ref().zip(self.draft.as_ref());
         let draft = draft.map(|(model, (_, plan))| {
-            let mut runner = Runner::new(backend, model, plan.clone(), &settings)?;
+            let mut runner = Runner::new(&[first], model, plan.clone(), &settings)?;
             runner.measure_cost().map_err(failed)?;
             Ok::<_, Failure>(DraftModel::new(runner))
         });
@@ -121,12 +136,22 @@ impl Room {
             (None, true) => Some(Box::new(NGram::default())),
             (None, false) => None,
         };
-        let mut engine = self.engine(weights.spec);
+        let mut engine = self.engine(spec);
         if speculator.is_some() || self.measured {
             runner.measure_cost().map_err(failed)?;
             engine.set_cost(runner.limits().cost);
         }
         use_it(&mut Answerer { engine, runner, speculator })
+    }
+}
+
+/// What keys and values may take: half of what is free on the host; on GPUs nearly all that weights
+/// leave, but for what a step needs.
+fn free(devices: &Devices, weights: u64) -> u64 {
+    let gpus: Option<u64> = devices.backends().iter().map(|device| device.free_memory()).sum();
+    match gpus {
+        Some(free) => free.saturating_sub(weights + STEP) / 10 * 9,
+        None => free_memory().unwrap_or(UNKNOWN) / 2,
     }
 }
 

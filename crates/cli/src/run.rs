@@ -1,9 +1,9 @@
 //! `optimize run`: a text, continued.
 
 use crate::args::serve::Run;
+use crate::device::{Devices, Wanted};
 use crate::failure::Failure;
 use crate::generation::Generation;
-use crate::model::device;
 use crate::output::{print, remark, write_stream};
 use crate::serve::{Answer, Served};
 use engine::Request;
@@ -14,7 +14,8 @@ use std::io::Read;
 const PROMPT_BYTES: u64 = 64 << 20;
 
 pub(crate) fn run(args: &Run) -> Result<(), Failure> {
-    let served = Served::open(&args.model, &args.serving, &args.common)?;
+    let devices = Devices::open(&args.common, Wanted::Fastest, args.serving.invariant)?;
+    let served = Served::open(&args.model, &args.serving, (&args.common, &devices))?;
     let generation = Generation::new(&args.sampling, &served.opened.checkpoint)?;
     let prompt = match args.prompt.as_str() {
         "-" => standard_input()?,
@@ -30,9 +31,8 @@ pub(crate) fn run(args: &Run) -> Result<(), Failure> {
     };
     // What cannot be run is refused before the weights are read.
     served.engine().add(request.clone())?;
-    let (cpu, pool) = device(&args.common)?;
-    let answer = pool.install(|| {
-        served.load(&cpu, |answerer| {
+    let answer = devices.pool.install(|| {
+        served.load(&devices, |answerer| {
             let stops = &args.sampling.stop;
             answerer.answer(&served.tokenizer, request, stops, args.common.json)
         })

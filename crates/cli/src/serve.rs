@@ -2,12 +2,12 @@
 
 use crate::args::Common;
 use crate::args::serve::Serving;
+use crate::device::Devices;
 use crate::eval::tokenizer;
 use crate::failure::Failure;
 use crate::model::Opened;
 use crate::output::write_stream;
 use crate::room::{Room, Weights, failed};
-use backend::Backend;
 use engine::{Engine, Event, Finish, Request, SeqId, Speculator, Stats};
 use runtime::Runner;
 use std::time::Instant;
@@ -22,10 +22,15 @@ pub(crate) struct Served {
 
 impl Served {
     /// Opens a model and its draft, and says how much they may cache.
-    pub(crate) fn open(model: &str, args: &Serving, common: &Common) -> Result<Self, Failure> {
+    pub(crate) fn open(
+        model: &str,
+        args: &Serving,
+        (common, devices): (&Common, &Devices),
+    ) -> Result<Self, Failure> {
         let opened = Opened::open(model, common)?;
         let tokenizer = tokenizer(&opened)?;
-        let room = Room::new(&opened.spec, Some(&tokenizer), (args, common), 1)?;
+        let place = (devices, opened.weight_bytes());
+        let room = Room::new(&opened.spec, Some(&tokenizer), (args, common), place, 1)?;
         Ok(Self { opened, tokenizer, room })
     }
 
@@ -42,11 +47,12 @@ impl Served {
     /// Loads the weights and hands what answers to `use_it`.
     pub(crate) fn load<T>(
         &self,
-        backend: &dyn Backend,
+        devices: &Devices,
         use_it: impl FnOnce(&mut Answerer<'_>) -> Result<T, Failure>,
     ) -> Result<T, Failure> {
-        let weights = Weights { spec: &self.opened.spec, source: &self.opened.checkpoint };
-        self.room.load(backend, weights, use_it)
+        let (spec, source) = (&self.opened.spec, &self.opened.checkpoint);
+        let weights = Weights { spec, source, bytes: self.opened.weight_bytes() };
+        self.room.load(&devices.backends(), weights, use_it)
     }
 }
 

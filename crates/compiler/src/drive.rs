@@ -22,9 +22,6 @@ use std::collections::BTreeMap;
 use std::path::Path;
 use std::time::{Duration, Instant};
 
-/// The numerics class of this driver: the same bytes on every machine.
-pub(crate) const NUMERICS: &str = "default";
-
 /// A compilation to be run.
 pub struct Job<'a> {
     /// The source.
@@ -223,7 +220,7 @@ fn build<'a>(
     let report = Report {
         tool: "optimize".into(),
         version: env!("CARGO_PKG_VERSION").into(),
-        numerics: NUMERICS.into(),
+        numerics: job.backend.numerics().into(),
         recipe: job.recipe.clone(),
         identity: identity::identity(settings, &hashes),
         family: job.model.spec.family.into(),

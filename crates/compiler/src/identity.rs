@@ -1,7 +1,7 @@
 //! What decides an artifact's bytes: the settings of a job, and the hashes of the tensors it reads.
 
 use crate::CompileError;
-use crate::drive::{Job, NUMERICS, Text};
+use crate::drive::{Job, Text};
 use crate::layer::hex;
 use crate::recipe::Recipe;
 use crate::report::{Report, TokensReport};
@@ -26,7 +26,7 @@ pub(crate) fn settings(job: &Job<'_>) -> Result<Value, CompileError> {
     }
     Ok(json!({
         "version": env!("CARGO_PKG_VERSION"),
-        "numerics": NUMERICS,
+        "numerics": job.backend.numerics(),
         "recipe": without_gate(job.recipe),
         "calibration": tokens_report(&job.samples),
         "held_out": tokens_report(&job.held_out),

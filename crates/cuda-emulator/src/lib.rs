@@ -14,7 +14,7 @@
 //! these host bodies by `optimize doctor` on a GPU), and how long anything takes.
 #![expect(unsafe_code, reason = "what g++ made is loaded and called")]
 
-use backend_cuda::{Device, DeviceError, Launch};
+use backend_cuda::{Device, DeviceError, Later, Launch};
 use sha2::{Digest, Sha256};
 use std::alloc::{Layout, alloc, dealloc};
 use std::collections::BTreeMap;
@@ -349,6 +349,12 @@ impl Device for Emulated<'_> {
         Ok(())
     }
 
+    fn read_later(&self, from: u64, bytes: usize) -> Result<Later, DeviceError> {
+        let mut values = vec![0; bytes];
+        self.read(from, &mut values)?;
+        Ok(Box::new(|| Ok(values)))
+    }
+
     fn copy(&self, to: u64, from: u64, bytes: usize) -> Result<(), DeviceError> {
         self.check(to, bytes)?;
         self.check(from, bytes)?;
@@ -367,6 +373,10 @@ impl Device for Emulated<'_> {
     fn launch(&self, launch: &Launch<'_>) -> Result<(), DeviceError> {
         let kernel = launch.kernel.to_owned();
         self.run(launch).map_err(|what| DeviceError::Kernel { kernel, what })
+    }
+
+    fn finish(&self) -> Result<(), DeviceError> {
+        Ok(())
     }
 
     fn memory(&self) -> Result<(u64, u64), DeviceError> {

@@ -7,6 +7,7 @@ mod error;
 mod memory;
 mod model;
 mod runner;
+mod stages;
 
 pub use apart::{Apart, InPool, apart};
 pub use cost::Cost;
@@ -14,3 +15,4 @@ pub use error::LoadError;
 pub use memory::{KvPlan, free_memory};
 pub use model::Model;
 pub use runner::{Runner, Settings};
+pub use stages::stages;

@@ -1,4 +1,4 @@
-//! A model whole on a device.
+//! A model whole on its devices.
 
 use crate::error::LoadError;
 use backend::{Backend, DeviceWeight};
@@ -7,17 +7,21 @@ use rayon::prelude::*;
 use std::collections::HashMap;
 use std::ops::Range;
 
-/// A decoder with its weights laid out for a device.
+/// A decoder with its weights laid out for its devices: each has a range of the layers, the first the
+/// embedding too, the last the head.
 #[derive(Debug)]
 pub struct Model {
     pub(crate) spec: ModelSpec,
     pub(crate) embedding: DeviceWeight,
     pub(crate) layers: Vec<Block<DeviceWeight>>,
+    /// The layers of each device, in order.
+    pub(crate) stages: Vec<Range<usize>>,
     pub(crate) head: Block<DeviceWeight>,
 }
 
 impl Model {
-    /// Reads every weight once and lays it out; a tied head shares the embedding's.
+    /// Reads every weight once and lays it out for the device of its layer, of which `stages` gives
+    /// each a range; a tied head shares the embedding's where both are on one device.
     ///
     /// Linears whose weights are stored on an integer grid compute with activations rounded to
     /// int8, unless `exact` asks for the `f32` that the weights stand for.
@@ -25,24 +29,52 @@ impl Model {
     /// # Errors
     /// If a weight cannot be read, or the device cannot compute with it.
     pub fn load(
+        backends: &[&dyn Backend],
+        stages: Vec<Range<usize>>,
+        source: &dyn Source,
+        spec: &ModelSpec,
+        exact: bool,
+    ) -> Result<Self, LoadError> {
+        let (Some(&first), Some(&last)) = (backends.first(), backends.last()) else {
+            return Err(LoadError::Internal("a model has a device"));
+        };
+        let covered = stages.iter().try_fold(0, |end, s| (s.start == end).then_some(s.end));
+        if stages.len() != backends.len() || covered != Some(spec.layers.len()) {
+            return Err(LoadError::Internal("every layer has a device"));
+        }
+        let mut loader = Loader { backend: first, source, exact, loaded: HashMap::new() };
+        let [table] = &spec.embedding.weights[..] else {
+            return Err(LoadError::Internal("an embedding block has one weight"));
+        };
+        let embedding = loader.dense(table)?;
+        if spec.tied && backends.len() == 1 {
+            loader.loaded.insert(table.tensor.clone(), embedding.clone());
+        }
+        let mut layers = Vec::new();
+        for (&backend, range) in backends.iter().zip(&stages) {
+            loader.backend = backend;
+            // Reading and unpacking keep one thread busy a weight: there are many weights.
+            let blocks = spec.layers[range.clone()].par_iter().map(|block| loader.block(block));
+            layers.extend(blocks.collect::<Result<Vec<_>, _>>()?);
+        }
+        loader.backend = last;
+        let head = loader.block(&spec.head)?;
+        Ok(Self { spec: spec.clone(), embedding, layers, stages, head })
+    }
+
+    /// A model whole on one device.
+    ///
+    /// # Errors
+    /// As [`Self::load`].
+    pub fn on(
         backend: &dyn Backend,
         source: &dyn Source,
         spec: &ModelSpec,
         exact: bool,
     ) -> Result<Self, LoadError> {
-        let mut loader = Loader { backend, source, exact, loaded: HashMap::new() };
-        let [table] = &spec.embedding.weights[..] else {
-            return Err(LoadError::Internal("an embedding block has one weight"));
-        };
-        let embedding = loader.dense(table)?;
-        if spec.tied {
-            loader.loaded.insert(table.tensor.clone(), embedding.clone());
-        }
-        // Reading and unpacking keep one thread busy a weight: there are many weights.
-        let layers = spec.layers.par_iter().map(|block| loader.block(block));
-        let layers = layers.collect::<Result<_, _>>()?;
-        let head = loader.block(&spec.head)?;
-        Ok(Self { spec: spec.clone(), embedding, layers, head })
+        #[expect(clippy::single_range_in_vec_init, reason = "one device with all layers")]
+        let stages = vec![0..spec.layers.len()];
+        Self::load(&[backend], stages, source, spec, exact)
     }
 
     /// What it runs.

@@ -9,6 +9,7 @@ use engine::{
     Scratch, SeqId, Step, sample, score,
 };
 use rayon::prelude::*;
+use std::ops::Range;
 use std::time::Instant;
 
 /// What a runner takes.
@@ -38,10 +39,11 @@ const BEFORE: usize = 256;
 /// How often each is; the median counts.
 const REPEATS: usize = 5;
 
-/// Runs steps of one model on one device.
+/// Runs steps of one model on its devices.
 pub struct Runner<'m> {
     model: &'m Model,
-    interpreter: Interpreter<'m>,
+    /// One a device, in the order of the layers.
+    interpreters: Vec<Interpreter<'m>>,
     caches: Vec<KvCache>,
     plan: KvPlan,
     limits: Limits,
@@ -59,18 +61,23 @@ struct Wanted {
 }
 
 impl<'m> Runner<'m> {
-    /// A runner of `model` on the backend that it was loaded for.
+    /// A runner of `model` on the backends that it was loaded for.
     ///
     /// # Errors
     /// If there is no memory for the cache.
     pub fn new(
-        backend: &'m dyn Backend,
+        backends: &[&'m dyn Backend],
         model: &'m Model,
         plan: KvPlan,
         settings: &Settings,
     ) -> Result<Self, LoadError> {
+        if backends.len() != model.stages.len() {
+            return Err(LoadError::Internal("the model was loaded for these devices"));
+        }
         let mut caches = Vec::new();
-        for (layer, &group) in model.layers.iter().zip(&plan.layers) {
+        let devices = backends.iter().zip(&model.stages);
+        let devices = devices.flat_map(|(backend, stage)| stage.clone().map(move |_| backend));
+        for ((layer, &group), backend) in model.layers.iter().zip(&plan.layers).zip(devices) {
             let heads = crate::memory::attention(layer).map(|(heads, _)| heads);
             let heads = heads.ok_or(LoadError::Internal("a layer attends once"))?;
             let blocks = plan.groups.get(group).map_or(0, |(_, blocks)| *blocks);
@@ -84,26 +91,27 @@ impl<'m> Runner<'m> {
             groups: plan.groups.clone(),
             cost: CostTable::default(),
         };
-        Ok(Self::over(backend, model, caches, (plan, limits)))
+        Ok(Self::over(backends, model, caches, (plan, limits)))
     }
 
     fn over(
-        backend: &'m dyn Backend,
+        backends: &[&'m dyn Backend],
         model: &'m Model,
         caches: Vec<KvCache>,
         (plan, limits): (KvPlan, Limits),
     ) -> Self {
         let scratch = vec![Scratch::default(); HEAD_ROWS];
-        let interpreter = Interpreter::new(backend);
-        Self { model, interpreter, caches, plan, limits, scratch }
+        let interpreters = backends.iter().map(|&backend| Interpreter::new(backend)).collect();
+        Self { model, interpreters, caches, plan, limits, scratch }
     }
 
     /// Another runner of the model over the same keys and values.
     pub fn beside(&self, settings: &Settings) -> Self {
-        let (backend, caches) = (self.interpreter.backend(), self.caches.clone());
+        let caches = self.caches.clone();
+        let backends: Vec<_> = self.interpreters.iter().map(Interpreter::backend).collect();
         let Settings { tokens, rows } = *settings;
         let limits = Limits { tokens, rows, ..self.limits.clone() };
-        Self::over(backend, self.model, caches, (self.plan.clone(), limits))
+        Self::over(&backends, self.model, caches, (self.plan.clone(), limits))
     }
 
     /// Measures what steps of a few positions cost; until then a table is assumed. What lies in
@@ -148,30 +156,74 @@ impl<'m> Runner<'m> {
         Ok(())
     }
 
-    /// The hidden states after the last layer, `[tokens, hidden]`.
-    fn states(&mut self, step: &Step<'_>) -> Result<Buffer, BackendError> {
-        let backend = self.interpreter.backend();
-        let tokens: Vec<u32> =
-            step.rows.iter().flat_map(|r| &r.context[r.positions.clone()]).copied().collect();
-        let hidden = self.model.spec.hidden;
-        let mut state = backend.upload(hidden, vec![0.0; tokens.len() * hidden])?;
-        let weight = &self.model.embedding;
-        backend.embed(&Embed { tokens: &tokens, weight, first: 0 }, &mut state)?;
+    /// The hidden states after the last layer, `[tokens, hidden]`, on the last device.
+    ///
+    /// Where there are several devices the rows go through them in two halves, so that one can be at
+    /// the second while the next is at the first.
+    fn states(&mut self, step: &Step<'_>) -> Result<Vec<Buffer>, BackendError> {
         let tables: Vec<Vec<Vec<u32>>> = (0..self.plan.groups.len())
             .map(|group| step.rows.iter().map(|row| table(row.tables.get(group))).collect())
             .collect();
-        let spans: Vec<Vec<Span<'_>>> = tables.iter().map(|t| spans(step, t)).collect();
-        let Self { model, interpreter, caches, plan, .. } = self;
-        let mut through = |mut state| {
-            let layers = model.layers.iter().zip(&*caches).zip(&plan.layers);
-            for ((layer, cache), &group) in layers {
-                state = interpreter.run_cached(layer, state, &spans[group], cache)?;
+        let halves = halves(step, self.interpreters.len() > 1);
+        let mut flying = Vec::new();
+        for rows in &halves {
+            let some = &step.rows[rows.clone()];
+            let input = self.embed(some)?;
+            flying.push(self.stage(0, input, some, &tables, rows.start)?);
+        }
+        for device in 1..self.interpreters.len() {
+            let before = self.interpreters[device - 1].backend();
+            let leaving = flying.drain(..).map(|state| before.leave(state));
+            let leaving = leaving.collect::<Result<Vec<_>, _>>()?;
+            for (rows, state) in halves.iter().zip(leaving) {
+                let values = state.arrive()?;
+                let input = self.interpreters[device].backend().upload(self.hidden(), values)?;
+                let some = &step.rows[rows.clone()];
+                flying.push(self.stage(device, input, some, &tables, rows.start)?);
+            }
+        }
+        Ok(flying)
+    }
+
+    fn hidden(&self) -> usize {
+        self.model.spec.hidden
+    }
+
+    /// The rows of the embedding.
+    fn embed(&self, rows: &[Row<'_>]) -> Result<Buffer, BackendError> {
+        let backend = self.interpreters[0].backend();
+        let tokens: Vec<u32> =
+            rows.iter().flat_map(|r| &r.context[r.positions.clone()]).copied().collect();
+        let hidden = self.hidden();
+        let mut state = backend.upload(hidden, vec![0.0; tokens.len() * hidden])?;
+        let weight = &self.model.embedding;
+        backend.embed(&Embed { tokens: &tokens, weight, first: 0 }, &mut state)?;
+        Ok(state)
+    }
+
+    /// The rows `first..` of the step through the layers of a device.
+    fn stage(
+        &self,
+        device: usize,
+        input: Buffer,
+        rows: &[Row<'_>],
+        tables: &[Vec<Vec<u32>>],
+        first: usize,
+    ) -> Result<Buffer, BackendError> {
+        let spans: Vec<Vec<Span<'_>>> = tables.iter().map(|t| spans(rows, &t[first..])).collect();
+        let Self { model, interpreters, caches, plan, .. } = self;
+        let (interpreter, layers) = (&interpreters[device], model.stages[device].clone());
+        let through = |mut state| {
+            for layer in layers.clone() {
+                let spans = &spans[plan.layers[layer]];
+                state =
+                    interpreter.run_cached(&model.layers[layer], state, spans, &caches[layer])?;
             }
             Ok(state)
         };
         // The ops of a few rows are short: no thread is to fall asleep between them.
-        let (mut input, mut output) = (Some(state), None);
-        backend.awake(&mut || output = input.take().map(&mut through));
+        let (mut input, mut output) = (Some(input), None);
+        interpreter.backend().awake(&mut || output = input.take().map(&through));
         output.unwrap_or_else(|| Err(BackendError::Internal("the steps are run".into())))
     }
 
@@ -179,15 +231,26 @@ impl<'m> Runner<'m> {
     fn answer(
         &mut self,
         step: &Step<'_>,
-        states: &[f32],
+        states: &[Buffer],
         wanted: &[Wanted],
         out: &mut [RowOutput],
     ) -> Result<(), BackendError> {
-        let (backend, hidden) = (self.interpreter.backend(), self.model.spec.hidden);
-        for wanted in wanted.chunks(HEAD_ROWS) {
-            let rows = wanted.iter().flat_map(|w| &states[w.state * hidden..][..hidden]);
-            let input = backend.upload(hidden, rows.copied().collect())?;
-            let logits = self.interpreter.run(&self.model.head, input, &[])?;
+        let Some(interpreter) = self.interpreters.last() else { return Ok(()) };
+        let (backend, mut first) = (interpreter.backend(), 0);
+        let mut halves = Vec::new();
+        for half in states {
+            let rows = first..first + half.rows();
+            let of = wanted.iter().filter(|w| rows.contains(&w.state)).copied();
+            halves.push((half, first, of.collect::<Vec<_>>()));
+            first = rows.end;
+        }
+        let chunks = halves.iter().flat_map(|(half, first, wanted)| {
+            wanted.chunks(HEAD_ROWS).map(move |some| (*half, *first, some))
+        });
+        for (half, first, wanted) in chunks {
+            let rows: Vec<usize> = wanted.iter().map(|w| w.state - first).collect();
+            let input = backend.gather(half, &rows)?;
+            let logits = interpreter.run(&self.model.head, input, &[])?;
             let mut logits = backend.download(logits)?;
             let rows = logits.par_chunks_exact_mut(self.model.spec.vocab);
             let all = rows.zip(wanted).zip(&mut self.scratch);
@@ -221,7 +284,6 @@ impl Executor for Runner<'_> {
         if wanted.is_empty() {
             return Ok(());
         }
-        let states = self.interpreter.backend().download(states).map_err(failed)?;
         self.answer(step, &states, &wanted, &mut out.rows).map_err(failed)
     }
 }
@@ -260,10 +322,22 @@ fn table(table: Option<&KvTable>) -> Vec<u32> {
     table.into_iter().flatten().map(block).collect()
 }
 
-/// The rows of a step, with the tables of one cache group.
-fn spans<'t>(step: &Step<'_>, tables: &'t [Vec<u32>]) -> Vec<Span<'t>> {
+/// The rows of a step, `apart` where about half of the tokens are before; one part if there is one row.
+fn halves(step: &Step<'_>, apart: bool) -> Vec<Range<usize>> {
+    let tokens = |rows: &[Row<'_>]| rows.iter().map(|row| row.positions.len()).sum::<usize>();
+    let (count, all) = (step.rows.len(), tokens(&step.rows));
+    let cut = (1..count).min_by_key(|&cut| all.abs_diff(2 * tokens(&step.rows[..cut])));
+    match cut.filter(|_| apart) {
+        Some(cut) => vec![0..cut, cut..count],
+        #[expect(clippy::single_range_in_vec_init, reason = "one part with all rows")]
+        None => vec![0..count],
+    }
+}
+
+/// Some rows of a step, with their tables of one cache group.
+fn spans<'t>(rows: &[Row<'_>], tables: &'t [Vec<u32>]) -> Vec<Span<'t>> {
     let mut first = 0;
-    let rows = step.rows.iter().zip(tables).map(|(row, blocks)| {
+    let rows = rows.iter().zip(tables).map(|(row, blocks)| {
         let rows = first..first + row.positions.len();
         first = rows.end;
         Span { rows, start: row.positions.start, blocks }

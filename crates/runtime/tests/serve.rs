@@ -50,13 +50,13 @@ impl Opened {
     }
 
     fn model(&self) -> Model {
-        Model::load(&self.cpu, &self.checkpoint, &self.spec, false).unwrap()
+        Model::on(&self.cpu, &self.checkpoint, &self.spec, false).unwrap()
     }
 
     fn runner<'m>(&'m self, model: &'m Model, dtype: KvDType, blocks: u64) -> Runner<'m> {
         let token = KvPlan::new(&self.spec, dtype, u64::MAX, 1).unwrap().token;
         let plan = KvPlan::new(&self.spec, dtype, token * 16 * blocks, usize::MAX).unwrap();
-        Runner::new(&self.cpu, model, plan, &Settings::default()).unwrap()
+        Runner::new(&[&self.cpu], model, plan, &Settings::default()).unwrap()
     }
 
     /// Logits `[tokens, vocab]` by the streamed forward, computed exactly.

@@ -184,3 +184,23 @@ fn algebra_is_the_default_class() {
 fn algebra_touches_only_what_is_its_own() {
     checked("algebra_touches_only_what_is_its_own", |cuda| algebra(cuda, &[40, 140]));
 }
+
+/// What `optimize doctor` runs on a GPU passes on the emulator, and finds a device that is wrong.
+#[test]
+fn the_doctors_trials_pass() {
+    emulated("the_doctors_trials_pass", |cuda| {
+        let trials = cuda.trials().unwrap();
+        assert!(trials.len() > 50);
+        for trial in trials {
+            assert!(trial.passed(), "{trial:?}");
+        }
+    });
+}
+
+#[test]
+fn rates_are_measured() {
+    checked("rates_are_measured", |cuda| {
+        let rates = cuda.rates(1 << 14, 1).unwrap();
+        assert!(rates.read > 0.0 && rates.bf16 > 0.0 && rates.int8 > 0.0);
+    });
+}

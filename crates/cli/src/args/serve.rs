@@ -71,7 +71,8 @@ pub(crate) struct Sampling {
     pub(crate) logit_bias: Vec<(u32, f32)>,
 }
 
-/// How a model is run. Only `--kv-dtype` and `--exact` can change the text.
+/// How a model is run. Only the device, `--kv-dtype` and `--exact` can change the text, and on a GPU
+/// `--invariant`.
 #[derive(Clone, Debug, Args)]
 pub(crate) struct Serving {
     /// What keys and values are stored as. Use int8 for twice the context in the same memory, f32
@@ -86,6 +87,14 @@ pub(crate) struct Serving {
     /// rounding them costs; it is slower.
     #[arg(long)]
     pub(crate) exact: bool,
+    /// Layers on the first of several devices, the rest on the others [default: what fits]. Use it with
+    /// --device cuda,cpu for a model that is larger than the GPU.
+    #[arg(long, value_name = "N")]
+    pub(crate) gpu_layers: Option<usize>,
+    /// On a GPU, keep every bit of a text independent of how its prompt is cut into chunks and of what
+    /// the prefix cache knew, as it always is on the CPU. Use it to compare texts; prompts take longer.
+    #[arg(long)]
+    pub(crate) invariant: bool,
     /// Guess tokens ahead and verify them together [default: auto: draft when one is given, else
     /// off]. Use ngram for texts that repeat their input.
     #[arg(long, value_enum, value_name = "HOW", default_value_t = Speculate::Auto)]

@@ -78,7 +78,7 @@ impl Subject {
             Kind::Stored(opened) => &opened.checkpoint,
             Kind::Noise(_, noise) => noise,
         };
-        Weights { spec: self.spec(), source }
+        Weights { spec: self.spec(), source, bytes: self.cost().weights }
     }
 
     /// What its steps must read and compute.

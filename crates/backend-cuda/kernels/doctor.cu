@@ -1,0 +1,89 @@
+// What `optimize doctor` and `bench` ask of a GPU: how fast it reads and multiplies, and whether every
+// wrapper of PTX does what its host body does.
+#include "dev.cuh"
+
+struct ProbeArgs {
+    const uint4 *from;
+    u32 *out;
+    u64 count;
+    u32 rounds, unused;
+};
+
+// Reads `count` times 16 bytes.
+KERNEL(probe_read, ProbeArgs, 256, 4) {
+    u64 step = (u64)gridDim.x * blockDim.x;
+    u32 sum = 0;
+    for (u64 i = (u64)blockIdx.x * blockDim.x + threadIdx.x; i < args.count; i += 8 * step) {
+        uint4 v[8];
+#pragma unroll
+        for (u32 k = 0; k < 8; k++) v[k] = load_once(args.from + (i + k * step < args.count ? i + k * step : i));
+#pragma unroll
+        for (u32 k = 0; k < 8; k++) sum ^= v[k].x ^ v[k].y ^ v[k].z ^ v[k].w;
+    }
+    // Never so; but the compiler cannot know.
+    if (sum == 0x12345678u && args.rounds == 0xffffffffu) *args.out = sum;
+}
+
+// Eight products of tensor cores that do not wait for each other, `rounds` times: 2 * 16 * 8 * 16 each.
+KERNEL(probe_bf16, ProbeArgs, 256, 2) {
+    float sums[8][4] = {};
+    u32 a[4] = {threadIdx.x, 0, threadIdx.x, 0}, b[2] = {threadIdx.x, 0};
+    for (u32 round = 0; round < args.rounds; round++)
+#pragma unroll
+        for (u32 k = 0; k < 8; k++) mma_bf16(sums[k], a, b);
+    float sum = 0.0f;
+    for (u32 k = 0; k < 8; k++) sum += sums[k][0] + sums[k][1] + sums[k][2] + sums[k][3];
+    if (sum == 12345.0f) *args.out = 1;
+}
+
+// The same of int8: 2 * 16 * 8 * 32 each.
+KERNEL(probe_s8, ProbeArgs, 256, 2) {
+    int sums[8][4] = {};
+    u32 a[4] = {threadIdx.x, 0, threadIdx.x, 0}, b[2] = {threadIdx.x, 0};
+    for (u32 round = 0; round < args.rounds; round++)
+#pragma unroll
+        for (u32 k = 0; k < 8; k++) mma_s8(sums[k], a, b);
+    int sum = 0;
+    for (u32 k = 0; k < 8; k++) sum += sums[k][0] + sums[k][1] + sums[k][2] + sums[k][3];
+    if (sum == 12345) *args.out = 1;
+}
+
+struct WrapperArgs {
+    const u32 *in;  // [32 lanes, 16]
+    u32 *out;       // [32 lanes, 32]
+};
+
+// One warp; what goes in and comes out is laid out in doctor.rs.
+KERNEL(try_wrappers, WrapperArgs, 32, 1) {
+    SHARED(uint4, room);  // [2][32]
+    const u32 *in = args.in + lane_id() * 16;
+    u32 *out = args.out + lane_id() * 32;
+    u32 a[4] = {in[0], in[1], in[2], in[3]}, b[2] = {in[4], in[5]};
+    float c[4] = {bits_float(in[6]), bits_float(in[7]), bits_float(in[8]), bits_float(in[9])};
+    mma_bf16(c, a, b);
+    for (u32 i = 0; i < 4; i++) out[i] = float_bits(c[i]);
+    int d[4] = {1, 2, 3, 4};
+    mma_s8(d, a, b);
+    for (u32 i = 0; i < 4; i++) out[4 + i] = (u32)d[i];
+    float x = bits_float(in[10]), y = bits_float(in[11]);
+    out[8] = pack_bf16(x, y);
+    out[9] = fma_bf16x2(a[0], b[0], a[1]);
+    out[10] = float_bits(exp2_fast(x));
+    out[11] = shuffle_xor(in[12], 5);
+    out[12] = float_bits(fma_rn(x, y, x));
+    out[13] = float_bits(add_rn(mul_rn(x, x), y));
+    uint4 once = load_once((const uint4 *)in);
+    out[14] = once.x, out[15] = once.y, out[16] = once.z, out[17] = once.w;
+    copy_async(room + lane_id(), in, 16);
+    commit_copies();
+    copy_async(room + 32 + lane_id(), in, 8);
+    commit_copies();
+    wait_copies<1>();
+    sync_warp();
+    uint4 first = room[lane_id() ^ 1];
+    wait_copies<0>();
+    sync_threads();
+    uint4 second = room[32 + (lane_id() ^ 1)];
+    out[18] = first.x, out[19] = first.w, out[20] = second.y, out[21] = second.z;
+    out[22] = float_bits(warp_sum(x)), out[23] = float_bits(warp_max(x));
+}
