@@ -215,6 +215,11 @@ fn served_text_does_not_depend_on_company() {
     assert!(alone.iter().all(|tokens| tokens.len() == 12));
     assert_eq!(serve(&mut runner, &requests, false), alone);
     assert_eq!(serve(&mut runner, &requests, true), alone);
+    // Steps of decoding are one start each: all but the first of their kind.
+    let before = cuda.replayed();
+    assert_eq!(serve(&mut runner, &requests[..1], false), alone[..1]);
+    let replayed = cuda.replayed() - before;
+    assert!(replayed >= 11, "{replayed} of 11 steps were replayed");
 }
 
 /// Layers on two devices give what they give on one; layers on a GPU and the CPU are served too.

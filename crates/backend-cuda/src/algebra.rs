@@ -70,7 +70,7 @@ impl Cuda {
         if pieces.is_empty() || width == 0 {
             return Ok(());
         }
-        let (total, list) = (Memory::of(&self.device, sum)?, Memory::of(&self.device, &pieces)?);
+        let (total, list) = (Memory::of(&self.steps, sum)?, Memory::of(&self.steps, &pieces)?);
         let (width_32, count) = (width as u32, (pieces.len() / 2) as u32);
         let args =
             GramArgs { x: x.at(), sum: total.at(), pieces: list.at(), width: width_32, count };
@@ -86,8 +86,8 @@ impl Cuda {
         }
         // What lies above the diagonal is not read, and becomes part of the result.
         (0..n).for_each(|i| matrix[i * n + i + 1..(i + 1) * n].fill(0.0));
-        let device = Memory::of(&self.device, matrix)?;
-        let failed = Memory::zeros(&self.device, 4)?;
+        let device = Memory::of(&self.steps, matrix)?;
+        let failed = Memory::zeros(&self.steps, 4)?;
         let tiles = |n: usize| n.div_ceil(EDGE) as u32;
         for begin in (0..n).step_by(FACTOR_BLOCK).rev() {
             let end = (begin + FACTOR_BLOCK).min(n);
@@ -123,8 +123,8 @@ impl Cuda {
         for (row, a) in args.a.chunks_exact(depth).enumerate() {
             a.iter().enumerate().for_each(|(k, &a)| turned[k * rows + row] = a);
         }
-        let (c, a) = (Memory::of(&self.device, args.c)?, Memory::of(&self.device, &turned)?);
-        let b = Memory::of(&self.device, args.b)?;
+        let (c, a) = (Memory::of(&self.steps, args.c)?, Memory::of(&self.steps, &turned)?);
+        let b = Memory::of(&self.steps, args.b)?;
         let raw = UpdateArgs {
             c: c.at(),
             a: a.at(),

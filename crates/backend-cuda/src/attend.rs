@@ -191,7 +191,7 @@ impl Cuda {
         let out = match wide == width {
             true => self.room(rows * wide * 2)?,
             // What is between the heads' end and the stride is read as zeros.
-            false => Memory::zeros(&self.device, rows * wide * 2)?,
+            false => Memory::zeros(&self.steps, rows * wide * 2)?,
         };
         if rows == 0 {
             return Ok(Buffer::new(0, width, Rows::slots(out)));
@@ -376,14 +376,18 @@ impl Layout {
         }
         let some = |flat: &[u32]| match flat.is_empty() {
             true => Ok(None),
-            false => Memory::of(&cuda.device, flat).map(Some),
+            false => Memory::of(&cuda.steps, flat).map(Some),
         };
         Ok(Self {
             spans: spans.iter().map(|s| (s.rows.clone(), s.start, s.blocks.to_vec())).collect(),
             group,
-            positions: Memory::of(&cuda.device, &positions)?,
-            places: Memory::of(&cuda.device, &places)?,
-            tables: Memory::of(&cuda.device, &tables)?,
+            positions: Memory::of(&cuda.steps, &positions)?,
+            places: Memory::of(&cuda.steps, &places)?,
+            tables: {
+                // Rounded up, so that a longer table has the same place.
+                tables.resize(tables.len().next_power_of_two().max(64), u32::MAX);
+                Memory::of(&cuda.steps, &tables)?
+            },
             rows: some(few.as_flattened())?,
             row_items: few.len(),
             tiles: some(many.as_flattened())?,

@@ -54,6 +54,18 @@ pub trait Device: Send + Sync {
     /// If it cannot be started; what goes wrong in it is found by a later [`Self::read`].
     fn launch(&self, launch: &Launch<'_>) -> Result<(), DeviceError>;
 
+    /// Makes one start of several launches, which are done in order.
+    ///
+    /// # Errors
+    /// If the device has no room for it.
+    fn record(&self, launches: &[Recorded]) -> Result<Box<dyn Replay>, DeviceError>;
+
+    /// Whether an access outside of an allocation is found, so that allocations are not to be cut from
+    /// larger ones.
+    fn is_checked(&self) -> bool {
+        false
+    }
+
     /// Waits until everything is done.
     ///
     /// # Errors
@@ -83,6 +95,39 @@ pub struct Launch<'a> {
     pub shared: u32,
     /// The kernel's only argument, as it lies in memory.
     pub args: &'a [u8],
+}
+
+/// A launch that is kept.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Recorded {
+    kernel: String,
+    grid: [u32; 3],
+    threads: u32,
+    shared: u32,
+    args: Vec<u8>,
+}
+
+/// Launches that are started together.
+pub trait Replay: Send {
+    /// Starts them.
+    ///
+    /// # Errors
+    /// As [`Device::launch`].
+    fn run(&self) -> Result<(), DeviceError>;
+}
+
+impl Recorded {
+    /// A copy of a launch.
+    pub fn of(launch: &Launch<'_>) -> Self {
+        let &Launch { kernel, grid, threads, shared, args } = launch;
+        Self { kernel: kernel.into(), grid, threads, shared, args: args.into() }
+    }
+
+    /// The launch.
+    pub fn borrow(&self) -> Launch<'_> {
+        let Self { kernel, grid, threads, shared, args } = self;
+        Launch { kernel, grid: *grid, threads: *threads, shared: *shared, args }
+    }
 }
 
 /// Why a device did not do something.

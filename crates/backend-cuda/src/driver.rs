@@ -1,7 +1,7 @@
 //! A GPU through NVIDIA's driver, which is loaded when it is asked for.
 #![expect(unsafe_code, reason = "the driver is C")]
 
-use crate::device::{Device, DeviceError, Later, Launch};
+use crate::device::{Device, DeviceError, Later, Launch, Recorded, Replay};
 use crate::kernels::{FAMILIES, family};
 use cudarc::driver::{result, sys};
 use std::collections::HashMap;
@@ -281,6 +281,32 @@ impl Device for Driver {
         })
     }
 
+    fn record(&self, launches: &[Recorded]) -> Result<Box<dyn Replay>, DeviceError> {
+        self.current()?;
+        // Functions are looked up before: a capture must not be left open.
+        for launch in launches {
+            let Launch { kernel, shared, .. } = launch.borrow();
+            self.function(kernel, shared)?;
+        }
+        let mode = sys::CUstreamCaptureMode::CU_STREAM_CAPTURE_MODE_RELAXED;
+        // SAFETY: the stream lives as long as this; only launches are captured.
+        unsafe { result::stream::begin_capture(self.stream, mode) }.map_err(driver)?;
+        let started = launches.iter().try_for_each(|launch| self.launch(&launch.borrow()));
+        // SAFETY: the capture was begun above.
+        let graph = unsafe { result::stream::end_capture(self.stream) }.map_err(driver);
+        started?;
+        let graph = graph?;
+        let mut handle = std::ptr::null_mut();
+        // SAFETY: the graph is whole, and not needed once it is instantiated.
+        let made = unsafe {
+            let made = sys::cuGraphInstantiateWithFlags(&raw mut handle, graph, 0).result();
+            let _ = result::graph::destroy(graph);
+            made
+        };
+        made.map_err(driver)?;
+        Ok(Box::new(Graph { context: self.context, stream: self.stream, handle }))
+    }
+
     fn finish(&self) -> Result<(), DeviceError> {
         self.current()?;
         self.wait()
@@ -290,6 +316,37 @@ impl Device for Driver {
         self.current()?;
         let (free, total) = result::mem_get_info().map_err(driver)?;
         Ok((free as u64, total as u64))
+    }
+}
+
+/// A CUDA graph of launches.
+struct Graph {
+    context: sys::CUcontext,
+    stream: sys::CUstream,
+    handle: sys::CUgraphExec,
+}
+
+// SAFETY: the handles may be used from any thread.
+unsafe impl Send for Graph {}
+
+impl Replay for Graph {
+    fn run(&self) -> Result<(), DeviceError> {
+        // SAFETY: the device, which owns context and stream, outlives what it recorded: it is the
+        // innermost of those that keep it.
+        unsafe {
+            result::ctx::set_current(self.context).map_err(driver)?;
+            result::graph::launch(self.handle, self.stream).map_err(driver)
+        }
+    }
+}
+
+impl Drop for Graph {
+    fn drop(&mut self) {
+        // SAFETY: nobody runs it any more; what fails here has failed before.
+        unsafe {
+            let _ = result::ctx::set_current(self.context);
+            let _ = result::graph::exec_destroy(self.handle);
+        }
     }
 }
 

@@ -16,10 +16,12 @@ mod driver;
 mod kernels;
 mod linear;
 mod pack;
+mod pool;
+mod replay;
 mod rows;
 mod score;
 
-pub use device::{Device, DeviceError, Later, Launch};
+pub use device::{Device, DeviceError, Later, Launch, Recorded, Replay};
 pub use doctor::{Rates, Trial};
 pub use driver::{Driver, NoDriver};
 pub use kernels::{FAMILIES, Family};
@@ -33,13 +35,19 @@ use bytemuck::{NoUninit, Pod, Zeroable};
 use device::Memory;
 use ir::{Activation, Heads, Quantized, Weight};
 use linear::{Matrix, Prepared};
+use pool::Pool;
+use replay::Replaying;
 use rows::{Form, Pending, Rows, RowsArgs, Turn, blocks, stride};
 use std::ops::Range;
 use std::sync::{Arc, Mutex, PoisonError};
 
 /// The backend of one GPU.
 pub struct Cuda {
+    /// For weights, keys and values.
     device: Arc<dyn Device>,
+    /// The same for what a step needs and gives back.
+    steps: Arc<dyn Device>,
+    replaying: Arc<Replaying>,
     invariant: bool,
     layouts: Mutex<Vec<Arc<Layout>>>,
     /// The positions of the rows of a step, and where they lie.
@@ -77,7 +85,19 @@ impl Cuda {
     /// The backend over `device`. Where it is `invariant`, no row's bits depend on how a prompt is cut
     /// into chunks or on what was found in the prefix cache; prompts then take longer.
     pub fn new(device: Arc<dyn Device>, invariant: bool) -> Self {
-        Self { device, invariant, layouts: Mutex::default(), positions: Mutex::default() }
+        let replaying = Arc::new(Replaying::new(Arc::clone(&device)));
+        let (checked, device) = (device.is_checked(), Arc::clone(&replaying) as Arc<dyn Device>);
+        let steps = match checked {
+            true => Arc::clone(&device),
+            false => Arc::new(Pool::new(Arc::clone(&device))),
+        };
+        let (layouts, positions) = (Mutex::default(), Mutex::default());
+        Self { device, steps, replaying, invariant, layouts, positions }
+    }
+
+    /// How often a list of launches was replayed.
+    pub fn replayed(&self) -> u64 {
+        self.replaying.replayed()
     }
 
     /// The device.
@@ -153,7 +173,7 @@ impl Cuda {
         if let Some((_, memory)) = kept.iter().find(|(of, _)| *of == positions) {
             return Ok(Arc::clone(memory));
         }
-        let memory = Arc::new(Memory::of(&self.device, &positions)?);
+        let memory = Arc::new(Memory::of(&self.steps, &positions)?);
         if kept.len() == POSITIONS {
             kept.remove(0);
         }
@@ -203,7 +223,7 @@ impl Backend for Cuda {
         if rows.iter().any(|&row| row >= buffer.rows()) {
             return Err(BackendError::Internal("the rows are of the buffer".into()));
         }
-        let (list, out) = (Memory::of(&self.device, &list)?, self.room(rows.len() * width * 4)?);
+        let (list, out) = (Memory::of(&self.steps, &list)?, self.room(rows.len() * width * 4)?);
         let args = GatherArgs {
             from: from.at(),
             list: list.at(),
@@ -240,7 +260,7 @@ impl Backend for Cuda {
     }
 
     fn upload(&self, width: usize, values: Vec<f32>) -> Result<Buffer, BackendError> {
-        let memory = Memory::of(&self.device, &values)?;
+        let memory = Memory::of(&self.steps, &values)?;
         Ok(Buffer::new(values.len() / width.max(1), width, Rows::f32(memory)))
     }
 
@@ -273,7 +293,10 @@ impl Backend for Cuda {
         if Arc::strong_count(&memory) > 2 {
             memory = Arc::new(memory.copy()?);
         }
-        let tokens = Memory::of(&self.device, args.tokens)?;
+        // A step begins: what the last was told is not needed, and its memory is this one's.
+        self.layouts.lock().unwrap_or_else(PoisonError::into_inner).clear();
+        self.positions.lock().unwrap_or_else(PoisonError::into_inner).clear();
+        let tokens = Memory::of(&self.steps, args.tokens)?;
         let raw = EmbedArgs {
             tokens: tokens.at(),
             table: matrix.codes.at(),

@@ -203,6 +203,6 @@ impl Cuda {
 
     /// Memory of unknown contents.
     pub(crate) fn room(&self, bytes: usize) -> Result<Memory, DeviceError> {
-        Memory::new(&self.device, bytes)
+        Memory::new(&self.steps, bytes)
     }
 }

@@ -76,7 +76,7 @@ impl Cuda {
             return Err(BackendError::Internal("both logits have one shape".into()));
         }
         let (p, q) = (self.plain(logits[0])?, self.plain(logits[1])?);
-        let targets = Memory::of(&self.device, targets)?;
+        let targets = Memory::of(&self.steps, targets)?;
         let stats = [self.room(rows * size_of::<Stats>())?, self.room(rows * size_of::<Stats>())?];
         let args = ScoreArgs {
             p: p.at(),

@@ -14,14 +14,14 @@
 //! these host bodies by `optimize doctor` on a GPU), and how long anything takes.
 #![expect(unsafe_code, reason = "what g++ made is loaded and called")]
 
-use backend_cuda::{Device, DeviceError, Later, Launch};
+use backend_cuda::{Device, DeviceError, Later, Launch, Recorded, Replay};
 use sha2::{Digest, Sha256};
 use std::alloc::{Layout, alloc, dealloc};
 use std::collections::BTreeMap;
 use std::ffi::{CStr, CString, c_char, c_void};
 use std::path::{Path, PathBuf};
 use std::process::Command;
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError};
 
 /// What is looked for beside wrong results.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -66,12 +66,30 @@ unsafe impl Sync for Library {}
 
 /// A device whose memory is the host's.
 #[derive(Debug)]
-pub struct Emulated<'l> {
-    library: &'l Library,
+pub struct Emulated {
+    machine: Machine,
+}
+
+/// What runs launches.
+#[derive(Clone, Debug)]
+struct Machine {
+    library: &'static Library,
     order: Order,
     late_copies: bool,
     /// Address and size of what is allocated.
-    memory: Mutex<BTreeMap<u64, usize>>,
+    memory: Arc<Mutex<BTreeMap<u64, usize>>>,
+}
+
+/// Launches that are run again.
+struct Tape {
+    machine: Machine,
+    launches: Vec<Recorded>,
+}
+
+impl Replay for Tape {
+    fn run(&self) -> Result<(), DeviceError> {
+        self.launches.iter().try_for_each(|launch| self.machine.launch(&launch.borrow()))
+    }
 }
 
 /// As `emulator.cpp` has it.
@@ -223,10 +241,10 @@ fn compile(
     std::fs::remove_dir_all(&scratch).map_err(failed)
 }
 
-impl<'l> Emulated<'l> {
+impl Emulated {
     /// A device that runs the kernels of `library`.
-    pub fn new(library: &'l Library, order: Order, late_copies: bool) -> Self {
-        Self { library, order, late_copies, memory: Mutex::default() }
+    pub fn new(library: &'static Library, order: Order, late_copies: bool) -> Self {
+        Self { machine: Machine { library, order, late_copies, memory: Arc::default() } }
     }
 
     /// Runs a kernel.
@@ -234,6 +252,17 @@ impl<'l> Emulated<'l> {
     /// # Errors
     /// What was found wrong.
     pub fn run(&self, launch: &Launch<'_>) -> Result<(), String> {
+        self.machine.run(launch)
+    }
+}
+
+impl Machine {
+    fn launch(&self, launch: &Launch<'_>) -> Result<(), DeviceError> {
+        let kernel = launch.kernel.to_owned();
+        self.run(launch).map_err(|what| DeviceError::Kernel { kernel, what })
+    }
+
+    fn run(&self, launch: &Launch<'_>) -> Result<(), String> {
         let kernel = self.library.symbol(launch.kernel).ok_or("there is no such kernel")?;
         let size = self.library.symbol(&format!("{}_args", launch.kernel));
         let size = size.ok_or("its arguments have no size")?.cast::<u32>();
@@ -309,7 +338,7 @@ fn layout(bytes: usize) -> Layout {
     Layout::from_size_align(bytes.max(1), ALIGNMENT).unwrap_or(Layout::new::<u64>())
 }
 
-impl Device for Emulated<'_> {
+impl Device for Emulated {
     fn describe(&self) -> String {
         "emulated".into()
     }
@@ -322,13 +351,13 @@ impl Device for Emulated<'_> {
         }
         // SAFETY: just allocated. What is there before it is written is not a number.
         unsafe { at.write_bytes(0xff, bytes) };
-        let mut memory = self.memory.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut memory = self.machine.memory.lock().unwrap_or_else(PoisonError::into_inner);
         memory.insert(at as u64, bytes);
         Ok(at as u64)
     }
 
     fn free(&self, at: u64) {
-        let mut memory = self.memory.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut memory = self.machine.memory.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(bytes) = memory.remove(&at) {
             // SAFETY: `allocate` gave it with this layout, and it is taken from the map once.
             unsafe { dealloc(at as *mut u8, layout(bytes)) };
@@ -336,14 +365,14 @@ impl Device for Emulated<'_> {
     }
 
     fn write(&self, to: u64, from: &[u8]) -> Result<(), DeviceError> {
-        self.check(to, from.len())?;
+        self.machine.check(to, from.len())?;
         // SAFETY: checked to lie in one allocation.
         unsafe { std::ptr::copy_nonoverlapping(from.as_ptr(), to as *mut u8, from.len()) };
         Ok(())
     }
 
     fn read(&self, from: u64, to: &mut [u8]) -> Result<(), DeviceError> {
-        self.check(from, to.len())?;
+        self.machine.check(from, to.len())?;
         // SAFETY: checked to lie in one allocation.
         unsafe { std::ptr::copy_nonoverlapping(from as *const u8, to.as_mut_ptr(), to.len()) };
         Ok(())
@@ -356,23 +385,30 @@ impl Device for Emulated<'_> {
     }
 
     fn copy(&self, to: u64, from: u64, bytes: usize) -> Result<(), DeviceError> {
-        self.check(to, bytes)?;
-        self.check(from, bytes)?;
+        self.machine.check(to, bytes)?;
+        self.machine.check(from, bytes)?;
         // SAFETY: both lie in what is allocated.
         unsafe { std::ptr::copy(from as *const u8, to as *mut u8, bytes) };
         Ok(())
     }
 
     fn clear(&self, at: u64, bytes: usize) -> Result<(), DeviceError> {
-        self.check(at, bytes)?;
+        self.machine.check(at, bytes)?;
         // SAFETY: it lies in what is allocated.
         unsafe { (at as *mut u8).write_bytes(0, bytes) };
         Ok(())
     }
 
     fn launch(&self, launch: &Launch<'_>) -> Result<(), DeviceError> {
-        let kernel = launch.kernel.to_owned();
-        self.run(launch).map_err(|what| DeviceError::Kernel { kernel, what })
+        self.machine.launch(launch)
+    }
+
+    fn record(&self, launches: &[Recorded]) -> Result<Box<dyn Replay>, DeviceError> {
+        Ok(Box::new(Tape { machine: self.machine.clone(), launches: launches.to_vec() }))
+    }
+
+    fn is_checked(&self) -> bool {
+        self.machine.library.check == Check::Memory
     }
 
     fn finish(&self) -> Result<(), DeviceError> {
@@ -384,9 +420,9 @@ impl Device for Emulated<'_> {
     }
 }
 
-impl Drop for Emulated<'_> {
+impl Drop for Emulated {
     fn drop(&mut self) {
-        let memory = self.memory.get_mut().unwrap_or_else(PoisonError::into_inner);
+        let memory = self.machine.memory.lock().unwrap_or_else(PoisonError::into_inner);
         for (&at, &bytes) in memory.iter() {
             // SAFETY: as in `free`.
             unsafe { dealloc(at as *mut u8, layout(bytes)) };

@@ -33,19 +33,24 @@ enum Found {
 
 const N: usize = 512;
 
-fn library(check: Check) -> Option<Library> {
+fn library(check: Check) -> Option<&'static Library> {
     let folder = Path::new(env!("CARGO_MANIFEST_DIR"));
     let source = folder.join("tests/planted/bugs.cu");
     let headers = folder.join("../backend-cuda/kernels");
     match Library::build(&[source], &[headers], Path::new(env!("CARGO_TARGET_TMPDIR")), check) {
-        Ok(library) => Some(library),
+        Ok(library) => Some(Box::leak(Box::new(library))),
         Err(BuildError::NoCompiler) => None,
         Err(BuildError::Compile(what)) => panic!("{what}"),
     }
 }
 
 /// Runs a kernel over 0, 1, 2 ...; gives what it wrote.
-fn run(library: &Library, kernel: &str, order: Order, late: bool) -> Result<Vec<f32>, String> {
+fn run(
+    library: &'static Library,
+    kernel: &str,
+    order: Order,
+    late: bool,
+) -> Result<Vec<f32>, String> {
     let device = Emulated::new(library, order, late);
     let values: Vec<u8> = (0..N).flat_map(|i| (i as f32).to_le_bytes()).collect();
     let (input, out) = (device.allocate(4 * N).unwrap(), device.allocate(4 * N).unwrap());
@@ -70,10 +75,10 @@ fn planted_bugs_are_found() {
     let bits = |x: Vec<f32>| x.into_iter().map(f32::to_bits).collect::<Vec<_>>();
     let orders = [Order::Forward, Order::Reverse, Order::Random(1), Order::Random(2)];
     for (bad, good, found, word) in PLANTED {
-        let want = bits(run(&checked, good, Order::Forward, true).unwrap());
+        let want = bits(run(checked, good, Order::Forward, true).unwrap());
         for order in orders {
             for late in [false, true] {
-                for library in [&plain, &checked] {
+                for library in [plain, checked] {
                     let got = run(library, good, order, late);
                     let got = got.unwrap_or_else(|what| panic!("{good}: {what}"));
                     assert_eq!(bits(got), want, "{good}");
@@ -81,18 +86,18 @@ fn planted_bugs_are_found() {
             }
         }
         let wrong = |late: bool| {
-            orders.iter().any(|&order| run(&plain, bad, order, late).map(bits) != Ok(want.clone()))
+            orders.iter().any(|&order| run(plain, bad, order, late).map(bits) != Ok(want.clone()))
         };
-        let says = |library: &Library, late: bool| {
+        let says = |library: &'static Library, late: bool| {
             orders.iter().all(|&o| run(library, bad, o, late).is_err_and(|e| e.contains(word)))
         };
         match found {
             Found::Result => assert!(wrong(false), "{bad}"),
             Found::LateCopies => assert!(wrong(true) && !wrong(false), "{bad}"),
-            Found::Machine => assert!(says(&plain, false), "{bad}"),
+            Found::Machine => assert!(says(plain, false), "{bad}"),
             Found::Checker => {}
         }
         // Following accesses finds all of them.
-        assert!(says(&checked, true), "{bad}: {:?}", run(&checked, bad, Order::Forward, true));
+        assert!(says(checked, true), "{bad}: {:?}", run(checked, bad, Order::Forward, true));
     }
 }
