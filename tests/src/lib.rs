@@ -1,5 +1,6 @@
 //! What the end-to-end tests share: the built binary, fixtures, and models made on the spot.
 
+pub mod agreement;
 pub mod bench;
 pub mod matrix;
 

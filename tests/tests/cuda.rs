@@ -5,9 +5,9 @@
 
 use backend::{Backend, KvDType};
 use backend_cpu::Cpu;
-use backend_cuda::{Cuda, FAMILIES};
+use backend_cuda::Cuda;
 use checkpoint::Checkpoint;
-use cuda_emulator::{BuildError, Check, Emulated, Library, Order};
+use cuda_emulator::{Emulated, Library, Order};
 use engine::{Engine, Event, Executor, NGram, Options, Request, Sampled, SeqId};
 use runtime::{KvPlan, Model, Runner, Settings};
 use std::collections::BTreeMap;
@@ -16,6 +16,7 @@ use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, OnceLock};
 use tensor::DType;
+use tests::agreement::{Agreement, kernels};
 
 struct Stored<'a>(&'a Checkpoint);
 
@@ -32,17 +33,7 @@ impl arch::Stored for Stored<'_> {
 /// A GPU that is none; says so where it cannot be had.
 fn cuda(test: &str, invariant: bool) -> Option<Cuda> {
     static LIBRARY: OnceLock<Option<Library>> = OnceLock::new();
-    let library = LIBRARY.get_or_init(|| {
-        let folder = tests::root().join("crates/backend-cuda/kernels");
-        let sources: Vec<PathBuf> =
-            FAMILIES.iter().map(|f| folder.join(f.name).with_extension("cu")).collect();
-        let room = Path::new(env!("CARGO_TARGET_TMPDIR"));
-        match Library::build(&sources, &[folder], room, Check::Barriers) {
-            Ok(library) => Some(library),
-            Err(BuildError::NoCompiler) => None,
-            Err(BuildError::Compile(what)) => panic!("{what}"),
-        }
-    });
+    let library = LIBRARY.get_or_init(|| kernels(Path::new(env!("CARGO_TARGET_TMPDIR"))));
     let Some(library) = library else {
         let _ = writeln!(std::io::stderr(), "skipped: {test}: there is no g++ for x86-64");
         return None;
@@ -76,35 +67,6 @@ fn artifact(quant: &str) -> PathBuf {
 
 fn tokens(count: usize, vocab: usize) -> Vec<u32> {
     (0..count).map(|i| (1 + i * i * 7 + i * 13) as u32 % vocab as u32).collect()
-}
-
-/// What a device says of the next tokens, beside the exact path.
-#[derive(Default)]
-struct Seen {
-    count: usize,
-    /// The sum of the absolute differences of the log-probabilities, in nats.
-    difference: f64,
-    /// Positions with another first choice.
-    parted: usize,
-    /// The largest lead of the exact first choice over the device's at such a position, in nats.
-    margin: f64,
-}
-
-impl Seen {
-    fn compare(&mut self, want: &[f32], got: &[f32], next: u32) {
-        let best = |x: &[f32]| (0..x.len()).max_by(|&a, &b| x[a].total_cmp(&x[b])).unwrap();
-        let logprob = |x: &[f32], token: usize| {
-            let sum: f64 = x.iter().map(|&v| f64::from(v).exp()).sum();
-            f64::from(x[token]) - sum.ln()
-        };
-        self.count += 1;
-        self.difference += (logprob(want, next as usize) - logprob(got, next as usize)).abs();
-        let (ours, theirs) = (best(got), best(want));
-        if ours != theirs {
-            self.parted += 1;
-            self.margin = self.margin.max(f64::from(want[theirs] - want[ours]));
-        }
-    }
 }
 
 /// Every family's programs give what the exact path gives, within what bf16 leaves of tiny models of
@@ -150,24 +112,9 @@ fn log_probabilities_are_those_of_the_exact_path() {
         let tokenizer = text::Tokenizer::from_bytes(&checkpoint.tokenizer().unwrap().unwrap());
         let ids = tokenizer.unwrap().encode(&text).unwrap();
         let model = calibration::Model { spec: &spec, source: &checkpoint };
-        let mut seen = Seen::default();
-        for ids in ids.chunks(256).take(3) {
-            let run = |backend: &dyn Backend, forward| {
-                calibration::logits(backend, forward, ids).unwrap()
-            };
-            let want = run(&Cpu::new(), model.exact());
-            let got = run(&cuda, model.served(KvDType::Bf16));
-            let rows = want.chunks(spec.vocab).zip(got.chunks(spec.vocab));
-            rows.zip(&ids[1..]).for_each(|((want, got), &next)| seen.compare(want, got, next));
-        }
-        let Seen { count, difference, margin, .. } = seen;
-        let (mean, share) = (difference / count as f64, seen.parted as f64 / count as f64);
-        println!(
-            "{}: mean difference {mean:.4} nat, another first choice at {:.2} %, margin {margin:.2}",
-            folder.display(),
-            share * 100.0
-        );
-        assert!(count > 700 && mean <= 0.03 && share <= parted && margin <= 0.5);
+        let seen = Agreement::of(&model, &cuda, &ids[..768]);
+        println!("{}: {seen}", folder.display());
+        assert!(seen.mean() <= 0.03 && seen.parted() <= parted && seen.margin <= 0.5);
     }
 }
 

@@ -4,6 +4,7 @@
 mod batching;
 mod clock;
 mod drive;
+mod kernels;
 mod machine;
 mod metrics;
 mod noise;
@@ -18,6 +19,7 @@ mod workload;
 pub use batching::Batching;
 pub use clock::{Clock, Wall};
 pub use drive::{Asked, Drive, DriveError, Record};
+pub use kernels::{Scale, Timed, kernels};
 pub use machine::{Machine, Probe, measure};
 pub use metrics::{Limits, Spread, Summary};
 pub use oracle::{Oracle, drafted_in_both, first_difference};

@@ -1,5 +1,6 @@
 //! `optimize bench`: how fast a model is here, and how fast the machine would let it be.
 
+mod kernels;
 mod plot;
 mod prompts;
 mod report;
@@ -27,6 +28,9 @@ pub(crate) fn run(args: &Bench) -> Result<(), Failure> {
     let devices = Devices::open(&args.common, Wanted::Fastest, args.serving.invariant)?;
     devices.pool.install(|| {
         let machine = devices.machine()?;
+        if args.kernels {
+            return kernels::run(args, &subject, &devices, &machine);
+        }
         let mut models = vec![measure(args, &subject, &args.serving, &devices, &workload)?];
         if let Some(baseline) = &baseline {
             // The draft is the other model's.

@@ -83,6 +83,10 @@ pub(crate) struct Bench {
     /// Show what each kind of op takes, reads and computes. Use it to see what to make faster.
     #[arg(long)]
     pub(crate) profile: bool,
+    /// Time every kernel alone instead, on the shapes of the model's layers and out of no cache. Use it
+    /// to see how far each is from what the machine allows.
+    #[arg(long, conflicts_with_all = ["baseline", "plot", "profile", "trace", "sweep"])]
+    pub(crate) kernels: bool,
     /// Draw latencies, throughput against concurrency and a roofline on one HTML page that needs no
     /// network. Use it to show results.
     #[arg(long, value_name = "FILE")]

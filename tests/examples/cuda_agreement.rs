@@ -1,0 +1,52 @@
+//! How far the CUDA kernels are from the CPU's exact path, teacher-forced on the first tokens of a text:
+//!
+//!     cargo run --release -p tests --example cuda_agreement -- emulated|cuda TOKENS TEXT MODEL...
+//!
+//! `emulated` runs them on the CPU, `cuda` on the first GPU.
+#![expect(clippy::print_stdout, clippy::unwrap_used, reason = "an experiment")]
+
+use backend_cuda::{Cuda, Device, Driver};
+use checkpoint::Checkpoint;
+use cuda_emulator::{Emulated, Order};
+use std::path::Path;
+use std::sync::Arc;
+use tensor::DType;
+use tests::agreement::{Agreement, kernels};
+
+struct Stored<'a>(&'a Checkpoint);
+
+impl arch::Stored for Stored<'_> {
+    fn get(&self, name: &str) -> Option<(DType, &[usize])> {
+        self.0.tensor(name).map(|t| (t.dtype, &t.shape[..]))
+    }
+
+    fn names(&self) -> Box<dyn Iterator<Item = &str> + '_> {
+        Box::new(self.0.tensors().iter().map(|t| t.name.as_str()))
+    }
+}
+
+fn main() {
+    let args: Vec<String> = std::env::args().skip(1).collect();
+    let [place, count, text, models @ ..] = &args[..] else {
+        panic!("emulated|cuda TOKENS TEXT MODEL...");
+    };
+    let device: Arc<dyn Device> = match place.as_str() {
+        "cuda" => Arc::new(Driver::open(0).unwrap()),
+        _ => {
+            let library = kernels(&std::env::temp_dir()).expect("g++ is installed");
+            Arc::new(Emulated::new(Box::leak(Box::new(library)), Order::Forward, true))
+        }
+    };
+    println!("on {}", device.describe());
+    let cuda = Cuda::new(device, false);
+    let text = std::fs::read_to_string(text).unwrap();
+    for model in models {
+        let checkpoint = Checkpoint::open(Path::new(model)).unwrap();
+        let spec = arch::load(checkpoint.config(), &Stored(&checkpoint)).unwrap().model;
+        let tokenizer = checkpoint.tokenizer().unwrap().unwrap();
+        let ids = text::Tokenizer::from_bytes(&tokenizer).unwrap().encode(&text).unwrap();
+        let ids = &ids[..ids.len().min(count.parse().unwrap())];
+        let model_of = calibration::Model { spec: &spec, source: &checkpoint };
+        println!("{model}: {}", Agreement::of(&model_of, &cuda, ids));
+    }
+}
