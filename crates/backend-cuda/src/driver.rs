@@ -51,6 +51,9 @@ pub enum NoDriver {
     Failed(String),
 }
 
+/// Bytes of a pinned buffer.
+const STAGE: usize = 8 << 20;
+
 /// One GPU, with a queue of its own.
 #[derive(Debug)]
 pub struct Driver {
@@ -60,6 +63,8 @@ pub struct Driver {
     stream: sys::CUstream,
     modules: Vec<sys::CUmodule>,
     functions: Mutex<HashMap<String, Function>>,
+    /// What weights go through.
+    stages: Mutex<Vec<Flight>>,
 }
 
 #[derive(Clone, Copy, Debug)]
@@ -98,7 +103,8 @@ impl Driver {
         }
         let name = format!("{name}, compute capability {major}.{minor}");
         let functions = Mutex::default();
-        Ok(Self { name, context, device, stream, modules, functions })
+        let stages = Mutex::default();
+        Ok(Self { name, context, device, stream, modules, functions, stages })
     }
 
     /// Whether there is a GPU of this index that can be used, without opening it.
@@ -141,6 +147,28 @@ impl Driver {
         }
         functions.insert(kernel.to_owned(), function);
         Ok(function.handle)
+    }
+
+    /// Through two pinned buffers: one is filled while the other is copied.
+    fn write_staged(&self, to: u64, from: &[u8]) -> Result<(), result::DriverError> {
+        let mut stages = self.stages.lock().unwrap_or_else(PoisonError::into_inner);
+        while stages.len() < 2 {
+            stages.push(Flight::new(self.context, STAGE)?);
+        }
+        for (index, part) in from.chunks(STAGE).enumerate() {
+            let stage = &stages[index % 2];
+            // SAFETY: the copy that read this buffer last is waited for before it is filled again;
+            // callers write within what they allocated.
+            unsafe {
+                result::event::synchronize(stage.event)?;
+                std::ptr::copy_nonoverlapping(part.as_ptr(), stage.host.cast::<u8>(), part.len());
+                let pinned = std::slice::from_raw_parts(stage.host.cast::<u8>(), part.len());
+                let at = to + (index * STAGE) as u64;
+                result::memcpy_htod_async(at, pinned, self.stream)?;
+                result::event::record(stage.event, self.stream)?;
+            }
+        }
+        Ok(())
     }
 
     fn wait(&self) -> Result<(), DeviceError> {
@@ -227,6 +255,9 @@ impl Device for Driver {
 
     fn write(&self, to: u64, from: &[u8]) -> Result<(), DeviceError> {
         self.current()?;
+        if from.len() >= STAGE / 4 {
+            return self.write_staged(to, from).map_err(driver);
+        }
         // SAFETY: callers write within what they allocated; pageable memory is taken before this
         // returns.
         unsafe { result::memcpy_htod_async(to, from, self.stream) }.map_err(driver)
@@ -350,7 +381,8 @@ impl Drop for Graph {
     }
 }
 
-/// Pinned memory that a copy is under way to, and the event after it.
+/// Pinned memory that a copy is under way to or from, and the event after it.
+#[derive(Debug)]
 struct Flight {
     context: sys::CUcontext,
     host: *mut c_void,
@@ -402,6 +434,8 @@ impl Drop for Driver {
     fn drop(&mut self) {
         // Nothing can be done about what fails here.
         if self.current().is_ok() {
+            // Pinned buffers go before the context.
+            self.stages.get_mut().unwrap_or_else(PoisonError::into_inner).clear();
             // SAFETY: nobody uses the stream, the modules or the context any more.
             unsafe {
                 let _ = result::stream::synchronize(self.stream);

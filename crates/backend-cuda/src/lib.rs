@@ -40,6 +40,7 @@ use replay::Replaying;
 use rows::{Form, Pending, Rows, RowsArgs, Turn, blocks, stride};
 use std::ops::Range;
 use std::sync::{Arc, Mutex, PoisonError};
+use tensor::Tensor;
 
 /// The backend of one GPU.
 pub struct Cuda {
@@ -236,27 +237,46 @@ impl Backend for Cuda {
     }
 
     fn prepare(&self, weight: Weight) -> Result<DeviceWeight, BackendError> {
-        let values = weight.tensor.to_f32().ok_or_else(|| BackendError::Weight {
+        let refused = || BackendError::Weight {
             tensor: weight.spec.tensor.clone(),
             rule: format!("dtype {} is F32, F16 or BF16", weight.spec.dtype),
-        })?;
+        };
         let prepared = match weight.spec.shape[..] {
             [out, width] => {
-                let packed = pack::dense(&values, out, width);
-                Prepared::Matrix(Matrix::new(self, &packed, [out, width])?)
+                let codes = self.pack_dense(&weight.tensor, [out, width])?;
+                Prepared::Matrix(Matrix::dense(codes.ok_or_else(refused)?, [out, width]))
             }
-            _ => Prepared::Vector(Arc::new(Memory::of(&self.device, &values)?)),
+            _ => {
+                let values = weight.tensor.to_f32().ok_or_else(refused)?;
+                Prepared::Vector(Arc::new(Memory::of(&self.device, &values)?))
+            }
         };
         Ok(DeviceWeight::new(weight.spec.shape, prepared))
     }
 
-    fn prepare_quantized(&self, _: &str, weight: Quantized) -> Result<DeviceWeight, BackendError> {
-        let [out, width] = weight.shape;
-        // Groups that no kernel has are served as the bf16 nearest to what the weights stand for.
-        let packed = pack::quantized(&weight)
-            .unwrap_or_else(|| pack::dense(&weight.dequantize(), out, width));
-        let matrix = Matrix::new(self, &packed, weight.shape)?;
-        Ok(DeviceWeight::new(weight.shape.to_vec(), Prepared::Matrix(matrix)))
+    fn prepare_quantized(
+        &self,
+        tensor: &str,
+        weight: Quantized,
+    ) -> Result<DeviceWeight, BackendError> {
+        let shape = weight.shape;
+        let matrix = match pack::scales(&weight) {
+            Some((format, scales)) => {
+                let codes = self.pack_codes(&weight, format)?;
+                Matrix::quantized(self, (format, codes), &scales, shape)?
+            }
+            // Groups that no kernel has are served as the bf16 nearest to what the weights stand for.
+            None => {
+                let dense = Tensor::from_f32(shape.to_vec(), &weight.dequantize());
+                let packed = dense.map(|dense| self.pack_dense(&dense, shape)).transpose()?;
+                let lost = || BackendError::Weight {
+                    tensor: tensor.into(),
+                    rule: "its values fill its shape".into(),
+                };
+                Matrix::dense(packed.flatten().ok_or_else(lost)?, shape)
+            }
+        };
+        Ok(DeviceWeight::new(shape.to_vec(), Prepared::Matrix(matrix)))
     }
 
     fn upload(&self, width: usize, values: Vec<f32>) -> Result<Buffer, BackendError> {

@@ -6,7 +6,7 @@
 
 use crate::Cuda;
 use crate::device::Memory;
-use crate::pack::{Format, Packed, STRIPE, TILE};
+use crate::pack::{Format, STRIPE, Scales, TILE};
 use crate::rows::{Rows, stride};
 use backend::{BackendError, Buffer, DeviceWeight, Linear};
 use bytemuck::{Pod, Zeroable};
@@ -118,26 +118,26 @@ struct Rounded {
 }
 
 impl Matrix {
-    pub(crate) fn new(
+    /// A matrix of bf16.
+    pub(crate) fn dense(codes: Memory, [out, width]: [usize; 2]) -> Self {
+        let (format, groups, span) = (Format::Bf16, 1, width);
+        Self { format, codes, scales: None, zeros: None, scale_kind: 0, groups, span, out, width }
+    }
+
+    /// A matrix on an integer grid.
+    pub(crate) fn quantized(
         cuda: &Cuda,
-        packed: &Packed,
+        (format, codes): (Format, Memory),
+        scales: &Scales,
         [out, width]: [usize; 2],
     ) -> Result<Self, BackendError> {
-        let some = |bytes: &[u8]| match bytes.is_empty() {
-            true => Ok(None),
-            false => Memory::of(&cuda.device, bytes).map(Some),
+        let zeros = match scales.zeros.is_empty() {
+            true => None,
+            false => Some(Memory::of(&cuda.device, &scales.zeros)?),
         };
-        Ok(Self {
-            format: packed.format,
-            codes: Memory::of(&cuda.device, &packed.codes)?,
-            scales: some(&packed.scales)?,
-            zeros: some(bytemuck::cast_slice(&packed.zeros))?,
-            scale_kind: packed.scale_kind,
-            groups: packed.groups,
-            span: packed.span,
-            out,
-            width,
-        })
+        let (scale_kind, groups, span) = (scales.kind, scales.groups, scales.span);
+        let scales = Some(Memory::of(&cuda.device, &scales.scales)?);
+        Ok(Self { format, codes, scales, zeros, scale_kind, groups, span, out, width })
     }
 
     pub(crate) fn tiles(&self) -> usize {
@@ -362,17 +362,6 @@ impl Cuda {
         let grid = [rows as u32, blocks.div_ceil(4) as u32, 1];
         self.launch("round_int8", grid, 128, 0, &args)?;
         Ok(rounded)
-    }
-}
-
-impl Format {
-    /// As it is spelled in the names of kernels.
-    fn name(self) -> &'static str {
-        match self {
-            Self::Int4 => "int4",
-            Self::Int8 => "int8",
-            Self::Bf16 => "bf16",
-        }
     }
 }
 
