@@ -190,3 +190,83 @@ fn layers_on_several_devices() {
     assert!(mixed.iter().all(|tokens| tokens.len() == 12));
     assert_eq!(say(&[&cpu, &cpu]), say(&[&cpu]));
 }
+
+/// Logits of several kinds: flat, peaked, with equals, with what cannot come.
+fn logits(vocab: usize, seed: u64) -> Vec<f32> {
+    let mut state = seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1;
+    let mut next = || {
+        state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1);
+        (state >> 40) as f32 / (1 << 24) as f32
+    };
+    let height = [0.5, 6.0, 30.0][seed as usize % 3];
+    let mut all: Vec<f32> = (0..vocab).map(|_| (next() - 0.5) * height).collect();
+    all[vocab / 3] = f32::NEG_INFINITY;
+    if seed.is_multiple_of(4) {
+        all.iter_mut().for_each(|x| *x = (*x * 4.0).round() / 4.0);
+    }
+    all
+}
+
+/// What is drawn by what the device finds is what the reference sampler draws from all logits.
+#[test]
+fn draws_are_those_of_the_reference_sampler() {
+    let Some(cuda) = cuda("draws_are_those_of_the_reference_sampler", false) else { return };
+    let plain = engine::Sampling::default;
+    let vocab = 3001;
+    let history: Vec<u32> = (0..40).map(|i| i * 77 % vocab as u32).collect();
+    let penalties = engine::Sampling {
+        repetition_penalty: 1.3,
+        presence_penalty: 0.4,
+        frequency_penalty: 0.2,
+        logit_bias: vec![(77, 1.5), (9, f32::NEG_INFINITY)],
+        ..plain()
+    };
+    let samplings = [
+        plain(),
+        penalties.clone(),
+        engine::Sampling { temperature: 1.0, ..plain() },
+        engine::Sampling { temperature: 0.3, min_p: 0.05, ..plain() },
+        engine::Sampling { temperature: 2.0, ..penalties },
+        engine::Sampling { temperature: 0.9, top_k: 40, top_p: 0.8, ..plain() },
+        engine::Sampling { temperature: 1.5, top_k: 1, ..plain() },
+    ];
+    let (mut settled, mut all) = (0, 0);
+    for seed in 0..24 {
+        let row = logits(vocab, seed);
+        for sampling in &samplings {
+            let sampling = engine::Sampling { seed, ..sampling.clone() };
+            let logprobs = [None, Some(0), Some(5)][seed as usize % 3];
+            let wish = engine::wish((&history, 10), &sampling, logprobs).unwrap();
+            let seek_changes: Vec<backend::SeekChange> = runtime::changes(&wish);
+            let seek = runtime::seek(&wish, &seek_changes);
+            let buffer = cuda.upload(vocab, row.clone()).unwrap();
+            let found = cuda.shortlist(&buffer, &[seek]).unwrap().unwrap().remove(0);
+            assert_eq!(cuda.download(buffer).unwrap(), row, "logits are as they were");
+            let mut scratch = engine::Scratch::default();
+            let (mut row, history) = (row.clone(), (&history[..], 10));
+            let want =
+                engine::sample(&mut row, history, &sampling, logprobs, &mut scratch).unwrap();
+            all += 1;
+            let Some(got) = engine::settle(&runtime::as_found(found), &wish, &sampling, 40) else {
+                continue;
+            };
+            let got = got.unwrap();
+            settled += 1;
+            assert_eq!(got.token, want.token, "{sampling:?} of logits {seed}");
+            let (Some(got), Some(want)) = (got.scored, want.scored) else { continue };
+            assert!((got.logprob - want.logprob).abs() < 1e-4);
+            assert_eq!(got.top.len(), want.top.len());
+            for (got, want) in got.top.iter().zip(&want.top) {
+                assert!(got.0 == want.0 && (got.1 - want.1).abs() < 1e-4);
+            }
+        }
+    }
+    // Many equals do not fit in a list; then all logits are looked at.
+    assert!(settled * 10 > all * 8, "{settled} of {all} were settled");
+    let mut bad = logits(vocab, 1);
+    bad[5] = f32::NAN;
+    let buffer = cuda.upload(vocab, bad).unwrap();
+    let wish = engine::wish((&history, 10), &plain(), None).unwrap();
+    let found = cuda.shortlist(&buffer, &[runtime::seek(&wish, &[])]).unwrap().unwrap().remove(0);
+    assert!(found.bad);
+}

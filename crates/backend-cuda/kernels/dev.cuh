@@ -37,6 +37,7 @@ DEVICE float fma_rn(float a, float b, float c) { return __fmaf_rn(a, b, c); }
 DEVICE float mul_rn(float a, float b) { return __fmul_rn(a, b); }
 DEVICE float add_rn(float a, float b) { return __fadd_rn(a, b); }
 DEVICE double fma_rn(double a, double b, double c) { return __fma_rn(a, b, c); }
+DEVICE u32 leading_zeros(u32 x) { return (u32)__clz((int)x); }
 
 // 2^x, to about 2 units in the last place; results below 2^-126 are zero.
 DEVICE float exp2_fast(float x) {
@@ -109,6 +110,7 @@ DEVICE u32 float_bits(float x) { u32 y; memcpy(&y, &x, 4); return y; }
 DEVICE float bits_float(u32 x) { float y; memcpy(&y, &x, 4); return y; }
 DEVICE float fma_rn(float a, float b, float c) { return fmaf(a, b, c); }
 DEVICE double fma_rn(double a, double b, double c) { return fma(a, b, c); }
+DEVICE u32 leading_zeros(u32 x) { return x ? (u32)__builtin_clz(x) : 32; }
 DEVICE float mul_rn(float a, float b) { return a * b; }
 DEVICE float add_rn(float a, float b) { return a + b; }
 DEVICE float exp2_fast(float x) { return x < -126.0f ? 0.0f : exp2f(x); }

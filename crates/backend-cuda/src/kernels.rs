@@ -45,6 +45,7 @@ pub const FAMILIES: &[Family] = &[
     family!("attend_rows", "attend_rows_", "attend_merge_"),
     family!("attend_tiles", "attend_tiles_"),
     family!("score", "fold_"),
+    family!("sample", "sample"),
     family!("doctor", "probe_", "try_"),
     family!("algebra", "gram", "rank_update", "factor_"),
 ];

@@ -19,6 +19,7 @@ mod pack;
 mod pool;
 mod replay;
 mod rows;
+mod sample;
 mod score;
 
 pub use device::{Device, DeviceError, Later, Launch, Recorded, Replay};
@@ -29,7 +30,7 @@ pub use kernels::{FAMILIES, Family};
 use attend::Layout;
 use backend::{
     Attend, AttendPaged, Backend, BackendError, Buffer, DeviceWeight, DivergenceRow, Embed,
-    KvCache, KvDType, Leaving, Linear, RankUpdate, Rope, RopeTable, SoftmaxRow,
+    KvCache, KvDType, Leaving, Linear, RankUpdate, Rope, RopeTable, Seek, Shortlist, SoftmaxRow,
 };
 use bytemuck::{NoUninit, Pod, Zeroable};
 use device::Memory;
@@ -208,6 +209,10 @@ impl Backend for Cuda {
 
     fn numerics(&self) -> &'static str {
         "cuda"
+    }
+
+    fn is_apart(&self) -> bool {
+        true
     }
 
     fn free_memory(&self) -> Option<u64> {
@@ -446,6 +451,14 @@ impl Backend for Cuda {
         rows: &mut [SoftmaxRow],
     ) -> Result<(), BackendError> {
         self.fold_rows(logits, first, rows)
+    }
+
+    fn shortlist(
+        &self,
+        logits: &Buffer,
+        rows: &[Seek<'_>],
+    ) -> Result<Option<Vec<Shortlist>>, BackendError> {
+        self.seek(logits, rows).map(Some)
     }
 
     fn fold_divergence(

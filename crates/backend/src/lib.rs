@@ -14,6 +14,7 @@ mod pages;
 mod reference;
 mod rope;
 mod score;
+mod shortlist;
 
 pub use buffer::{Buffer, DeviceWeight};
 pub use cache::{AttendPaged, KV_BLOCK, KvCache, KvDType, Span};
@@ -21,6 +22,7 @@ pub use interpreter::{Interpreter, SHORT_SPAN, See};
 pub use reference::Reference;
 pub use rope::RopeTable;
 pub use score::{DivergenceRow, SoftmaxRow};
+pub use shortlist::{SHORTLIST, Seek, SeekChange, Shortlist, Sought};
 
 use ir::{Activation, Heads, Quantized, Weight};
 use std::ops::Range;
@@ -37,6 +39,11 @@ pub trait Backend: Send + Sync {
     /// every machine, or another.
     fn numerics(&self) -> &'static str {
         "default"
+    }
+
+    /// Whether its memory is not the host's, so that what can stay there should.
+    fn is_apart(&self) -> bool {
+        false
     }
 
     /// The bytes that are free for weights, keys and values, where they are not those of the host.
@@ -176,6 +183,22 @@ pub trait Backend: Send + Sync {
         first: u32,
         rows: &mut [SoftmaxRow],
     ) -> Result<(), BackendError>;
+
+    /// Finds in each row of logits what a draw can be decided by; `None` if the device does not, and
+    /// logits are to be downloaded. They are as they were afterwards.
+    fn shortlist(
+        &self,
+        logits: &Buffer,
+        rows: &[Seek<'_>],
+    ) -> Result<Option<Vec<Shortlist>>, BackendError> {
+        let _ = (logits, rows);
+        Ok(None)
+    }
+
+    /// Takes values back that [`Self::download`] gave: the next step may need as many.
+    fn recycle(&self, values: Vec<f32>) {
+        drop(values);
+    }
 
     /// Folds the same slice of two models' logits into each row's running divergence.
     fn fold_divergence(

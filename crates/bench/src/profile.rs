@@ -2,7 +2,7 @@
 
 use backend::{
     Attend, AttendPaged, Backend, BackendError, Buffer, DeviceWeight, DivergenceRow, Embed,
-    KvCache, KvDType, Leaving, Linear, RankUpdate, Rope, SoftmaxRow, Span,
+    KvCache, KvDType, Leaving, Linear, RankUpdate, Rope, Seek, Shortlist, SoftmaxRow, Span,
 };
 use ir::{Activation, Grid, Heads, Quantized, Weight};
 use std::collections::BTreeMap;
@@ -317,12 +317,28 @@ impl Backend for Profiled<'_> {
         self.inner.numerics()
     }
 
+    fn is_apart(&self) -> bool {
+        self.inner.is_apart()
+    }
+
     fn free_memory(&self) -> Option<u64> {
         self.inner.free_memory()
     }
 
     fn finish(&self) -> Result<(), BackendError> {
         self.inner.finish()
+    }
+
+    fn shortlist(
+        &self,
+        logits: &Buffer,
+        rows: &[Seek<'_>],
+    ) -> Result<Option<Vec<Shortlist>>, BackendError> {
+        self.inner.shortlist(logits, rows)
+    }
+
+    fn recycle(&self, values: Vec<f32>) {
+        self.inner.recycle(values);
     }
 
     fn leave(&self, buffer: Buffer) -> Result<Leaving, BackendError> {

@@ -20,6 +20,7 @@ mod request;
 mod sampler;
 mod schedule;
 mod sequence;
+mod shortlist;
 mod speculate;
 mod step;
 
@@ -32,6 +33,7 @@ pub use request::{Refused, Request};
 pub use sampler::{SampleError, Scored};
 pub use sampler::{Sampled, Scratch, sample, score};
 pub use sequence::SeqId;
+pub use shortlist::{Change, Found, Kind, SHORTLIST, Wish, settle, wish};
 pub use speculate::{Ask, NGram, Speculator};
 pub use step::{ExecError, Executor, Limits, Outputs, Row, RowOutput, Step, Stepper};
 

@@ -11,6 +11,11 @@ impl Noise {
         Self(mix(mix(seed) ^ position.wrapping_mul(0x9e37_79b9_7f4a_7c15)))
     }
 
+    /// What bits are made of.
+    pub(crate) fn key(self) -> u64 {
+        self.0
+    }
+
     /// 32 random bits of `token`.
     #[inline]
     pub(crate) fn bits(self, token: u32) -> u32 {

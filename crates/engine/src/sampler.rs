@@ -259,7 +259,7 @@ fn top_p_of_all(
 }
 
 /// Keeps the first of the sorted tokens whose weights reach `wanted`, one at least.
-fn cut(kept: &mut Vec<(f32, u32)>, wanted: f64, weight: impl Fn(f32) -> f32) {
+pub(crate) fn cut(kept: &mut Vec<(f32, u32)>, wanted: f64, weight: impl Fn(f32) -> f32) {
     let mut mass = 0.0;
     let enough = kept.iter().position(|(x, _)| {
         mass += f64::from(weight(*x));
@@ -298,7 +298,7 @@ fn largest(logits: &[f32], count: usize, kept: &mut Vec<(f32, u32)>) {
 }
 
 /// The larger logit first, the lower id among equals.
-fn order(a: &(f32, u32), b: &(f32, u32)) -> Ordering {
+pub(crate) fn order(a: &(f32, u32), b: &(f32, u32)) -> Ordering {
     b.0.total_cmp(&a.0).then(a.1.cmp(&b.1))
 }
 
@@ -329,7 +329,7 @@ fn sum(logits: &[f32], f: impl Fn(f32) -> f32) -> f64 {
 /// Vectors give the same bits as scalars: nothing is fused. Reduction by Cody and Waite (1980),
 /// polynomial from Cephes' `expf`.
 #[inline(always)]
-fn exp(x: f32) -> f32 {
+pub(crate) fn exp(x: f32) -> f32 {
     const ROUND: f32 = 12_582_912.0;
     let clamped = if x > -87.0 { x } else { -87.0 };
     let shifted = clamped * std::f32::consts::LOG2_E + ROUND;

@@ -3,6 +3,7 @@
 
 mod apart;
 mod cost;
+mod draw;
 mod error;
 mod memory;
 mod model;
@@ -11,6 +12,7 @@ mod stages;
 
 pub use apart::{Apart, InPool, apart};
 pub use cost::Cost;
+pub use draw::{as_found, changes, seek};
 pub use error::LoadError;
 pub use memory::{KvPlan, free_memory};
 pub use model::Model;

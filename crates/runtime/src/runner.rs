@@ -27,8 +27,9 @@ impl Default for Settings {
     }
 }
 
-/// Rows whose logits are held at once.
+/// Rows whose logits are held at once, on the host and on a device of its own.
 const HEAD_ROWS: usize = 16;
+const DEVICE_HEAD_ROWS: usize = 64;
 
 /// Positions of the steps whose cost is measured.
 const MEASURED: [usize; 7] = [1, 2, 4, 8, 12, 16, 32];
@@ -52,12 +53,12 @@ pub struct Runner<'m> {
 
 /// A position whose logits are wanted.
 #[derive(Clone, Copy)]
-struct Wanted {
-    row: usize,
-    position: usize,
+pub(crate) struct Wanted {
+    pub(crate) row: usize,
+    pub(crate) position: usize,
     /// Its row in the step's hidden states.
     state: usize,
-    samples: bool,
+    pub(crate) samples: bool,
 }
 
 impl<'m> Runner<'m> {
@@ -100,7 +101,7 @@ impl<'m> Runner<'m> {
         caches: Vec<KvCache>,
         (plan, limits): (KvPlan, Limits),
     ) -> Self {
-        let scratch = vec![Scratch::default(); HEAD_ROWS];
+        let scratch = vec![Scratch::default(); DEVICE_HEAD_ROWS];
         let interpreters = backends.iter().map(|&backend| Interpreter::new(backend)).collect();
         Self { model, interpreters, caches, plan, limits, scratch }
     }
@@ -244,13 +245,20 @@ impl<'m> Runner<'m> {
             halves.push((half, first, of.collect::<Vec<_>>()));
             first = rows.end;
         }
+        let at_once = if backend.is_apart() { DEVICE_HEAD_ROWS } else { HEAD_ROWS };
         let chunks = halves.iter().flat_map(|(half, first, wanted)| {
-            wanted.chunks(HEAD_ROWS).map(move |some| (*half, *first, some))
+            wanted.chunks(at_once).map(move |some| (*half, *first, some))
         });
         for (half, first, wanted) in chunks {
             let rows: Vec<usize> = wanted.iter().map(|w| w.state - first).collect();
             let input = backend.gather(half, &rows)?;
             let logits = interpreter.run(&self.model.head, input, &[])?;
+            if let Some(settled) = crate::draw::on_device(backend, &logits, step, wanted)? {
+                for (wanted, sampled) in wanted.iter().zip(settled) {
+                    out[wanted.row].sampled.push(sampled);
+                }
+                continue;
+            }
             let mut logits = backend.download(logits)?;
             let rows = logits.par_chunks_exact_mut(self.model.spec.vocab);
             let all = rows.zip(wanted).zip(&mut self.scratch);
@@ -263,8 +271,7 @@ impl<'m> Runner<'m> {
                 out[wanted.row].sampled.extend(answer.sampled);
                 out[wanted.row].scored.extend(answer.scored);
             }
-            // The backend keeps the memory of what is dropped: the next step needs as much.
-            drop(backend.upload(self.model.spec.vocab, logits)?);
+            backend.recycle(logits);
         }
         Ok(())
     }

@@ -2,7 +2,8 @@
 
 use crate::common::{Noise, checked, close, dense, emulated, upload};
 use backend::{
-    Backend, Buffer, DivergenceRow, Embed, RankUpdate, Reference, Rope, RopeTable, SoftmaxRow,
+    Backend, Buffer, DivergenceRow, Embed, RankUpdate, Reference, Rope, RopeTable, Seek,
+    SeekChange, SoftmaxRow, Sought,
 };
 use backend_cuda::Cuda;
 use ir::Activation;
@@ -202,5 +203,35 @@ fn rates_are_measured() {
     checked("rates_are_measured", |cuda| {
         let rates = cuda.rates(1 << 14, 1).unwrap();
         assert!(rates.read > 0.0 && rates.bf16 > 0.0 && rates.int8 > 0.0);
+    });
+}
+
+/// That draws by a shortlist are the reference sampler's is tested with the engine, in `tests`.
+#[test]
+fn shortlists_touch_only_what_is_theirs() {
+    checked("shortlists_touch_only_what_is_theirs", |cuda| {
+        let width = 700;
+        let logits = Noise::new(11).values(3 * width);
+        let buffer = upload(cuda, width, &logits);
+        let change = SeekChange { token: 699, bias: Some(9.0), ..SeekChange::default() };
+        let seek = |of| Seek {
+            of,
+            key: 5,
+            temperature: 0.7,
+            min_score: -3.0,
+            repetition: 1.0,
+            frequency: 0.0,
+            presence: 0.0,
+            changes: std::slice::from_ref(&change),
+            raw: Some(3),
+        };
+        let rows = [Sought::Best, Sought::NearWinner, Sought::Largest].map(seek);
+        let found = cuda.shortlist(&buffer, &rows).unwrap().unwrap();
+        for (found, row) in found.iter().zip(logits.chunks(width)) {
+            assert_eq!(found.best, (699, row[699] + 9.0));
+            assert_eq!(found.originals, [row[699]]);
+            assert_eq!(found.raw_list.as_ref().map(Vec::len), Some(3));
+        }
+        assert_eq!(found[2].list.as_ref().map(Vec::len), Some(64));
     });
 }
