@@ -110,6 +110,7 @@ DEVICE u32 largest(const float *x, u32 n, u32 wanted, Pair *list, u32 *room) {
     u32 place = block_place(count, &all, room);
     for (u32 i = threadIdx.x; i < n; i += THREADS)
         if (order_of(x[i]) >= threshold && place < MOST) list[place++] = Pair{i, x[i]};
+    sync_threads();  // the logits may be changed next
     return all;
 }
 
