@@ -93,32 +93,44 @@ KERNEL(silu_mul, RowsArgs, 256, 1) {
     }
 }
 
-// The sum of squares of a row over a block of 256 threads, in every thread.
-DEVICE float block_squares(const float *x, u32 n, float *sums) {
-    float sum = 0.0f;
-    for (u32 i = threadIdx.x; i < n; i += blockDim.x) sum = fma_rn(x[i], x[i], sum);
-    sum = warp_sum(sum);
-    if (lane_id() == 0) sums[warp_id()] = sum;
-    sync_threads();
-    sum = 0.0f;
-    for (u32 w = 0; w < 8; w++) sum = add_rn(sum, sums[w]);
-    return sum;
-}
+struct NormArgs {
+    const float *a, *more;  // more: what is added first, or none
+    const float *weight;
+    float *sum;  // [rows, width]: where the sum goes
+    u32 *slots;
+    u32 rows, width, stride;
+    float eps;
+};
 
-// Root-mean-square norm of whole rows `a`, times the weight `b`, as slots.
-KERNEL(norm_rows, RowsArgs, 256, 1) {
+// Root-mean-square norm of whole rows, times the weight, as slots; of the sum of two where there are two.
+KERNEL(norm_rows, NormArgs, 256, 1) {
     SHARED(float, sums);
-    u32 row = blockIdx.x;
-    const float *a = args.a + (u64)row * args.width;
-    float inverse = 1.0f / sqrtf(block_squares(a, args.width, sums) / (float)args.width + args.eps);
+    u64 row = blockIdx.x;
+    const float *x = args.a + row * args.width;
+    float squares = 0.0f;
+    for (u32 i = threadIdx.x; i < args.width; i += blockDim.x) {
+        float v = x[i];
+        if (args.more) {
+            v = add_rn(v, args.more[row * args.width + i]);
+            args.sum[row * args.width + i] = v;
+        }
+        squares = fma_rn(v, v, squares);
+    }
+    squares = warp_sum(squares);
+    if (lane_id() == 0) sums[warp_id()] = squares;
+    sync_threads();
+    squares = 0.0f;
+    for (u32 w = 0; w < 8; w++) squares = add_rn(squares, sums[w]);
+    float inverse = 1.0f / sqrtf(squares / (float)args.width + args.eps);
+    if (args.more) x = args.sum + row * args.width;
     for (u32 i = threadIdx.x; i < args.stride / 2; i += blockDim.x) {
-        float low = mul_rn(mul_rn(column(a, 2 * i, args.width), inverse), column(args.b, 2 * i, args.width));
-        float high = mul_rn(mul_rn(column(a, 2 * i + 1, args.width), inverse), column(args.b, 2 * i + 1, args.width));
-        store_pair(args, row, i, low, high);
+        float low = mul_rn(mul_rn(column(x, 2 * i, args.width), inverse), column(args.weight, 2 * i, args.width));
+        float high = mul_rn(mul_rn(column(x, 2 * i + 1, args.width), inverse), column(args.weight, 2 * i + 1, args.width));
+        args.slots[(row * args.stride + slot(2 * i)) / 2] = pack_bf16(low, high);
     }
 }
 
-// The same of every run of `len` elements, as f32: a warp a run.
+// Root-mean-square norm of every run of `len` elements `a`, times the weight `b`, as f32: a warp a run.
 KERNEL(norm_runs, RowsArgs, 128, 1) {
     u32 runs = args.rows * (args.width / args.len), run = blockIdx.x * 4 + warp_id();
     if (run >= runs) return;

@@ -262,7 +262,7 @@ impl Cuda {
         let mut sides = [Side::default(); 3];
         for (side, buffer) in sides.iter_mut().zip([args.q, args.k, args.v]) {
             let rows: &Rows = buffer.data()?;
-            let (norm, turn, fused) = match &rows.pending[..] {
+            let (norm, turn, fused) = match rows.undone() {
                 [] => (None, None, true),
                 [Pending::Norm { weight, len, eps }] => (Some((weight, *len, *eps)), None, true),
                 [Pending::Rope(turn)] => (None, Some(turn), true),
@@ -273,7 +273,8 @@ impl Cuda {
             };
             let of_heads = norm.is_none_or(|(_, len, _)| len == heads.dim)
                 && turn.is_none_or(|turn: &Turn| turn.head_dim == heads.dim);
-            if rows.form != Form::F32 || !fused || !of_heads {
+            let settled = rows.undone().len() != rows.pending.len();
+            if settled || rows.form != Form::F32 || !fused || !of_heads {
                 let memory = self.plain(buffer)?;
                 side.x = memory.at();
                 kept.push(memory);

@@ -122,12 +122,9 @@ impl Cuda {
         Ok(self.device.launch(&Launch { kernel, grid, threads, shared: shared as u32, args })?)
     }
 
-    /// `out = kernel(a, b)`, element by element, into `a`.
-    fn elementwise(&self, kernel: &str, a: &mut Buffer, b: &Buffer) -> Result<(), BackendError> {
+    /// `a *= b`, element by element.
+    fn multiply(&self, a: &mut Buffer, b: &Buffer) -> Result<(), BackendError> {
         let (count, width) = (a.rows(), a.width());
-        if b.rows() != count || b.width() != width {
-            return Err(BackendError::Internal("both operands have one shape".into()));
-        }
         let (x, y) = (self.plain(a)?, self.plain(b)?);
         let out = self.room(count * width * 4)?;
         let args = RowsArgs {
@@ -138,7 +135,7 @@ impl Cuda {
             width: width as u32,
             ..RowsArgs::default()
         };
-        self.launch(kernel, [blocks(count * width), 1, 1], 256, 0, &args)?;
+        self.launch("mul", [blocks(count * width), 1, 1], 256, 0, &args)?;
         *a.data_mut::<Rows>()? = Rows::f32(out);
         Ok(())
     }
@@ -334,7 +331,7 @@ impl Backend for Cuda {
             unused: 0,
         };
         self.launch("embed", [count as u32, 1, 1], 256, 0, &raw)?;
-        *out.data_mut::<Rows>()? = Rows { memory, form: Form::F32, pending: Vec::new() };
+        *out.data_mut::<Rows>()? = Rows::of(memory, Form::F32, Vec::new());
         Ok(())
     }
 
@@ -356,32 +353,21 @@ impl Backend for Cuda {
     ) -> Result<Buffer, BackendError> {
         let (count, width, len) = (input.rows(), input.width(), weight.shape()[0]);
         let weight = linear::vector(weight)?;
-        let rows: &Rows = input.data()?;
-        if len != width {
+        let rows = match len == width {
+            true => self.norm_of_rows(input, weight, eps)?,
             // Heads are normalized on their way to attention.
-            let mut rows = rows.clone();
-            rows.pending.push(Pending::Norm { weight: Arc::clone(weight), len, eps });
-            return Ok(Buffer::new(count, width, rows));
-        }
-        let from = self.plain(input)?;
-        let out = self.room(count * stride(width) * 2)?;
-        let args = RowsArgs {
-            a: from.at(),
-            b: weight.at(),
-            slots: out.at(),
-            rows: count as u32,
-            width: width as u32,
-            stride: stride(width) as u32,
-            eps,
-            ..RowsArgs::default()
+            false => {
+                let pending = Pending::Norm { weight: Arc::clone(weight), len, eps };
+                input.data::<Rows>()?.with(pending)
+            }
         };
-        self.launch("norm_rows", [count as u32, 1, 1], 256, 64, &args)?;
-        Ok(Buffer::new(count, width, Rows::slots(out)))
+        Ok(Buffer::new(count, width, rows))
     }
 
     fn rope(&self, args: &Rope<'_>, x: &mut Buffer) -> Result<(), BackendError> {
         let turn = self.turn(args, x.rows())?;
-        x.data_mut::<Rows>()?.pending.push(Pending::Rope(turn));
+        let rows = x.data_mut::<Rows>()?;
+        *rows = rows.with(Pending::Rope(turn));
         Ok(())
     }
 
@@ -408,23 +394,30 @@ impl Backend for Cuda {
 
     fn activate(&self, kind: Activation, x: &mut Buffer) -> Result<(), BackendError> {
         let Activation::Silu = kind;
-        x.data_mut::<Rows>()?.pending.push(Pending::Silu);
+        let rows = x.data_mut::<Rows>()?;
+        *rows = rows.with(Pending::Silu);
         Ok(())
     }
 
     fn mul(&self, a: &mut Buffer, b: &Buffer) -> Result<(), BackendError> {
         let rows: &Rows = a.data()?;
         let same = a.rows() == b.rows() && a.width() == b.width();
-        if same && rows.form == Form::F32 && matches!(rows.pending[..], [Pending::Silu]) {
+        if same && rows.form == Form::F32 && matches!(rows.undone(), [Pending::Silu]) {
             let product = self.silu_mul(rows, b)?;
             *a.data_mut::<Rows>()? = product;
             return Ok(());
         }
-        self.elementwise("mul", a, b)
+        same_shape(a, b)?;
+        self.multiply(a, b)
     }
 
     fn add(&self, a: &mut Buffer, b: &Buffer) -> Result<(), BackendError> {
-        self.elementwise("add", a, b)
+        same_shape(a, b)?;
+        // The norm that follows makes the sum.
+        let more = self.plain(b)?;
+        let rows = a.data_mut::<Rows>()?;
+        *rows = rows.with(Pending::Add(more));
+        Ok(())
     }
 
     fn gram(
@@ -468,6 +461,13 @@ impl Backend for Cuda {
         rows: &mut [DivergenceRow],
     ) -> Result<(), BackendError> {
         self.fold_pairs(logits, first, rows)
+    }
+}
+
+fn same_shape(a: &Buffer, b: &Buffer) -> Result<(), BackendError> {
+    match a.rows() == b.rows() && a.width() == b.width() {
+        true => Ok(()),
+        false => Err(BackendError::Internal("both operands have one shape".into())),
     }
 }
 

@@ -5,7 +5,7 @@ use crate::Cuda;
 use crate::device::{DeviceError, Memory};
 use backend::{BackendError, Buffer};
 use bytemuck::{Pod, Zeroable};
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 
 /// The backend's part of a [`Buffer`]. Clones share memory; who writes to shared memory copies it.
 #[derive(Clone, Debug)]
@@ -14,6 +14,8 @@ pub(crate) struct Rows {
     pub(crate) form: Form,
     /// To be done, in order, before anybody else sees the values.
     pub(crate) pending: Vec<Pending>,
+    /// What comes of it, once somebody needed it.
+    settled: Arc<OnceLock<Arc<Memory>>>,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -26,6 +28,8 @@ pub(crate) enum Form {
 
 #[derive(Clone, Debug)]
 pub(crate) enum Pending {
+    /// Rows of `f32` are added.
+    Add(Arc<Memory>),
     Silu,
     /// Of every run of `len` elements.
     Norm {
@@ -66,6 +70,20 @@ pub(crate) struct RowsArgs {
 
 #[repr(C)]
 #[derive(Clone, Copy, Pod, Zeroable)]
+struct NormArgs {
+    a: u64,
+    more: u64,
+    weight: u64,
+    sum: u64,
+    slots: u64,
+    rows: u32,
+    width: u32,
+    stride: u32,
+    eps: f32,
+}
+
+#[repr(C)]
+#[derive(Clone, Copy, Pod, Zeroable)]
 struct RopeArgs {
     x: u64,
     cos: u64,
@@ -94,11 +112,36 @@ impl Turn {
 
 impl Rows {
     pub(crate) fn f32(memory: Memory) -> Self {
-        Self { memory: Arc::new(memory), form: Form::F32, pending: Vec::new() }
+        Self::of(Arc::new(memory), Form::F32, Vec::new())
     }
 
     pub(crate) fn slots(memory: Memory) -> Self {
-        Self { memory: Arc::new(memory), form: Form::Slots, pending: Vec::new() }
+        Self::of(Arc::new(memory), Form::Slots, Vec::new())
+    }
+
+    pub(crate) fn of(memory: Arc<Memory>, form: Form, pending: Vec<Pending>) -> Self {
+        Self { memory, form, pending, settled: Arc::default() }
+    }
+
+    /// The same with one more thing to be done.
+    pub(crate) fn with(&self, pending: Pending) -> Self {
+        let (memory, form) = match self.settled.get() {
+            Some(settled) => (settled, Form::F32),
+            None => (&self.memory, self.form),
+        };
+        let mut all = if self.settled.get().is_some() { Vec::new() } else { self.pending.clone() };
+        all.push(pending);
+        Self::of(Arc::clone(memory), form, all)
+    }
+
+    /// Says what came of what was pending.
+    pub(crate) fn settle(&self, memory: Memory) -> Arc<Memory> {
+        Arc::clone(self.settled.get_or_init(|| Arc::new(memory)))
+    }
+
+    /// What is pending still.
+    pub(crate) fn undone(&self) -> &[Pending] {
+        if self.settled.get().is_some() { &[] } else { &self.pending }
     }
 }
 
@@ -110,17 +153,13 @@ pub(crate) fn blocks(n: usize) -> u32 {
 impl Cuda {
     /// The rows of a buffer as `f32`, with everything done that is pending.
     pub(crate) fn plain(&self, buffer: &Buffer) -> Result<Arc<Memory>, BackendError> {
-        let rows: &Rows = buffer.data()?;
-        Ok(self.done(rows, buffer.rows(), buffer.width())?.memory)
+        self.done(buffer.data()?, buffer.rows(), buffer.width())
     }
 
-    /// Rows of `f32` with nothing pending.
-    pub(crate) fn done(
-        &self,
-        rows: &Rows,
-        count: usize,
-        width: usize,
-    ) -> Result<Rows, BackendError> {
+    fn done(&self, rows: &Rows, count: usize, width: usize) -> Result<Arc<Memory>, BackendError> {
+        if let Some(settled) = rows.settled.get() {
+            return Ok(Arc::clone(settled));
+        }
         let mut now = match rows.form {
             Form::F32 => Arc::clone(&rows.memory),
             Form::Slots => {
@@ -140,7 +179,10 @@ impl Cuda {
         for pending in &rows.pending {
             now = Arc::new(self.apply(pending, &now, count, width)?);
         }
-        Ok(Rows { memory: now, form: Form::F32, pending: Vec::new() })
+        if rows.form == Form::F32 && rows.pending.is_empty() {
+            return Ok(now);
+        }
+        Ok(Arc::clone(rows.settled.get_or_init(|| now)))
     }
 
     fn apply(
@@ -153,6 +195,12 @@ impl Cuda {
         let (rows, wide) = (count as u32, width as u32);
         let mut args = RowsArgs { a: from.at(), rows, width: wide, ..RowsArgs::default() };
         match pending {
+            Pending::Add(more) => {
+                let out = self.room(count * width * 4)?;
+                (args.b, args.out) = (more.at(), out.at());
+                self.launch("add", [blocks(count * width), 1, 1], 256, 0, &args)?;
+                Ok(out)
+            }
             Pending::Silu => {
                 let out = self.room(count * width * 4)?;
                 args.out = out.at();
@@ -179,6 +227,41 @@ impl Cuda {
         }
     }
 
+    /// The norm of whole rows, in slots; a sum that is pending is made on the way.
+    pub(crate) fn norm_of_rows(
+        &self,
+        input: &Buffer,
+        weight: &Memory,
+        eps: f32,
+    ) -> Result<Rows, BackendError> {
+        let (count, width) = (input.rows(), input.width());
+        let rows: &Rows = input.data()?;
+        let (from, more, sum) = match (rows.form, rows.undone()) {
+            (Form::F32, [Pending::Add(more)]) => {
+                let sum = self.room(count * width * 4)?;
+                (Arc::clone(&rows.memory), more.at(), Some(sum))
+            }
+            _ => (self.plain(input)?, 0, None),
+        };
+        let out = self.room(count * stride(width) * 2)?;
+        let args = NormArgs {
+            a: from.at(),
+            more,
+            weight: weight.at(),
+            sum: sum.as_ref().map_or(0, Memory::at),
+            slots: out.at(),
+            rows: count as u32,
+            width: width as u32,
+            stride: stride(width) as u32,
+            eps,
+        };
+        self.launch("norm_rows", [count as u32, 1, 1], 256, 64, &args)?;
+        if let Some(sum) = sum {
+            rows.settle(sum);
+        }
+        Ok(Rows::slots(out))
+    }
+
     /// The rows of a buffer as bf16 in slots.
     pub(crate) fn in_slots(&self, buffer: &Buffer) -> Result<Arc<Memory>, BackendError> {
         let rows: &Rows = buffer.data()?;
@@ -189,7 +272,7 @@ impl Cuda {
         let from = self.done(rows, count, width)?;
         let out = self.room(count * stride(width) * 2)?;
         let args = RowsArgs {
-            a: from.memory.at(),
+            a: from.at(),
             slots: out.at(),
             rows: count as u32,
             width: width as u32,
