@@ -3,7 +3,7 @@
 
 #![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 
-use backend::{Backend, KvDType};
+use backend::{Backend, KvDType, Sharded};
 use backend_cpu::Cpu;
 use backend_cuda::Cuda;
 use checkpoint::Checkpoint;
@@ -269,4 +269,42 @@ fn draws_are_those_of_the_reference_sampler() {
     let wish = engine::wish((&history, 10), &plain(), None).unwrap();
     let found = cuda.shortlist(&buffer, &[runtime::seek(&wish, &[])]).unwrap().unwrap().remove(0);
     assert!(found.bad);
+}
+
+/// Every layer divided between devices: the sums of two halves differ from one sum in the last bits, and
+/// what is said does not.
+#[test]
+fn layers_divided_between_devices() {
+    let [Some(first), Some(second)] =
+        [(); 2].map(|()| cuda("layers_divided_between_devices", false))
+    else {
+        return;
+    };
+    let (checkpoint, spec) = open(&stories());
+    let cpus = [Cpu::new(), Cpu::new()];
+    let say = |backend: &dyn Backend| {
+        let model = Model::on(backend, &checkpoint, &spec, false).unwrap();
+        let plan = KvPlan::new(&spec, KvDType::Bf16, 8 << 20, 8).unwrap();
+        let mut runner = Runner::new(&[backend], &model, plan, &Settings::default()).unwrap();
+        let greedy = Request::new(tokens(20, spec.vocab), 16);
+        let said = serve(&mut runner, &[greedy, requests(spec.vocab)[2].clone()], false);
+        said.into_iter().map(|all| all.iter().map(|t| t.token).collect()).collect::<Vec<Vec<u32>>>()
+    };
+    let cpu = Sharded::new(vec![&cpus[0], &cpus[1]]);
+    assert_eq!(say(&cpu), say(&cpus[0]));
+    let both = Sharded::new(vec![&first, &second]);
+    assert_eq!(say(&both), say(&first));
+    let mixed = Sharded::new(vec![&first, &cpus[0]]);
+    assert_eq!(say(&mixed)[0].len(), 16);
+    // Four key heads are not divided among three, and groups are not cut.
+    let three = Sharded::new(vec![&cpus[0]; 3]);
+    let error =
+        three.kv_cache(ir::Heads { query: 8, kv: 4, dim: 8 }, KvDType::Bf16, 4).unwrap_err();
+    assert!(error.to_string().contains("4 key heads"), "{error}");
+    let grid =
+        ir::Grid::Int { bits: 4, symmetric: true, span: ir::Span::Group(32), scale: DType::BF16 };
+    let (codes, scales) = (vec![1; 2 * 96], vec![1.0; 2 * 3]);
+    let weight = ir::Quantized { grid, shape: [2, 96], codes, scales, zeros: Vec::new() };
+    let error = cpu.prepare_quantized_cut("down", weight, backend::Cut::Inputs).unwrap_err();
+    assert!(error.to_string().contains("whole groups of 32"), "{error}");
 }

@@ -1,7 +1,6 @@
 //! The compiler on the CUDA kernels, emulated: the same bytes twice, and as good as the CPU's.
 
 #![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
-#![expect(clippy::print_stdout, reason = "how close they are is worth knowing")]
 
 use backend::Backend;
 use backend_cpu::Cpu;

@@ -183,7 +183,8 @@ impl Cuda {
     /// The tables of a rotation, uploaded once and kept with the table.
     fn turn(&self, args: &Rope<'_>, rows: usize) -> Result<Turn, BackendError> {
         let table: &RopeTable = args.table;
-        let kept = table.kept(|cos, sin| -> Result<Arc<Memory>, BackendError> {
+        let key = Arc::as_ptr(&self.replaying) as usize;
+        let kept = table.kept(key, |cos, sin| -> Result<Arc<Memory>, BackendError> {
             Ok(Arc::new(Memory::of(&self.device, &[cos, sin].concat())?))
         })?;
         let kept = kept.downcast_ref::<Arc<Memory>>();

@@ -14,6 +14,7 @@ mod pages;
 mod reference;
 mod rope;
 mod score;
+mod sharded;
 mod shortlist;
 
 pub use buffer::{Buffer, DeviceWeight};
@@ -22,6 +23,7 @@ pub use interpreter::{Interpreter, SHORT_SPAN, See};
 pub use reference::Reference;
 pub use rope::RopeTable;
 pub use score::{DivergenceRow, SoftmaxRow};
+pub use sharded::{Cut, Sharded, cuts};
 pub use shortlist::{SHORTLIST, Seek, SeekChange, Shortlist, Sought};
 
 use ir::{Activation, Heads, Quantized, Weight};
@@ -75,6 +77,29 @@ pub trait Backend: Send + Sync {
         tensor: &str,
         weight: Quantized,
     ) -> Result<DeviceWeight, BackendError>;
+
+    /// [`Self::prepare`] of what is divided as `cut` says, where a backend is several devices.
+    ///
+    /// # Errors
+    /// As [`Self::prepare`], or if it cannot be divided so.
+    fn prepare_cut(&self, weight: Weight, cut: Cut) -> Result<DeviceWeight, BackendError> {
+        let _ = cut;
+        self.prepare(weight)
+    }
+
+    /// [`Self::prepare_quantized`], likewise.
+    ///
+    /// # Errors
+    /// As [`Self::prepare_quantized`], or if it cannot be divided so.
+    fn prepare_quantized_cut(
+        &self,
+        tensor: &str,
+        weight: Quantized,
+        cut: Cut,
+    ) -> Result<DeviceWeight, BackendError> {
+        let _ = cut;
+        self.prepare_quantized(tensor, weight)
+    }
 
     /// Copies rows to the device. `values` is `[rows, width]`.
     fn upload(&self, width: usize, values: Vec<f32>) -> Result<Buffer, BackendError>;

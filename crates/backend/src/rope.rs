@@ -2,7 +2,7 @@
 //! product, its sine and cosine are exact to the last bit or nearly so.
 
 use std::any::Any;
-use std::sync::OnceLock;
+use std::sync::{Arc, Mutex, PoisonError};
 
 /// Tables `[positions, rotary / 2]`.
 #[derive(Debug)]
@@ -10,7 +10,7 @@ pub struct RopeTable {
     cos: Vec<f32>,
     sin: Vec<f32>,
     half: usize,
-    kept: OnceLock<Box<dyn Any + Send + Sync>>,
+    kept: Mutex<Vec<(usize, Arc<dyn Any + Send + Sync>)>>,
 }
 
 impl RopeTable {
@@ -25,7 +25,7 @@ impl RopeTable {
                 sin.push(libm::sin(angle) as f32 * rope.magnitude);
             }
         }
-        Self { cos, sin, half, kept: OnceLock::new() }
+        Self { cos, sin, half, kept: Mutex::default() }
     }
 
     /// Half the rotary elements of a head.
@@ -33,21 +33,23 @@ impl RopeTable {
         self.half
     }
 
-    /// What a device keeps of the table, made by `upload` of all cosines and all sines when it is
-    /// asked for first.
+    /// What a device, known by `key`, keeps of the table; made by `upload` of all cosines and all sines
+    /// when it is asked for first.
     ///
     /// # Errors
     /// Those of `upload`.
     pub fn kept<T: Any + Send + Sync, E>(
         &self,
+        key: usize,
         upload: impl FnOnce(&[f32], &[f32]) -> Result<T, E>,
-    ) -> Result<&dyn Any, E> {
-        if self.kept.get().is_none() {
-            let made = upload(&self.cos, &self.sin)?;
-            // Another thread may have been first; one is as good as the other.
-            let _ = self.kept.set(Box::new(made));
+    ) -> Result<Arc<dyn Any + Send + Sync>, E> {
+        let mut kept = self.kept.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some((_, known)) = kept.iter().find(|(of, _)| *of == key) {
+            return Ok(Arc::clone(known));
         }
-        Ok(self.kept.get().map_or(&() as &dyn Any, |kept| &**kept))
+        let made: Arc<dyn Any + Send + Sync> = Arc::new(upload(&self.cos, &self.sin)?);
+        kept.push((key, Arc::clone(&made)));
+        Ok(made)
     }
 
     /// How many positions there are.

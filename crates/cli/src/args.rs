@@ -331,9 +331,10 @@ pub(crate) enum Protocol {
     LlamaCpp,
 }
 
-/// Where to compute, in the order of a model's layers; nothing for wherever it is fastest.
+/// Where to compute: the devices of each range of a model's layers, in order; nothing for wherever it is
+/// fastest.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub(crate) struct Places(pub(crate) Vec<Place>);
+pub(crate) struct Places(pub(crate) Vec<Vec<Place>>);
 
 /// One device.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -355,7 +356,8 @@ fn places(text: &str) -> Result<Places, String> {
         Some(("cuda", index)) => index.parse().map(Place::Cuda).map_err(|_| word.to_string()),
         _ => Err(word.to_string()),
     };
-    let all: Result<Vec<Place>, String> = text.split(',').map(place).collect();
+    let stage = |stage: &str| stage.split('+').map(place).collect::<Result<Vec<Place>, String>>();
+    let all: Result<Vec<Vec<Place>>, String> = text.split(',').map(stage).collect();
     all.map(Places)
         .map_err(|word| format!("{word:?} is no device; write auto, cpu, cuda or cuda:1"))
 }
@@ -367,7 +369,8 @@ pub(crate) struct Common {
     #[arg(long)]
     pub(crate) json: bool,
     /// Where to compute: cpu, cuda, cuda:1 for the second GPU, or auto [default: auto; cpu for the main
-    /// job]. Several, such as cuda:0,cuda:1,cpu, split a model's layers among them.
+    /// job]. Several, such as cuda:0,cuda:1,cpu, split a model's layers among them; cuda:0+cuda:1
+    /// divides every layer between two.
     #[arg(long, value_name = "DEVICE", value_parser = places)]
     pub(crate) device: Option<Places>,
     /// Worker threads [default: all cores]. Use fewer to leave room for others; the result is the

@@ -9,7 +9,7 @@ mod subject;
 
 use crate::args::bench::{Batching, Bench, Prefill};
 use crate::args::serve::{Serving, Speculate};
-use crate::device::{Devices, Wanted};
+use crate::device::{Devices, Joined, Wanted};
 use crate::eval::read;
 use crate::failure::{Code, Failure};
 use crate::output::{has_a_place, print, write_whole};
@@ -90,11 +90,12 @@ fn measure(
     let place = (devices, subject.weights().bytes);
     let mut room = Room::new(subject.spec(), tokenizer, (serving, &args.common), place, users)?;
     room.measured = args.synthetic_acceptance.is_some();
-    let mut backends = devices.backends();
+    let stages = devices.stages();
+    let mut backends: Vec<_> = stages.iter().map(Joined::backend).collect();
     if args.profile && backends.len() > 1 {
         return Err(Failure::refused("--profile is of one device"));
     }
-    let profiled = args.profile.then(|| Profiled::new(devices.backend(), subject.spec().vocab));
+    let profiled = args.profile.then(|| Profiled::new(backends[0], subject.spec().vocab));
     if let Some(profiled) = &profiled {
         backends = vec![profiled as &dyn Backend];
     }

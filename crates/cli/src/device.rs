@@ -4,7 +4,7 @@ use crate::args::{Common, Place, Places};
 use crate::failure::{Code, Failure};
 use crate::output::remark;
 use ::bench::Machine;
-use backend::Backend;
+use backend::{Backend, Sharded};
 use backend_cpu::{Cpu, Isa};
 #[cfg(feature = "cuda")]
 use backend_cuda::{Cuda, Driver, NoDriver};
@@ -15,9 +15,24 @@ use std::sync::Arc;
 pub(crate) struct Devices {
     pub(crate) cpu: Cpu,
     pub(crate) pool: rayon::ThreadPool,
-    places: Vec<Place>,
+    places: Vec<Vec<Place>>,
     #[cfg(feature = "cuda")]
     gpus: Vec<(usize, Cuda)>,
+}
+
+/// What computes a range of layers.
+pub(crate) enum Joined<'d> {
+    One(&'d dyn Backend),
+    Several(Sharded<'d>),
+}
+
+impl Joined<'_> {
+    pub(crate) fn backend(&self) -> &dyn Backend {
+        match self {
+            Self::One(backend) => *backend,
+            Self::Several(sharded) => sharded,
+        }
+    }
 }
 
 /// What a GPU reads to be measured: far more than its caches hold.
@@ -51,15 +66,15 @@ impl Devices {
         let pool = pool.map_err(|error| Failure::new(Code::Machine, error))?;
         let places = match &common.device {
             Some(Places(places)) if !places.is_empty() => places.clone(),
-            None if wanted == Wanted::Cpu => vec![Place::Cpu],
-            _ => vec![fastest(common.quiet)],
+            None if wanted == Wanted::Cpu => vec![vec![Place::Cpu]],
+            _ => vec![vec![fastest(common.quiet)]],
         };
         #[cfg(feature = "cuda")]
         let gpus = gpus(&places, invariant)?;
         #[cfg(not(feature = "cuda"))]
         {
             let _ = invariant;
-            if places.iter().any(|place| matches!(place, Place::Cuda(_))) {
+            if places.iter().flatten().any(|place| matches!(place, Place::Cuda(_))) {
                 return Err(Failure::refused("this optimize was built without the feature cuda"));
             }
         }
@@ -74,21 +89,26 @@ impl Devices {
 
     /// The device of the first layers, which is that of everything that has no layers.
     pub(crate) fn backend(&self) -> &dyn Backend {
-        self.backends().first().copied().unwrap_or(&self.cpu)
+        self.places.first().and_then(|stage| stage.first()).map_or(&self.cpu, |p| self.place(*p))
     }
 
-    /// The devices in the order of a model's layers.
-    pub(crate) fn backends(&self) -> Vec<&dyn Backend> {
-        let place = |place: &Place| -> &dyn Backend {
-            match place {
-                Place::Cpu => &self.cpu,
-                #[cfg(feature = "cuda")]
-                Place::Cuda(index) => self.gpu(*index).map_or(&self.cpu, |gpu| gpu as &dyn Backend),
-                #[cfg(not(feature = "cuda"))]
-                Place::Cuda(_) => &self.cpu,
-            }
+    /// The devices of a model's layers, in order.
+    pub(crate) fn stages(&self) -> Vec<Joined<'_>> {
+        let stage = |stage: &Vec<Place>| match &stage[..] {
+            [one] => Joined::One(self.place(*one)),
+            all => Joined::Several(Sharded::new(all.iter().map(|p| self.place(*p)).collect())),
         };
-        self.places.iter().map(place).collect()
+        self.places.iter().map(stage).collect()
+    }
+
+    fn place(&self, place: Place) -> &dyn Backend {
+        match place {
+            Place::Cpu => &self.cpu,
+            #[cfg(feature = "cuda")]
+            Place::Cuda(index) => self.gpu(index).map_or(&self.cpu, |gpu| gpu as &dyn Backend),
+            #[cfg(not(feature = "cuda"))]
+            Place::Cuda(_) => &self.cpu,
+        }
     }
 
     /// What the first device can do, measured.
@@ -117,7 +137,7 @@ impl Devices {
     /// The GPU of the first layers, if that is one.
     #[cfg(feature = "cuda")]
     pub(crate) fn first_gpu(&self) -> Option<&Cuda> {
-        match self.places.first() {
+        match self.places.first().and_then(|stage| stage.first()) {
             Some(Place::Cuda(index)) => self.gpu(*index),
             _ => None,
         }
@@ -168,9 +188,9 @@ fn fastest(_: bool) -> Place {
 
 /// Every GPU of `places`, opened once.
 #[cfg(feature = "cuda")]
-fn gpus(places: &[Place], invariant: bool) -> Result<Vec<(usize, Cuda)>, Failure> {
+fn gpus(places: &[Vec<Place>], invariant: bool) -> Result<Vec<(usize, Cuda)>, Failure> {
     let mut gpus: Vec<(usize, Cuda)> = Vec::new();
-    for place in places {
+    for place in places.iter().flatten() {
         let &Place::Cuda(index) = place else { continue };
         if gpus.iter().any(|(of, _)| *of == index) {
             continue;

@@ -148,7 +148,8 @@ impl Room {
 /// What keys and values may take: half of what is free on the host; on GPUs nearly all that weights
 /// leave, but for what a step needs.
 fn free(devices: &Devices, weights: u64) -> u64 {
-    let gpus: Option<u64> = devices.backends().iter().map(|device| device.free_memory()).sum();
+    let gpus: Option<u64> =
+        devices.stages().iter().map(|stage| stage.backend().free_memory()).sum();
     match gpus {
         Some(free) => free.saturating_sub(weights + STEP) / 10 * 9,
         None => free_memory().unwrap_or(UNKNOWN) / 2,

@@ -2,7 +2,7 @@
 
 use crate::args::Common;
 use crate::args::serve::Serving;
-use crate::device::Devices;
+use crate::device::{Devices, Joined};
 use crate::eval::tokenizer;
 use crate::failure::Failure;
 use crate::model::Opened;
@@ -52,7 +52,9 @@ impl Served {
     ) -> Result<T, Failure> {
         let (spec, source) = (&self.opened.spec, &self.opened.checkpoint);
         let weights = Weights { spec, source, bytes: self.opened.weight_bytes() };
-        self.room.load(&devices.backends(), weights, use_it)
+        let stages = devices.stages();
+        let backends: Vec<_> = stages.iter().map(Joined::backend).collect();
+        self.room.load(&backends, weights, use_it)
     }
 }
 

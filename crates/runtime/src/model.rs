@@ -1,7 +1,7 @@
 //! A model whole on its devices.
 
 use crate::error::LoadError;
-use backend::{Backend, DeviceWeight};
+use backend::{Backend, Cut, DeviceWeight};
 use ir::{Block, ModelSpec, Quantized, Source, Spec, Weight};
 use rayon::prelude::*;
 use std::collections::HashMap;
@@ -46,7 +46,7 @@ impl Model {
         let [table] = &spec.embedding.weights[..] else {
             return Err(LoadError::Internal("an embedding block has one weight"));
         };
-        let embedding = loader.dense(table)?;
+        let embedding = loader.dense(table, Cut::Whole)?;
         if spec.tied && backends.len() == 1 {
             loader.loaded.insert(table.tensor.clone(), embedding.clone());
         }
@@ -96,17 +96,21 @@ struct Loader<'a> {
 
 impl Loader<'_> {
     fn block(&self, block: &Block<Spec>) -> Result<Block<DeviceWeight>, LoadError> {
-        block.clone().try_map(|spec| match self.loaded.get(&spec.tensor) {
-            Some(weight) => Ok(weight.clone()),
-            None => self.weight(&spec),
+        let mut cuts = backend::cuts(block)?.into_iter();
+        block.clone().try_map(|spec| {
+            let cut = cuts.next().unwrap_or(Cut::Whole);
+            match self.loaded.get(&spec.tensor) {
+                Some(weight) => Ok(weight.clone()),
+                None => self.weight(&spec, cut),
+            }
         })
     }
 
-    fn weight(&self, spec: &Spec) -> Result<DeviceWeight, LoadError> {
+    fn weight(&self, spec: &Spec, cut: Cut) -> Result<DeviceWeight, LoadError> {
         let rows = spec.shape.first().copied().unwrap_or(0);
         match self.quantized(spec, rows)? {
-            Some(weight) => Ok(self.backend.prepare_quantized(&spec.tensor, weight)?),
-            None => self.dense(spec),
+            Some(weight) => Ok(self.backend.prepare_quantized_cut(&spec.tensor, weight, cut)?),
+            None => self.dense(spec, cut),
         }
     }
 
@@ -133,10 +137,10 @@ impl Loader<'_> {
         Ok(whole)
     }
 
-    fn dense(&self, spec: &Spec) -> Result<DeviceWeight, LoadError> {
+    fn dense(&self, spec: &Spec, cut: Cut) -> Result<DeviceWeight, LoadError> {
         let rows = spec.shape.first().copied().unwrap_or(0);
         let tensor = self.source.read_rows(&spec.tensor, 0..rows)?;
-        Ok(self.backend.prepare(Weight { spec: spec.clone(), tensor })?)
+        Ok(self.backend.prepare_cut(Weight { spec: spec.clone(), tensor }, cut)?)
     }
 }
 

@@ -1,0 +1,485 @@
+//! Tensor parallelism (Shoeybi et al. 2019): one backend over several of a host. Linears that read what
+//! every device has are cut by outputs, those that read parts by inputs, and what the latter give is
+//! summed in the order of the devices. Heads are divided in between. Programs and interpreter are those of
+//! one device.
+
+use crate::{
+    Attend, AttendPaged, Backend, BackendError, Buffer, DeviceWeight, DivergenceRow, Embed,
+    KvCache, KvDType, Linear, RankUpdate, Rope, SoftmaxRow,
+};
+use ir::{Activation, Block, Heads, Op, Quantized, Span, Value, Weight};
+use std::ops::Range;
+use tensor::{Bytes, Tensor};
+
+/// How a weight is divided among devices.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Cut {
+    /// Every device has all of it.
+    Whole,
+    /// By outputs: rows of a matrix, elements of a bias.
+    Outputs,
+    /// By inputs: columns of a matrix.
+    Inputs,
+    /// The first device has it, the others nothing: a bias of what is summed.
+    First,
+}
+
+/// Several backends as one.
+pub struct Sharded<'a> {
+    devices: Vec<&'a dyn Backend>,
+}
+
+/// A buffer of every device.
+struct Parts {
+    all: Vec<Buffer>,
+    /// Whether each holds the same whole rows, rather than a part of every row.
+    whole: bool,
+}
+
+/// A weight of every device; `None` where a device has nothing.
+struct Shards {
+    all: Vec<Option<DeviceWeight>>,
+    cut: Cut,
+}
+
+/// How each weight of a program is cut, by what reads it.
+///
+/// # Errors
+/// If the program adds parts to what is whole, which no decoder does.
+pub fn cuts<W>(block: &Block<W>) -> Result<Vec<Cut>, BackendError> {
+    let mut cuts = vec![Cut::Whole; block.weights.len()];
+    let mut whole = vec![true];
+    let is_whole = |whole: &[bool], value: Value| whole.get(value.0 as usize).copied();
+    for op in &block.ops {
+        let inputs: Vec<Option<bool>> = op.inputs().iter().map(|v| is_whole(&whole, *v)).collect();
+        let (Some(&first), true) = (inputs.first(), inputs.windows(2).all(|w| w[0] == w[1])) else {
+            return Err(BackendError::Internal(format!("{} of parts and wholes", op.name())));
+        };
+        let first = first.unwrap_or(true);
+        whole.push(match op {
+            Op::Linear { weight, bias, .. } => {
+                let (of_weight, of_bias) =
+                    if first { (Cut::Outputs, Cut::Outputs) } else { (Cut::Inputs, Cut::First) };
+                cuts[weight.0 as usize] = of_weight;
+                bias.iter().for_each(|bias| cuts[bias.0 as usize] = of_bias);
+                !first
+            }
+            _ => first,
+        });
+    }
+    Ok(cuts)
+}
+
+impl<'a> Sharded<'a> {
+    /// One backend over `devices`, two at least.
+    pub fn new(devices: Vec<&'a dyn Backend>) -> Self {
+        Self { devices }
+    }
+
+    fn count(&self) -> usize {
+        self.devices.len()
+    }
+
+    /// What of `n` belongs to a device.
+    fn share(&self, device: usize, n: usize) -> Range<usize> {
+        n * device / self.count()..n * (device + 1) / self.count()
+    }
+
+    /// The heads of each device.
+    fn heads(&self, heads: Heads) -> Result<Heads, BackendError> {
+        let n = self.count();
+        if !heads.kv.is_multiple_of(n) {
+            let kv = heads.kv;
+            let rule = format!("{kv} key heads cannot be divided among {n} devices");
+            return Err(BackendError::Device(rule));
+        }
+        Ok(Heads { query: heads.query / n, kv: heads.kv / n, dim: heads.dim })
+    }
+
+    fn buffer(&self, rows: usize, width: usize, all: Vec<Buffer>, whole: bool) -> Buffer {
+        Buffer::new(rows, width, Parts { all, whole })
+    }
+
+    /// Does `op` on every device, over buffers that lie alike.
+    fn each(
+        &self,
+        input: &Buffer,
+        width: usize,
+        op: impl Fn(usize, &dyn Backend, &Buffer) -> Result<Buffer, BackendError>,
+    ) -> Result<Buffer, BackendError> {
+        let parts: &Parts = input.data()?;
+        let all = self.devices.iter().enumerate().zip(&parts.all);
+        let all = all.map(|((i, device), part)| op(i, *device, part));
+        Ok(self.buffer(input.rows(), width, all.collect::<Result<_, _>>()?, parts.whole))
+    }
+
+    /// The sum of what every device has, on every device: in the order of the devices.
+    fn sum(&self, all: Vec<Buffer>, rows: usize, width: usize) -> Result<Buffer, BackendError> {
+        let leaving = self.devices.iter().zip(all).map(|(device, part)| device.leave(part));
+        let leaving = leaving.collect::<Result<Vec<_>, _>>()?;
+        let mut total: Option<Vec<f32>> = None;
+        for part in leaving {
+            let values = part.arrive()?;
+            match &mut total {
+                None => total = Some(values),
+                Some(total) => total.iter_mut().zip(values).for_each(|(sum, x)| *sum += x),
+            }
+        }
+        let total = total.unwrap_or_default();
+        let all = self.devices.iter().map(|device| device.upload(width, total.clone()));
+        Ok(self.buffer(rows, width, all.collect::<Result<_, _>>()?, true))
+    }
+
+    /// A weight of every device.
+    fn shards(
+        &self,
+        shape: Vec<usize>,
+        cut: Cut,
+        make: impl Fn(usize, &dyn Backend) -> Result<DeviceWeight, BackendError>,
+    ) -> Result<DeviceWeight, BackendError> {
+        let one = |(i, device): (usize, &&dyn Backend)| match cut {
+            Cut::First if i > 0 => Ok(None),
+            _ => make(i, *device).map(Some),
+        };
+        let all = self.devices.iter().enumerate().map(one).collect::<Result<_, _>>()?;
+        Ok(DeviceWeight::new(shape, Shards { all, cut }))
+    }
+}
+
+impl Backend for Sharded<'_> {
+    fn name(&self) -> &'static str {
+        self.devices.first().map_or("nothing", |device| device.name())
+    }
+
+    fn numerics(&self) -> &'static str {
+        "sharded"
+    }
+
+    fn is_apart(&self) -> bool {
+        self.devices.iter().any(|device| device.is_apart())
+    }
+
+    fn free_memory(&self) -> Option<u64> {
+        self.devices.iter().map(|device| device.free_memory()).sum()
+    }
+
+    fn finish(&self) -> Result<(), BackendError> {
+        self.devices.iter().try_for_each(|device| device.finish())
+    }
+
+    fn prepare(&self, weight: Weight) -> Result<DeviceWeight, BackendError> {
+        self.prepare_cut(weight, Cut::Whole)
+    }
+
+    fn prepare_quantized(
+        &self,
+        tensor: &str,
+        weight: Quantized,
+    ) -> Result<DeviceWeight, BackendError> {
+        self.prepare_quantized_cut(tensor, weight, Cut::Whole)
+    }
+
+    fn prepare_cut(&self, weight: Weight, cut: Cut) -> Result<DeviceWeight, BackendError> {
+        let shape = weight.spec.shape.clone();
+        self.shards(shape.clone(), cut, |i, device| {
+            let [rows, columns] = match (cut, &shape[..]) {
+                (Cut::Outputs, [out, rest @ ..]) => [self.share(i, *out), 0..rest.iter().product()],
+                (Cut::Inputs, &[out, width]) => [0..out, self.share(i, width)],
+                (_, [out, rest @ ..]) => [0..*out, 0..rest.iter().product()],
+                (_, []) => [0..1, 0..1],
+            };
+            device.prepare(part_of(&weight, rows, columns)?)
+        })
+    }
+
+    fn prepare_quantized_cut(
+        &self,
+        tensor: &str,
+        weight: Quantized,
+        cut: Cut,
+    ) -> Result<DeviceWeight, BackendError> {
+        let [out, width] = weight.shape;
+        self.shards(vec![out, width], cut, |i, device| {
+            let [rows, columns] = match cut {
+                Cut::Outputs => [self.share(i, out), 0..width],
+                Cut::Inputs => [0..out, self.share(i, width)],
+                Cut::Whole | Cut::First => [0..out, 0..width],
+            };
+            device.prepare_quantized(tensor, codes_of(tensor, &weight, rows, columns)?)
+        })
+    }
+
+    fn upload(&self, width: usize, values: Vec<f32>) -> Result<Buffer, BackendError> {
+        let rows = values.len() / width.max(1);
+        let all = self.devices.iter().map(|device| device.upload(width, values.clone()));
+        Ok(self.buffer(rows, width, all.collect::<Result<_, _>>()?, true))
+    }
+
+    fn download(&self, buffer: Buffer) -> Result<Vec<f32>, BackendError> {
+        let (rows, width) = (buffer.rows(), buffer.width());
+        let Parts { all, whole } = buffer.into_data()?;
+        let mut parts = self.devices.iter().zip(all);
+        if whole {
+            let first = parts.next().map(|(device, part)| device.download(part));
+            return first.unwrap_or_else(|| Ok(Vec::new()));
+        }
+        let (mut joined, mut begin) = (vec![0.0; rows * width], 0);
+        for (device, part) in parts {
+            let (own, values) = (part.width(), device.download(part)?);
+            for (row, values) in joined.chunks_exact_mut(width).zip(values.chunks_exact(own.max(1)))
+            {
+                row[begin..begin + own].copy_from_slice(values);
+            }
+            begin += own;
+        }
+        Ok(joined)
+    }
+
+    fn copy(&self, buffer: &Buffer) -> Result<Buffer, BackendError> {
+        self.each(buffer, buffer.width(), |_, device, part| device.copy(part))
+    }
+
+    fn gather(&self, buffer: &Buffer, rows: &[usize]) -> Result<Buffer, BackendError> {
+        let parts: &Parts = buffer.data()?;
+        let all = self.devices.iter().zip(&parts.all).map(|(d, part)| d.gather(part, rows));
+        let all = all.collect::<Result<_, _>>()?;
+        Ok(self.buffer(rows.len(), buffer.width(), all, parts.whole))
+    }
+
+    fn embed(&self, args: &Embed<'_>, out: &mut Buffer) -> Result<(), BackendError> {
+        let weights: &Shards = args.weight.data()?;
+        let parts: &mut Parts = out.data_mut()?;
+        for ((device, part), weight) in self.devices.iter().zip(&mut parts.all).zip(&weights.all) {
+            let weight = weight.as_ref().ok_or_else(missing)?;
+            device.embed(&Embed { tokens: args.tokens, weight, first: args.first }, part)?;
+        }
+        Ok(())
+    }
+
+    fn linear(&self, args: &Linear<'_>) -> Result<Buffer, BackendError> {
+        let &Linear { input, weight, bias, decode } = args;
+        let mut outputs = self.linears(&[Linear { input, weight, bias, decode }])?;
+        outputs.pop().ok_or_else(missing)
+    }
+
+    fn linears(&self, all: &[Linear<'_>]) -> Result<Vec<Buffer>, BackendError> {
+        let Some(first) = all.first() else { return Ok(Vec::new()) };
+        let input: &Parts = first.input.data()?;
+        let mut outputs: Vec<Vec<Buffer>> = all.iter().map(|_| Vec::new()).collect();
+        for (i, (device, part)) in self.devices.iter().zip(&input.all).enumerate() {
+            let own = |args: &Linear<'_>| -> Result<_, BackendError> {
+                let weight = args.weight.data::<Shards>()?.all[i].clone().ok_or_else(missing)?;
+                let bias = args.bias.map(|bias| bias.data::<Shards>()).transpose()?;
+                Ok((weight, bias.and_then(|bias| bias.all[i].clone())))
+            };
+            let weights = all.iter().map(own).collect::<Result<Vec<_>, _>>()?;
+            let decode = first.decode;
+            let linear = |(weight, bias)| Linear { input: part, weight, bias, decode };
+            let parts: Vec<Linear<'_>> =
+                weights.iter().map(|(weight, bias)| linear((weight, bias.as_ref()))).collect();
+            let made = device.linears(&parts)?;
+            outputs.iter_mut().zip(made).for_each(|(all, one)| all.push(one));
+        }
+        let finish = |(args, parts): (&Linear<'_>, Vec<Buffer>)| {
+            let (rows, width) = (args.input.rows(), args.weight.shape()[0]);
+            match args.weight.data::<Shards>()?.cut {
+                Cut::Inputs => self.sum(parts, rows, width),
+                Cut::Outputs => Ok(self.buffer(rows, width, parts, false)),
+                Cut::Whole | Cut::First => Ok(self.buffer(rows, width, parts, true)),
+            }
+        };
+        all.iter().zip(outputs).map(finish).collect()
+    }
+
+    fn norm(
+        &self,
+        input: &Buffer,
+        weight: &DeviceWeight,
+        eps: f32,
+    ) -> Result<Buffer, BackendError> {
+        let weights: &Shards = weight.data()?;
+        if !input.data::<Parts>()?.whole && weight.shape()[0] == input.width() {
+            return Err(BackendError::Device("a norm over all heads cannot be divided".into()));
+        }
+        self.each(input, input.width(), |i, device, part| {
+            device.norm(part, weights.all[i].as_ref().ok_or_else(missing)?, eps)
+        })
+    }
+
+    fn rope(&self, args: &Rope<'_>, x: &mut Buffer) -> Result<(), BackendError> {
+        let parts: &mut Parts = x.data_mut()?;
+        self.devices.iter().zip(&mut parts.all).try_for_each(|(device, x)| device.rope(args, x))
+    }
+
+    fn attend(&self, args: &Attend<'_>) -> Result<Buffer, BackendError> {
+        let heads = self.heads(args.heads)?;
+        let (k, v): (&Parts, &Parts) = (args.k.data()?, args.v.data()?);
+        self.each(args.q, args.heads.query * args.heads.dim, |i, device, q| {
+            let &Attend { scale, window, sequences, .. } = args;
+            device.attend(&Attend {
+                q,
+                k: &k.all[i],
+                v: &v.all[i],
+                heads,
+                scale,
+                window,
+                sequences,
+            })
+        })
+    }
+
+    fn kv_cache(
+        &self,
+        heads: Heads,
+        dtype: KvDType,
+        blocks: usize,
+    ) -> Result<KvCache, BackendError> {
+        let heads = self.heads(heads)?;
+        let all = self.devices.iter().map(|device| device.kv_cache(heads, dtype, blocks));
+        Ok(KvCache::new(all.collect::<Result<Vec<KvCache>, _>>()?))
+    }
+
+    fn attend_paged(
+        &self,
+        args: &AttendPaged<'_>,
+        cache: &KvCache,
+    ) -> Result<Buffer, BackendError> {
+        let (heads, caches) = (self.heads(args.heads)?, cache.data::<Vec<KvCache>>()?);
+        let (k, v): (&Parts, &Parts) = (args.k.data()?, args.v.data()?);
+        self.each(args.q, args.heads.query * args.heads.dim, |i, device, q| {
+            let &AttendPaged { scale, window, spans, .. } = args;
+            let (k, v) = (&k.all[i], &v.all[i]);
+            device.attend_paged(&AttendPaged { q, k, v, heads, scale, window, spans }, &caches[i])
+        })
+    }
+
+    fn activate(&self, kind: Activation, x: &mut Buffer) -> Result<(), BackendError> {
+        let parts: &mut Parts = x.data_mut()?;
+        self.devices.iter().zip(&mut parts.all).try_for_each(|(d, x)| d.activate(kind, x))
+    }
+
+    fn mul(&self, a: &mut Buffer, b: &Buffer) -> Result<(), BackendError> {
+        let (a, b): (&mut Parts, &Parts) = (a.data_mut()?, b.data()?);
+        let all = self.devices.iter().zip(&mut a.all).zip(&b.all);
+        all.into_iter().try_for_each(|((device, a), b)| device.mul(a, b))
+    }
+
+    fn add(&self, a: &mut Buffer, b: &Buffer) -> Result<(), BackendError> {
+        let (a, b): (&mut Parts, &Parts) = (a.data_mut()?, b.data()?);
+        let all = self.devices.iter().zip(&mut a.all).zip(&b.all);
+        all.into_iter().try_for_each(|((device, a), b)| device.add(a, b))
+    }
+
+    fn gram(&self, _: &Buffer, _: &[Range<usize>], _: &mut [f32]) -> Result<(), BackendError> {
+        Err(BackendError::Device("the compiler runs on one device".into()))
+    }
+
+    fn inverse_factor(&self, matrix: &mut [f64], n: usize) -> Result<bool, BackendError> {
+        self.devices.first().ok_or_else(missing)?.inverse_factor(matrix, n)
+    }
+
+    fn rank_update(&self, args: &mut RankUpdate<'_>) -> Result<(), BackendError> {
+        self.devices.first().ok_or_else(missing)?.rank_update(args)
+    }
+
+    fn fold_softmax(
+        &self,
+        logits: &Buffer,
+        first: u32,
+        rows: &mut [SoftmaxRow],
+    ) -> Result<(), BackendError> {
+        let parts: &Parts = logits.data()?;
+        let mut first = first;
+        for (device, part) in self.devices.iter().zip(&parts.all) {
+            device.fold_softmax(part, first, rows)?;
+            if parts.whole {
+                break;
+            }
+            first += part.width() as u32;
+        }
+        Ok(())
+    }
+
+    fn fold_divergence(
+        &self,
+        logits: [&Buffer; 2],
+        first: u32,
+        rows: &mut [DivergenceRow],
+    ) -> Result<(), BackendError> {
+        let [p, q]: [&Parts; 2] = [logits[0].data()?, logits[1].data()?];
+        if p.whole != q.whole {
+            return Err(BackendError::Internal("both logits lie alike".into()));
+        }
+        let mut first = first;
+        for ((device, a), b) in self.devices.iter().zip(&p.all).zip(&q.all) {
+            device.fold_divergence([a, b], first, rows)?;
+            if p.whole {
+                break;
+            }
+            first += a.width() as u32;
+        }
+        Ok(())
+    }
+}
+
+fn missing() -> BackendError {
+    BackendError::Internal("every device has its part".into())
+}
+
+/// Some rows and columns of a weight; what is not a matrix is a column.
+fn part_of(
+    weight: &Weight,
+    rows: Range<usize>,
+    columns: Range<usize>,
+) -> Result<Weight, BackendError> {
+    let mut spec = weight.spec.clone();
+    let width = spec.shape.get(1).copied().unwrap_or(1);
+    let size = spec.dtype.bytes_of(&[1]).unwrap_or(0);
+    let bytes = weight.tensor.bytes();
+    let mut part = Vec::with_capacity(rows.len() * columns.len() * size);
+    for row in rows.clone() {
+        let at = (row * width + columns.start) * size;
+        let run = bytes.get(at..at + columns.len() * size).ok_or_else(missing)?;
+        part.extend_from_slice(run);
+    }
+    spec.shape = match weight.spec.shape.len() {
+        1 => vec![rows.len()],
+        _ => vec![rows.len(), columns.len()],
+    };
+    let tensor = Tensor::new(spec.dtype, spec.shape.clone(), Bytes::from_slice(&part));
+    Ok(Weight { spec, tensor: tensor.ok_or_else(missing)? })
+}
+
+/// Some rows and columns of a weight on an integer grid, whole groups of columns.
+fn codes_of(
+    tensor: &str,
+    weight: &Quantized,
+    rows: Range<usize>,
+    columns: Range<usize>,
+) -> Result<Quantized, BackendError> {
+    let [_, width] = weight.shape;
+    let (span, groups) = (weight.grid.span(), weight.grid.span().groups(width));
+    let size = span.size(width);
+    let at_edges = columns.start.is_multiple_of(size)
+        && (columns.end.is_multiple_of(size) || columns.end == width);
+    let some = match span {
+        Span::Channel => 0..groups,
+        Span::Group(_) if at_edges => columns.start / size..columns.end.div_ceil(size),
+        Span::Group(_) => {
+            let (begin, end) = (columns.start, columns.end);
+            return Err(BackendError::Weight {
+                tensor: tensor.into(),
+                rule: format!("columns {begin}..{end} of a device are whole groups of {size}"),
+            });
+        }
+    };
+    let of = |all: &[i8], stride: usize, run: &Range<usize>| -> Vec<i8> {
+        rows.clone().flat_map(|row| all[row * stride..][run.clone()].to_vec()).collect()
+    };
+    let scales = rows.clone().flat_map(|row| weight.scales[row * groups..][some.clone()].to_vec());
+    let scales = scales.collect();
+    let zeros = if weight.zeros.is_empty() { Vec::new() } else { of(&weight.zeros, groups, &some) };
+    let codes = of(&weight.codes, width, &columns);
+    let shape = [rows.len(), columns.len()];
+    Ok(Quantized { grid: weight.grid, shape, codes, scales, zeros })
+}
