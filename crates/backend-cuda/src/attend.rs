@@ -129,7 +129,7 @@ impl Cuda {
         dtype: KvDType,
         blocks: usize,
     ) -> Result<Pages, BackendError> {
-        let refuse = |rule: String| BackendError::Device(rule);
+        let refuse = |rule: String| BackendError::Refused(rule);
         if heads.dim > MOST_DIM {
             let dim = heads.dim;
             return Err(refuse(format!("heads of {dim} on a GPU; at most {MOST_DIM} are built")));

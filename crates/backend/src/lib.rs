@@ -338,7 +338,10 @@ pub enum BackendError {
         /// What must hold and does not.
         rule: String,
     },
-    /// The device did not do it: memory, a kernel, the driver.
+    /// What is asked for is not built for this device, or cannot be divided among several.
+    #[error("{0}")]
+    Refused(String),
+    /// The device failed: memory, a kernel, the driver.
     #[error("{0}")]
     Device(String),
     /// A buffer of another backend, or of another shape than the program says: a bug.

@@ -91,7 +91,7 @@ impl<'a> Sharded<'a> {
         if !heads.kv.is_multiple_of(n) {
             let kv = heads.kv;
             let rule = format!("{kv} key heads cannot be divided among {n} devices");
-            return Err(BackendError::Device(rule));
+            return Err(BackendError::Refused(rule));
         }
         Ok(Heads { query: heads.query / n, kv: heads.kv / n, dim: heads.dim })
     }
@@ -299,7 +299,7 @@ impl Backend for Sharded<'_> {
     ) -> Result<Buffer, BackendError> {
         let weights: &Shards = weight.data()?;
         if !input.data::<Parts>()?.whole && weight.shape()[0] == input.width() {
-            return Err(BackendError::Device("a norm over all heads cannot be divided".into()));
+            return Err(BackendError::Refused("a norm over all heads cannot be divided".into()));
         }
         self.each(input, input.width(), |i, device, part| {
             device.norm(part, weights.all[i].as_ref().ok_or_else(missing)?, eps)
@@ -371,7 +371,7 @@ impl Backend for Sharded<'_> {
     }
 
     fn gram(&self, _: &Buffer, _: &[Range<usize>], _: &mut [f32]) -> Result<(), BackendError> {
-        Err(BackendError::Device("the compiler runs on one device".into()))
+        Err(BackendError::Refused("the compiler runs on one device".into()))
     }
 
     fn inverse_factor(&self, matrix: &mut [f64], n: usize) -> Result<bool, BackendError> {

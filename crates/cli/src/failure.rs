@@ -84,7 +84,9 @@ impl From<calibration::EvalError> for Failure {
     fn from(error: calibration::EvalError) -> Self {
         use calibration::EvalError::{Backend, Internal, Read};
         let code = match &error {
-            Read(ir::ReadError::Machine(_)) => Code::Machine,
+            Read(ir::ReadError::Machine(_)) | Backend(backend::BackendError::Device(_)) => {
+                Code::Machine
+            }
             Internal(_) | Backend(backend::BackendError::Internal(_)) => Code::Bug,
             _ => Code::Refused,
         };
@@ -154,9 +156,21 @@ impl From<runtime::LoadError> for Failure {
     fn from(error: runtime::LoadError) -> Self {
         use runtime::LoadError as E;
         let code = match error {
-            E::Read(ir::ReadError::Machine(_)) => Code::Machine,
+            E::Read(ir::ReadError::Machine(_)) | E::Backend(backend::BackendError::Device(_)) => {
+                Code::Machine
+            }
             E::Internal(_) | E::Backend(backend::BackendError::Internal(_)) => Code::Bug,
             E::Read(_) | E::Backend(_) | E::Memory { .. } => Code::Refused,
+        };
+        Self::new(code, error)
+    }
+}
+
+impl From<engine::ExecError> for Failure {
+    fn from(error: engine::ExecError) -> Self {
+        let code = match &error {
+            engine::ExecError::Device(_) => Code::Machine,
+            engine::ExecError::Bug(_) => Code::Bug,
         };
         Self::new(code, error)
     }
@@ -169,7 +183,7 @@ impl From<::bench::DriveError> for Failure {
             ::bench::DriveError::Logits | ::bench::DriveError::Prompt(_) => {
                 Self::new(Code::Refused, error)
             }
-            ::bench::DriveError::Failed(_) => Self::new(Code::Bug, error),
+            ::bench::DriveError::Failed(error) => error.into(),
         }
     }
 }

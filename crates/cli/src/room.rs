@@ -3,7 +3,7 @@
 use crate::args::Common;
 use crate::args::serve::{Serving, Speculate};
 use crate::device::Devices;
-use crate::failure::{Code, Failure};
+use crate::failure::Failure;
 use crate::model::Opened;
 use crate::output::{remark, size};
 use crate::serve::Answerer;
@@ -128,7 +128,7 @@ impl Room {
         let draft = draft_model.as_ref().zip(self.draft.as_ref());
         let draft = draft.map(|(model, (_, plan))| {
             let mut runner = Runner::new(&[first], model, plan.clone(), &settings)?;
-            runner.measure_cost().map_err(failed)?;
+            runner.measure_cost()?;
             Ok::<_, Failure>(DraftModel::new(runner))
         });
         let speculator: Option<Box<dyn Speculator + '_>> = match (draft.transpose()?, self.ngram) {
@@ -138,7 +138,7 @@ impl Room {
         };
         let mut engine = self.engine(spec);
         if speculator.is_some() || self.measured {
-            runner.measure_cost().map_err(failed)?;
+            runner.measure_cost()?;
             engine.set_cost(runner.limits().cost);
         }
         use_it(&mut Answerer { engine, runner, speculator })
@@ -154,11 +154,6 @@ fn free(devices: &Devices, weights: u64) -> u64 {
         Some(free) => free.saturating_sub(weights + STEP) / 10 * 9,
         None => free_memory().unwrap_or(UNKNOWN) / 2,
     }
-}
-
-/// A step that was not computed is a bug.
-pub(crate) fn failed(error: engine::ExecError) -> Failure {
-    Failure::new(Code::Bug, error)
 }
 
 /// Refuses a draft that would draft other tokens than its target's.

@@ -7,7 +7,7 @@ use crate::eval::tokenizer;
 use crate::failure::Failure;
 use crate::model::Opened;
 use crate::output::write_stream;
-use crate::room::{Room, Weights, failed};
+use crate::room::{Room, Weights};
 use engine::{Engine, Event, Finish, Request, SeqId, Speculator, Stats};
 use runtime::Runner;
 use std::time::Instant;
@@ -98,7 +98,7 @@ impl Answerer<'_> {
         let mut events = Vec::new();
         while finish.is_none() {
             let speculator = self.speculator.as_mut().map(|s| &mut **s as &mut dyn Speculator);
-            self.engine.step(&mut self.runner, speculator, &mut events).map_err(failed)?;
+            self.engine.step(&mut self.runner, speculator, &mut events)?;
             for event in events.drain(..) {
                 match event {
                     Event::Token { sampled, .. } if finish.is_none() => {
@@ -120,7 +120,7 @@ impl Answerer<'_> {
                             .with_hint("the model's weights are broken, or its config.json is"));
                     }
                     Event::Finished { finish: Finish::Failed(error), .. } => {
-                        return Err(failed(error));
+                        return Err(Failure::from(error));
                     }
                     Event::Started { .. } | Event::Token { .. } | Event::Prompt { .. } => {}
                 }

@@ -351,7 +351,7 @@ impl Engine {
 /// Whether there is a result a row.
 fn complete(rows: usize, outputs: &Outputs) -> Result<(), ExecError> {
     let message = "the executor returned another number of rows than it was given";
-    (outputs.rows.len() == rows).then_some(()).ok_or_else(|| ExecError(message.into()))
+    (outputs.rows.len() == rows).then_some(()).ok_or_else(|| ExecError::Bug(message.into()))
 }
 
 /// What a sequence computes in this step, its drafts already among its tokens.

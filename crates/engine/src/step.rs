@@ -114,5 +114,11 @@ impl<E: Executor> Stepper for E {
 
 /// A step that was not computed. Its sequences end; the engine goes on.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("{0}")]
-pub struct ExecError(pub String);
+pub enum ExecError {
+    /// Something that cannot be: a bug.
+    #[error("{0}")]
+    Bug(String),
+    /// The device failed: memory, a kernel, the driver.
+    #[error("{0}")]
+    Device(String),
+}

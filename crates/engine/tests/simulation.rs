@@ -140,7 +140,7 @@ impl Executor for Fake {
         let tokens: usize = step.rows.iter().map(|r| r.positions.len()).sum();
         assert!(tokens <= self.limits.tokens && step.rows.len() <= self.limits.rows);
         if self.random.chance(self.fails) {
-            return Err(ExecError("as told".into()));
+            return Err(ExecError::Device("as told".into()));
         }
         for row in &step.rows {
             assert!(!row.positions.is_empty() && row.positions.end <= row.context.len());

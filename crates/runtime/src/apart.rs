@@ -102,5 +102,5 @@ impl Apart<'_> {
 
 /// The thread ends early only by a panic, which its scope passes on.
 fn gone() -> ExecError {
-    ExecError("the executor of prompts has ended".into())
+    ExecError::Bug("the executor of prompts has ended".into())
 }

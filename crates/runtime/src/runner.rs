@@ -49,6 +49,8 @@ pub struct Runner<'m> {
     plan: KvPlan,
     limits: Limits,
     scratch: Vec<Scratch>,
+    /// Steps so far.
+    step: u64,
 }
 
 /// A position whose logits are wanted.
@@ -103,7 +105,7 @@ impl<'m> Runner<'m> {
     ) -> Self {
         let scratch = vec![Scratch::default(); DEVICE_HEAD_ROWS];
         let interpreters = backends.iter().map(|&backend| Interpreter::new(backend)).collect();
-        Self { model, interpreters, caches, plan, limits, scratch }
+        Self { model, interpreters, caches, plan, limits, scratch, step: 0 }
     }
 
     /// Another runner of the model over the same keys and values.
@@ -283,7 +285,16 @@ impl Executor for Runner<'_> {
     }
 
     fn run(&mut self, step: &Step<'_>, out: &mut Outputs) -> Result<(), ExecError> {
-        let failed = |error: BackendError| ExecError(error.to_string());
+        self.step += 1;
+        let number = self.step;
+        let failed = |error: BackendError| {
+            let (rows, what) = (step.rows.len(), format!("step {number}"));
+            let what = format!("{what}, of {rows} sequences: {error}");
+            match error {
+                BackendError::Device(_) => ExecError::Device(what),
+                _ => ExecError::Bug(what),
+            }
+        };
         let states = self.states(step).map_err(failed)?;
         out.rows.clear();
         out.rows.resize(step.rows.len(), RowOutput::default());
