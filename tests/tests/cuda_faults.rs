@@ -1,6 +1,5 @@
 //! A GPU that fails: the request ends with an error that names kernel and step, and the next is served.
 
-#![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 
 use backend::KvDType;
 use backend_cuda::{Cuda, Device, DeviceError, Driver, Later, Launch, NoDriver, Recorded, Replay};

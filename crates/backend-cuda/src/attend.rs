@@ -19,6 +19,10 @@ const SPLIT: usize = 256;
 /// Rows of scores of a block there.
 const PAIRS: usize = 16;
 
+/// Sequences' rows of scores of a launch, and what one takes.
+const MOST_ITEMS: usize = 65_535;
+const ITEM_BYTES: usize = 5 * 4;
+
 /// Rows of a block of `kernels/attend_tiles.cu`.
 const TILE_ROWS: usize = 64;
 
@@ -203,14 +207,16 @@ impl Cuda {
         let window = args.window.unwrap_or(0);
         let (query_heads, kv_heads) = (heads.query as u32, heads.kv as u32);
         let kind = format!("{}_{dim}", pages.dtype.name());
-        if let Some(items) = &layout.rows {
-            let splits = layout.splits;
+        // A grid has so many blocks in its third dimension.
+        for first in (0..layout.row_items).step_by(MOST_ITEMS) {
+            let items = layout.rows.as_ref().map_or(0, Memory::at) + (first * ITEM_BYTES) as u64;
+            let (splits, count) = (layout.splits, (layout.row_items - first).min(MOST_ITEMS));
             let partial = self.room(rows * heads.query * splits * (2 + dim) * 4)?;
             let args = RowsArgs {
                 queries: queries.at(),
                 cache: pages.raw(),
                 tables: layout.tables.at(),
-                items: items.at(),
+                items,
                 partial: partial.at(),
                 out: out.at(),
                 scale,
@@ -222,10 +228,10 @@ impl Cuda {
                 stride: wide as u32,
                 rows: rows as u32,
             };
-            let grid = [splits as u32, kv_heads, layout.row_items as u32];
+            let grid = [splits as u32, kv_heads, count as u32];
             let shared = 8 * PAIRS * (2 + dim) * 4;
             self.launch(&format!("attend_rows_{kind}"), grid, 256, shared, &args)?;
-            let grid = [PAIRS as u32, kv_heads, layout.row_items as u32];
+            let grid = [PAIRS as u32, kv_heads, count as u32];
             self.launch(&format!("attend_merge_{dim}"), grid, dim as u32, 0, &args)?;
         }
         if let Some(items) = &layout.tiles {

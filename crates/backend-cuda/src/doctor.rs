@@ -125,6 +125,17 @@ impl Cuda {
         })
     }
 
+    /// The wrappers of PTX that do not do what they must: nothing on a GPU that can be relied on. Takes
+    /// no time worth mentioning.
+    ///
+    /// # Errors
+    /// If the device fails, rather than being wrong.
+    pub fn wrong(&self) -> Result<Vec<Trial>, BackendError> {
+        let mut trials = self.wrappers()?;
+        trials.retain(|trial| !trial.passed());
+        Ok(trials)
+    }
+
     /// Tries every wrapper and every kind of kernel.
     ///
     /// # Errors

@@ -70,7 +70,16 @@ impl Devices {
             _ => vec![vec![fastest(common.quiet)]],
         };
         #[cfg(feature = "cuda")]
-        let gpus = gpus(&places, invariant)?;
+        let (places, gpus) = match gpus(&places, invariant) {
+            // What was found and not asked for is not insisted on.
+            Err(failure) if common.device.as_ref().is_none_or(|Places(asked)| asked.is_empty()) => {
+                if !common.quiet {
+                    remark(&format!("warning: {}; computing on the CPU", failure.error));
+                }
+                (vec![vec![Place::Cpu]], Vec::new())
+            }
+            gpus => (places, gpus?),
+        };
         #[cfg(not(feature = "cuda"))]
         {
             let _ = invariant;
@@ -198,7 +207,14 @@ fn gpus(places: &[Vec<Place>], invariant: bool) -> Result<Vec<(usize, Cuda)>, Fa
         let driver = Driver::open(index).map_err(|error| {
             Failure::refused(error.to_string()).with_hint("--device cpu computes on the CPU")
         })?;
-        gpus.push((index, Cuda::new(Arc::new(driver), invariant)));
+        let gpu = Cuda::new(Arc::new(driver), invariant);
+        let wrong = gpu.wrong().map_err(calibration::EvalError::from)?;
+        if let Some(first) = wrong.first() {
+            let message = format!("cuda:{index} does not compute what it must: {}", first.name);
+            return Err(Failure::new(Code::Machine, anyhow::Error::msg(message))
+                .with_hint("optimize doctor says more; --device cpu computes on the CPU"));
+        }
+        gpus.push((index, gpu));
     }
     Ok(gpus)
 }

@@ -190,6 +190,7 @@ fn algebra_touches_only_what_is_its_own() {
 #[test]
 fn the_doctors_trials_pass() {
     emulated("the_doctors_trials_pass", |cuda| {
+        assert_eq!(cuda.wrong().unwrap(), []);
         let trials = cuda.trials().unwrap();
         assert!(trials.len() > 50);
         for trial in trials {
