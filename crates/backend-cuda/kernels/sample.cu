@@ -24,7 +24,7 @@ struct Pair { u32 token; float logit; };
 struct Found {
     u32 bad, best;
     float best_logit, raw_max, raw_sum;
-    u32 count, raw_count, unused;  // of the lists; above MOST where they did not hold all
+    u32 count, raw_count, token;  // of the lists; above MOST where they did not hold all
     Pair list[MOST], raw[MOST];
 };
 
@@ -34,6 +34,7 @@ struct SampleArgs {
     const Change *changes;
     float *originals;  // of each change
     Found *found;
+    u32 *tokens;  // of each row: the drawn one, as far as can be told here
     u32 width, unused;
 };
 
@@ -134,7 +135,7 @@ DEVICE float scaled(float x, float top, float temperature) {
 }
 
 // The tokens whose logit plus noise is next to the largest there is.
-DEVICE u32 near_winner(const Ask &ask, const float *x, u32 n, float top, Pair *list, u32 *room) {
+DEVICE u32 near_winner(const Ask &ask, const float *x, u32 n, float top, Pair *list, u32 *winner, u32 *room) {
     const float margin = 1e-3f;  // far above what two logarithms can differ by
     float best = LEAST;
     for (u32 i = threadIdx.x; i < n; i += THREADS) {
@@ -144,19 +145,27 @@ DEVICE u32 near_winner(const Ask &ask, const float *x, u32 n, float top, Pair *l
         best = fmaxf(best, score + gumbel(bits));
     }
     best = block_max(best, room);
-    u32 all = 0, place = 0;
+    u32 all = 0, place = 0, at = 0xffffffffu;
     for (u32 pass = 0; pass < 2; pass++) {
         u32 count = 0;
         for (u32 i = threadIdx.x; i < n; i += THREADS) {
             float score = scaled(x[i], top, ask.temperature);
             u32 bits = noise_of(ask.key, i);
             if (x[i] == LEAST || score < ask.min_score || score + gumbel_bound(bits) < best - margin) continue;
-            if (score + gumbel(bits) < best - margin) continue;
+            float sum = score + gumbel(bits);
+            if (sum < best - margin) continue;
+            if (sum == best) at = smaller(at, i);
             if (pass == 1 && place + count < MOST) list[place + count] = Pair{i, x[i]};
             count++;
         }
         if (pass == 0) place = block_place(count, &all, room);
     }
+    for (u32 mask = 16; mask > 0; mask /= 2) at = smaller(at, shuffle_xor(at, mask));
+    if (lane_id() == 0) room[warp_id()] = at;
+    sync_threads();
+    for (u32 w = 0; w < THREADS / WARP; w++) at = smaller(at, room[w]);
+    sync_threads();
+    *winner = at;
     return all;
 }
 
@@ -168,7 +177,7 @@ KERNEL(sample, SampleArgs, THREADS, 2) {
     u32 bad = 0;
     for (u32 i = threadIdx.x; i < args.width; i += THREADS) bad |= !(x[i] < bits_float(0x7f800000u));
     bad = block_sum(bad, room);
-    if (threadIdx.x == 0) found->bad = bad, found->count = 0, found->raw_count = 0, found->unused = 0;
+    if (threadIdx.x == 0) found->bad = bad, found->count = 0, found->raw_count = 0, found->token = 0, args.tokens[blockIdx.x] = 0;
     if (bad) return;
     if (ask.wants_sum) {
         Best raw = block_best(x, args.width, room);
@@ -201,11 +210,12 @@ KERNEL(sample, SampleArgs, THREADS, 2) {
     }
     sync_threads();
     Best best = block_best(x, args.width, room);
-    u32 count = 0;
+    u32 count = 0, token = smaller(best.at, args.width - 1);
     if (best.value != LEAST) {
-        if (ask.mode == NOISE) count = near_winner(ask, x, args.width, best.value, found->list, room);
+        if (ask.mode == NOISE) count = near_winner(ask, x, args.width, best.value, found->list, &token, room);
         if (ask.mode == LARGEST) count = largest(x, args.width, smaller(MOST, args.width), found->list, room);
     }
+    if (threadIdx.x == 0) found->token = token, args.tokens[blockIdx.x] = token;
     if (threadIdx.x == 0) found->best = best.at, found->best_logit = best.value, found->count = count;
     sync_threads();
     for (u32 i = threadIdx.x; i < ask.changes; i += THREADS) x[changes[i].token] = originals[i];

@@ -80,7 +80,7 @@ pub trait Device: Send + Sync {
 }
 
 /// Bytes that are on their way to the host.
-pub type Later = Box<dyn FnOnce() -> Result<Vec<u8>, DeviceError>>;
+pub type Later = Box<dyn FnOnce() -> Result<Vec<u8>, DeviceError> + Send>;
 
 /// One start of a kernel.
 #[derive(Clone, Copy, Debug)]

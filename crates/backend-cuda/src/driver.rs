@@ -6,7 +6,7 @@ use crate::kernels::{FAMILIES, family};
 use cudarc::driver::{result, sys};
 use std::collections::HashMap;
 use std::ffi::{CString, c_void};
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError};
 
 /// The oldest driver whose CUDA version runs the kernels: R580.
 const CUDA: i32 = 13000;
@@ -51,6 +51,9 @@ pub enum NoDriver {
     Failed(String),
 }
 
+/// Pinned buffers of results that are kept.
+const KEPT: usize = 8;
+
 /// Bytes of a pinned buffer.
 const STAGE: usize = 8 << 20;
 
@@ -65,6 +68,8 @@ pub struct Driver {
     functions: Mutex<HashMap<String, Function>>,
     /// What weights go through.
     stages: Mutex<Vec<Flight>>,
+    /// What results came through, to be used again.
+    flights: Arc<Mutex<Vec<Flight>>>,
 }
 
 #[derive(Clone, Copy, Debug)]
@@ -103,8 +108,8 @@ impl Driver {
         }
         let name = format!("{name}, compute capability {major}.{minor}");
         let functions = Mutex::default();
-        let stages = Mutex::default();
-        Ok(Self { name, context, device, stream, modules, functions, stages })
+        let (stages, flights) = (Mutex::default(), Arc::default());
+        Ok(Self { name, context, device, stream, modules, functions, stages, flights })
     }
 
     /// Whether there is a GPU of this index that can be used, without opening it.
@@ -272,7 +277,13 @@ impl Device for Driver {
 
     fn read_later(&self, from: u64, bytes: usize) -> Result<Later, DeviceError> {
         self.current()?;
-        let flight = Flight::new(self.context, bytes).map_err(driver)?;
+        let mut kept = self.flights.lock().unwrap_or_else(PoisonError::into_inner);
+        // Pinned memory is slow to make.
+        let flight = match kept.iter().position(|flight| flight.bytes >= bytes) {
+            Some(at) => kept.swap_remove(at),
+            None => Flight::new(self.context, bytes.next_power_of_two()).map_err(driver)?,
+        };
+        drop(kept);
         // SAFETY: callers read within what they allocated; the flight's memory lives until the event
         // that is recorded after the copy.
         unsafe {
@@ -280,7 +291,15 @@ impl Device for Driver {
             result::memcpy_dtoh_async(to, from, self.stream).map_err(driver)?;
             result::event::record(flight.event, self.stream).map_err(driver)?;
         }
-        Ok(Box::new(move || flight.land()))
+        let flights = Arc::clone(&self.flights);
+        Ok(Box::new(move || {
+            let landed = flight.land(bytes)?;
+            let mut kept = flights.lock().unwrap_or_else(PoisonError::into_inner);
+            if kept.len() < KEPT {
+                kept.push(flight);
+            }
+            Ok(landed)
+        }))
     }
 
     fn copy(&self, to: u64, from: u64, bytes: usize) -> Result<(), DeviceError> {
@@ -390,6 +409,9 @@ struct Flight {
     event: sys::CUevent,
 }
 
+// SAFETY: the handles may be used from any thread, and the memory is nobody else's.
+unsafe impl Send for Flight {}
+
 impl Flight {
     fn new(context: sys::CUcontext, bytes: usize) -> Result<Self, result::DriverError> {
         let event = result::event::create(sys::CUevent_flags::CU_EVENT_DISABLE_TIMING)?;
@@ -408,12 +430,13 @@ impl Flight {
         Ok(Self { context, host, bytes, event })
     }
 
-    fn land(self) -> Result<Vec<u8>, DeviceError> {
+    /// The first bytes, once the copy is done.
+    fn land(&self, bytes: usize) -> Result<Vec<u8>, DeviceError> {
         // SAFETY: the context outlives every buffer of it; the copy is done once the event is.
         unsafe {
             result::ctx::set_current(self.context).map_err(driver)?;
             result::event::synchronize(self.event).map_err(driver)?;
-            Ok(std::slice::from_raw_parts(self.host.cast::<u8>(), self.bytes).to_vec())
+            Ok(std::slice::from_raw_parts(self.host.cast::<u8>(), bytes.min(self.bytes)).to_vec())
         }
     }
 }
@@ -436,6 +459,7 @@ impl Drop for Driver {
         if self.current().is_ok() {
             // Pinned buffers go before the context.
             self.stages.get_mut().unwrap_or_else(PoisonError::into_inner).clear();
+            self.flights.lock().unwrap_or_else(PoisonError::into_inner).clear();
             // SAFETY: nobody uses the stream, the modules or the context any more.
             unsafe {
                 let _ = result::stream::synchronize(self.stream);

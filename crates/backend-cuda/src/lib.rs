@@ -30,7 +30,7 @@ pub use kernels::{FAMILIES, Family};
 use attend::Layout;
 use backend::{
     Attend, AttendPaged, Backend, BackendError, Buffer, DeviceWeight, DivergenceRow, Embed,
-    KvCache, KvDType, Leaving, Linear, RankUpdate, Rope, RopeTable, Seek, Shortlist, SoftmaxRow,
+    KvCache, KvDType, Leaving, Linear, RankUpdate, Rope, RopeTable, Seek, Seeking, SoftmaxRow,
 };
 use bytemuck::{NoUninit, Pod, Zeroable};
 use device::Memory;
@@ -120,6 +120,39 @@ impl Cuda {
         }
         let args = bytemuck::bytes_of(args);
         Ok(self.device.launch(&Launch { kernel, grid, threads, shared: shared as u32, args })?)
+    }
+
+    /// What the last step was told is not needed any more, and its memory is this one's.
+    fn step_begins(&self) {
+        self.layouts.lock().unwrap_or_else(PoisonError::into_inner).clear();
+        self.positions.lock().unwrap_or_else(PoisonError::into_inner).clear();
+    }
+
+    /// Fills the rows of `out` whose token lies in the slice of the table from `first` on.
+    fn embed_into(
+        &self,
+        tokens: &Memory,
+        (weight, first): (&DeviceWeight, u32),
+        (out, rows, width): (&Memory, usize, usize),
+    ) -> Result<(), BackendError> {
+        let matrix = linear::matrix(weight)?;
+        if matrix.format != pack::Format::Bf16 || weight.shape()[1] != width {
+            return Err(BackendError::Internal(
+                "an embedding is dense, as wide as the rows".into(),
+            ));
+        }
+        let args = EmbedArgs {
+            tokens: tokens.at(),
+            table: matrix.codes.at(),
+            out: out.at(),
+            rows: rows as u32,
+            width: width as u32,
+            first,
+            count: weight.shape()[0] as u32,
+            tiles: matrix.tiles() as u32,
+            unused: 0,
+        };
+        self.launch("embed", [rows as u32, 1, 1], 256, 0, &args)
     }
 
     /// `a *= b`, element by element.
@@ -316,22 +349,9 @@ impl Backend for Cuda {
         if Arc::strong_count(&memory) > 2 {
             memory = Arc::new(memory.copy()?);
         }
-        // A step begins: what the last was told is not needed, and its memory is this one's.
-        self.layouts.lock().unwrap_or_else(PoisonError::into_inner).clear();
-        self.positions.lock().unwrap_or_else(PoisonError::into_inner).clear();
+        self.step_begins();
         let tokens = Memory::of(&self.steps, args.tokens)?;
-        let raw = EmbedArgs {
-            tokens: tokens.at(),
-            table: matrix.codes.at(),
-            out: memory.at(),
-            rows: count as u32,
-            width: width as u32,
-            first: args.first,
-            count: args.weight.shape()[0] as u32,
-            tiles: matrix.tiles() as u32,
-            unused: 0,
-        };
-        self.launch("embed", [count as u32, 1, 1], 256, 0, &raw)?;
+        self.embed_into(&tokens, (args.weight, args.first), (&memory, count, width))?;
         *out.data_mut::<Rows>()? = Rows::of(memory, Form::F32, Vec::new());
         Ok(())
     }
@@ -447,12 +467,23 @@ impl Backend for Cuda {
         self.fold_rows(logits, first, rows)
     }
 
-    fn shortlist(
+    fn seek(
         &self,
         logits: &Buffer,
         rows: &[Seek<'_>],
-    ) -> Result<Option<Vec<Shortlist>>, BackendError> {
-        self.seek(logits, rows).map(Some)
+    ) -> Result<Option<Box<dyn Seeking>>, BackendError> {
+        Ok(Some(Box::new(self.begin(logits, rows)?)))
+    }
+
+    fn embed_sought(
+        &self,
+        sought: &dyn Seeking,
+        weight: &DeviceWeight,
+    ) -> Result<Option<Buffer>, BackendError> {
+        let underway = sought.data().downcast_ref::<sample::Underway>();
+        let underway =
+            underway.ok_or_else(|| BackendError::Internal("a search of another backend".into()))?;
+        self.embed_underway(underway, weight).map(Some)
     }
 
     fn fold_divergence(

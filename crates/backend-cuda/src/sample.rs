@@ -1,9 +1,11 @@
 //! What draws are decided by, found on the device: see `kernels/sample.cu`.
 
 use crate::Cuda;
-use crate::device::Memory;
-use backend::{BackendError, Buffer, SHORTLIST, Seek, Shortlist, Sought};
+use crate::device::{Later, Memory};
+use crate::rows::Rows;
+use backend::{BackendError, Buffer, DeviceWeight, SHORTLIST, Seek, Seeking, Shortlist, Sought};
 use bytemuck::{Pod, Zeroable};
+use std::any::Any;
 
 #[repr(C)]
 #[derive(Clone, Copy, Default, Pod, Zeroable)]
@@ -49,7 +51,7 @@ struct Found {
     raw_sum: f32,
     count: u32,
     raw_count: u32,
-    unused: u32,
+    token: u32,
     list: [Pair; SHORTLIST],
     raw: [Pair; SHORTLIST],
 }
@@ -62,16 +64,17 @@ struct SampleArgs {
     changes: u64,
     originals: u64,
     found: u64,
+    tokens: u64,
     width: u32,
     unused: u32,
 }
 
 impl Cuda {
-    pub(crate) fn seek(
+    pub(crate) fn begin(
         &self,
         logits: &Buffer,
         rows: &[Seek<'_>],
-    ) -> Result<Vec<Shortlist>, BackendError> {
+    ) -> Result<Underway, BackendError> {
         let width = logits.width() as u32;
         let changes = || rows.iter().flat_map(|row| row.changes);
         let outside = changes().any(|change| change.token >= width);
@@ -116,25 +119,75 @@ impl Cuda {
         let (asks, list) = (Memory::of(&self.steps, &asks)?, Memory::of(&self.steps, &list)?);
         let originals = self.room(4 * count.max(1))?;
         let found = self.room(rows.len() * size_of::<Found>())?;
+        let tokens = self.room(4 * rows.len())?;
         let args = SampleArgs {
             logits: x.at(),
             asks: asks.at(),
             changes: list.at(),
             originals: originals.at(),
             found: found.at(),
+            tokens: tokens.at(),
             width,
             unused: 0,
         };
         self.launch("sample", [rows.len() as u32, 1, 1], 256, 256 * 4, &args)?;
-        let found: Vec<Found> = found.read(rows.len())?;
-        let originals: Vec<f32> = if count > 0 { originals.read(count)? } else { Vec::new() };
+        // Before anything that is launched after this: what comes next is not waited for.
+        let later = self.device.read_later(found.at(), rows.len() * size_of::<Found>())?;
+        let originals = match count {
+            0 => None,
+            _ => Some(self.device.read_later(originals.at(), 4 * count)?),
+        };
+        let changes = rows.iter().map(|row| row.changes.len()).collect();
+        Ok(Underway { tokens, later, originals, changes })
+    }
+
+    /// The embeddings of the tokens of a search.
+    pub(crate) fn embed_underway(
+        &self,
+        underway: &Underway,
+        weight: &DeviceWeight,
+    ) -> Result<Buffer, BackendError> {
+        let [_, width] = weight.shape()[..] else {
+            return Err(BackendError::Internal("an embedding is a matrix".into()));
+        };
+        self.step_begins();
+        let rows = underway.changes.len();
+        let out = self.room(rows * width * 4)?;
+        self.embed_into(&underway.tokens, (weight, 0), (&out, rows, width))?;
+        Ok(Buffer::new(rows, width, Rows::f32(out)))
+    }
+}
+
+/// A search that was launched.
+pub(crate) struct Underway {
+    /// `[rows]`, on the device.
+    tokens: Memory,
+    later: Later,
+    originals: Option<Later>,
+    /// How many changes each row has.
+    changes: Vec<usize>,
+}
+
+impl Seeking for Underway {
+    fn data(&self) -> &dyn Any {
+        self
+    }
+
+    fn found(self: Box<Self>) -> Result<Vec<Shortlist>, BackendError> {
+        let Self { later, originals, changes, .. } = *self;
+        let bytes = later()?;
+        let originals: Vec<f32> = match originals {
+            Some(later) => later()?.chunks_exact(4).map(bytemuck::pod_read_unaligned).collect(),
+            None => Vec::new(),
+        };
         let mut rest = &originals[..];
-        let result = found.iter().zip(rows).map(|(found, row)| {
-            let (own, others) = rest.split_at(row.changes.len());
+        let found = bytes.chunks_exact(size_of::<Found>()).zip(changes);
+        let shortlist = found.map(|(bytes, changes)| {
+            let (own, others) = rest.split_at(changes.min(rest.len()));
             rest = others;
-            found.shortlist(own)
+            bytemuck::pod_read_unaligned::<Found>(bytes).shortlist(own)
         });
-        Ok(result.collect())
+        Ok(shortlist.collect())
     }
 }
 
@@ -149,6 +202,7 @@ impl Found {
         }
         Shortlist {
             bad: false,
+            token: self.token,
             best: (self.best, self.best_logit),
             list: list(&self.list, self.count),
             raw: (self.raw_max, self.raw_sum),

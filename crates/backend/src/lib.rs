@@ -24,7 +24,7 @@ pub use reference::Reference;
 pub use rope::RopeTable;
 pub use score::{DivergenceRow, SoftmaxRow};
 pub use sharded::{Cut, Sharded, cuts};
-pub use shortlist::{SHORTLIST, Seek, SeekChange, Shortlist, Sought};
+pub use shortlist::{SHORTLIST, Seek, SeekChange, Seeking, Shortlist, Sought};
 
 use ir::{Activation, Heads, Quantized, Weight};
 use std::ops::Range;
@@ -209,14 +209,25 @@ pub trait Backend: Send + Sync {
         rows: &mut [SoftmaxRow],
     ) -> Result<(), BackendError>;
 
-    /// Finds in each row of logits what a draw can be decided by; `None` if the device does not, and
-    /// logits are to be downloaded. They are as they were afterwards.
-    fn shortlist(
+    /// Begins to find in each row of logits what a draw can be decided by; `None` if the device does
+    /// not, and logits are to be downloaded. They are as they were afterwards.
+    fn seek(
         &self,
         logits: &Buffer,
         rows: &[Seek<'_>],
-    ) -> Result<Option<Vec<Shortlist>>, BackendError> {
+    ) -> Result<Option<Box<dyn Seeking>>, BackendError> {
         let _ = (logits, rows);
+        Ok(None)
+    }
+
+    /// The embeddings of the tokens that a search takes for the drawn ones, before the host knows
+    /// them; `None` if the device cannot. `weight` is the whole table.
+    fn embed_sought(
+        &self,
+        sought: &dyn Seeking,
+        weight: &DeviceWeight,
+    ) -> Result<Option<Buffer>, BackendError> {
+        let _ = (sought, weight);
         Ok(None)
     }
 

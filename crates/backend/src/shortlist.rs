@@ -1,6 +1,9 @@
 //! The few tokens of a row of logits that a draw can be decided by: found on a device, so that logits
 //! need not leave it. Who draws says what that is; this is its form.
 
+use crate::BackendError;
+use std::any::Any;
+
 /// The most tokens of a list that a device gives.
 pub const SHORTLIST: usize = 64;
 
@@ -55,9 +58,24 @@ pub struct SeekChange {
     pub present: bool,
 }
 
+/// A search that is under way.
+pub trait Seeking: Send {
+    /// The device's own data: the token of every row, as far as the device can tell, is in it.
+    fn data(&self) -> &dyn Any;
+
+    /// Waits for what was found, a row each.
+    ///
+    /// # Errors
+    /// If the device failed.
+    fn found(self: Box<Self>) -> Result<Vec<Shortlist>, BackendError>;
+}
+
 /// What was found in one row.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Shortlist {
+    /// The token that the device takes for the drawn one: right but where two are next to equal, or
+    /// where the largest were asked for.
+    pub token: u32,
     /// Whether a logit is NaN or infinite.
     pub bad: bool,
     /// The best token, the lowest among equals, and its logit.

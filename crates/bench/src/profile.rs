@@ -2,7 +2,7 @@
 
 use backend::{
     Attend, AttendPaged, Backend, BackendError, Buffer, DeviceWeight, DivergenceRow, Embed,
-    KvCache, KvDType, Leaving, Linear, RankUpdate, Rope, Seek, Shortlist, SoftmaxRow, Span,
+    KvCache, KvDType, Leaving, Linear, RankUpdate, Rope, Seek, Seeking, SoftmaxRow, Span,
 };
 use ir::{Activation, Grid, Heads, Quantized, Weight};
 use std::collections::BTreeMap;
@@ -329,12 +329,12 @@ impl Backend for Profiled<'_> {
         self.inner.finish()
     }
 
-    fn shortlist(
+    fn seek(
         &self,
         logits: &Buffer,
         rows: &[Seek<'_>],
-    ) -> Result<Option<Vec<Shortlist>>, BackendError> {
-        self.inner.shortlist(logits, rows)
+    ) -> Result<Option<Box<dyn Seeking>>, BackendError> {
+        self.inner.seek(logits, rows)
     }
 
     fn recycle(&self, values: Vec<f32>) {

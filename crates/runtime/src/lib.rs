@@ -1,6 +1,7 @@
 //! Runs the engine's steps: a whole model on a device, keys and values in pages, the same block
 //! programs and the same interpreter as calibration.
 
+mod ahead;
 mod apart;
 mod cost;
 mod draw;

@@ -1,5 +1,7 @@
 //! The executor: a step's rows through the model's blocks.
 
+use crate::ahead::{self, Ahead, Next};
+use crate::draw::{self, Underway};
 use crate::error::LoadError;
 use crate::memory::KvPlan;
 use crate::model::Model;
@@ -51,6 +53,11 @@ pub struct Runner<'m> {
     scratch: Vec<Scratch>,
     /// Steps so far.
     step: u64,
+    /// The step that the device is at, if the host does not know its tokens yet.
+    ahead: Option<Ahead>,
+    /// Whether steps are launched so.
+    runs_ahead: bool,
+    ran_ahead: u64,
 }
 
 /// A position whose logits are wanted.
@@ -105,7 +112,19 @@ impl<'m> Runner<'m> {
     ) -> Self {
         let scratch = vec![Scratch::default(); DEVICE_HEAD_ROWS];
         let interpreters = backends.iter().map(|&backend| Interpreter::new(backend)).collect();
-        Self { model, interpreters, caches, plan, limits, scratch, step: 0 }
+        let (step, ahead, runs_ahead, ran_ahead) = (0, None, true, 0);
+        Self {
+            model,
+            interpreters,
+            caches,
+            plan,
+            limits,
+            scratch,
+            step,
+            ahead,
+            runs_ahead,
+            ran_ahead,
+        }
     }
 
     /// Another runner of the model over the same keys and values.
@@ -115,6 +134,11 @@ impl<'m> Runner<'m> {
         let Settings { tokens, rows } = *settings;
         let limits = Limits { tokens, rows, ..self.limits.clone() };
         Self::over(&backends, self.model, caches, (self.plan.clone(), limits))
+    }
+
+    /// Steps that were launched before their tokens were known, and then asked for.
+    pub fn ran_ahead(&self) -> u64 {
+        self.ran_ahead
     }
 
     /// Measures what steps of a few positions cost; until then a table is assumed. What lies in
@@ -128,6 +152,7 @@ impl<'m> Runner<'m> {
         let most = room.min(self.limits.tokens).min(MEASURED[MEASURED.len() - 1]);
         let before = room.saturating_sub(most).min(BEFORE);
         let mut points = Vec::new();
+        self.runs_ahead = false;
         for positions in MEASURED.into_iter().filter(|&n| n <= most) {
             let end = before + positions;
             let tokens = vec![0; end];
@@ -155,6 +180,7 @@ impl<'m> Runner<'m> {
             took.sort_by(f64::total_cmp);
             points.push((positions, took[REPEATS / 2]));
         }
+        self.runs_ahead = true;
         self.limits.cost = CostTable::new(points);
         Ok(())
     }
@@ -164,9 +190,7 @@ impl<'m> Runner<'m> {
     /// Where there are several devices the rows go through them in two halves, so that one can be at
     /// the second while the next is at the first.
     fn states(&mut self, step: &Step<'_>) -> Result<Vec<Buffer>, BackendError> {
-        let tables: Vec<Vec<Vec<u32>>> = (0..self.plan.groups.len())
-            .map(|group| step.rows.iter().map(|row| table(row.tables.get(group))).collect())
-            .collect();
+        let tables = self.tables(step);
         let halves = halves(step, self.interpreters.len() > 1);
         let mut flying = Vec::new();
         for rows in &halves {
@@ -238,8 +262,8 @@ impl<'m> Runner<'m> {
         wanted: &[Wanted],
         out: &mut [RowOutput],
     ) -> Result<(), BackendError> {
-        let Some(interpreter) = self.interpreters.last() else { return Ok(()) };
-        let (backend, mut first) = (interpreter.backend(), 0);
+        let Some(last) = self.interpreters.len().checked_sub(1) else { return Ok(()) };
+        let (backend, mut first) = (self.interpreters[last].backend(), 0);
         let mut halves = Vec::new();
         for half in states {
             let rows = first..first + half.rows();
@@ -254,28 +278,101 @@ impl<'m> Runner<'m> {
         for (half, first, wanted) in chunks {
             let rows: Vec<usize> = wanted.iter().map(|w| w.state - first).collect();
             let input = backend.gather(half, &rows)?;
-            let logits = interpreter.run(&self.model.head, input, &[])?;
-            if let Some(settled) = crate::draw::on_device(backend, &logits, step, wanted)? {
-                for (wanted, sampled) in wanted.iter().zip(settled) {
-                    out[wanted.row].sampled.push(sampled);
+            let logits = self.interpreters[last].run(&self.model.head, input, &[])?;
+            let logits = match draw::begin(backend, logits, step, wanted)? {
+                Ok(underway) => {
+                    // Only where these are all there is.
+                    let all = wanted.len() == step.rows.len();
+                    self.settle(underway, step, wanted, all, out)?;
+                    continue;
                 }
-                continue;
-            }
-            let mut logits = backend.download(logits)?;
-            let rows = logits.par_chunks_exact_mut(self.model.spec.vocab);
-            let all = rows.zip(wanted).zip(&mut self.scratch);
-            let answers: Vec<RowOutput> = all
-                .map(|((logits, wanted), scratch)| {
-                    answer(&step.rows[wanted.row], wanted, logits, scratch)
-                })
-                .collect();
-            for (wanted, answer) in wanted.iter().zip(answers) {
-                out[wanted.row].sampled.extend(answer.sampled);
-                out[wanted.row].scored.extend(answer.scored);
-            }
-            backend.recycle(logits);
+                Err(logits) => logits,
+            };
+            self.draw_all(logits, step, wanted, out)?;
         }
         Ok(())
+    }
+
+    /// Draws and reads from all logits of some positions.
+    fn draw_all(
+        &mut self,
+        logits: Buffer,
+        step: &Step<'_>,
+        wanted: &[Wanted],
+        out: &mut [RowOutput],
+    ) -> Result<(), BackendError> {
+        let Some(interpreter) = self.interpreters.last() else { return Ok(()) };
+        let backend = interpreter.backend();
+        let mut logits = backend.download(logits)?;
+        let rows = logits.par_chunks_exact_mut(self.model.spec.vocab);
+        let all = rows.zip(wanted).zip(&mut self.scratch);
+        let answers: Vec<RowOutput> = all
+            .map(|((logits, wanted), scratch)| {
+                answer(&step.rows[wanted.row], wanted, logits, scratch)
+            })
+            .collect();
+        for (wanted, answer) in wanted.iter().zip(answers) {
+            out[wanted.row].sampled.extend(answer.sampled);
+            out[wanted.row].scored.extend(answer.scored);
+        }
+        backend.recycle(logits);
+        Ok(())
+    }
+
+    /// Launches the step after this one, if it is to be, then waits for this one's draws.
+    fn settle(
+        &mut self,
+        underway: Underway,
+        step: &Step<'_>,
+        wanted: &[Wanted],
+        is_all: bool,
+        out: &mut [RowOutput],
+    ) -> Result<(), BackendError> {
+        let mut ahead = match is_all && self.runs_ahead && underway.is_drawn() {
+            // What fails here fails again where it is asked for.
+            true => self.launch_next(step, &underway).unwrap_or(None),
+            false => None,
+        };
+        let (seeking, wishes, logits) = underway.into_parts();
+        let found = seeking.found()?;
+        if let Some(ahead) = &mut ahead {
+            ahead.learn(&found);
+        }
+        self.ahead = ahead;
+        let Some(settled) = Underway::settle(&wishes, found, step, wanted) else {
+            return self.draw_all(logits, step, wanted, out);
+        };
+        for (wanted, sampled) in wanted.iter().zip(settled) {
+            out[wanted.row].sampled.push(sampled);
+        }
+        Ok(())
+    }
+
+    /// The step of the tokens that `underway` draws, on its way; `None` if it cannot be.
+    fn launch_next(
+        &mut self,
+        step: &Step<'_>,
+        underway: &Underway,
+    ) -> Result<Option<Ahead>, BackendError> {
+        let [interpreter] = &self.interpreters[..] else { return Ok(None) };
+        let Some(rows) = ahead::next(step, self.limits.context) else { return Ok(None) };
+        let backend = interpreter.backend();
+        let sought = backend.embed_sought(&*underway.seeking, &self.model.embedding)?;
+        let Some(input) = sought else { return Ok(None) };
+        let next = Step { rows: rows.iter().map(Next::row).collect() };
+        let tables = self.tables(&next);
+        let state = self.stage(0, input, &next.rows, &tables, 0)?;
+        let logits = interpreter.run(&self.model.head, state, &[])?;
+        let begun = draw::begin(backend, logits, &next, &wanted(&next))?;
+        drop(next);
+        Ok(begun.ok().map(|underway| Ahead::new(rows, underway)))
+    }
+
+    /// The tables of a step's rows, of each cache group.
+    fn tables(&self, step: &Step<'_>) -> Vec<Vec<Vec<u32>>> {
+        (0..self.plan.groups.len())
+            .map(|group| step.rows.iter().map(|row| table(row.tables.get(group))).collect())
+            .collect()
     }
 }
 
@@ -295,10 +392,14 @@ impl Executor for Runner<'_> {
                 _ => ExecError::Bug(what),
             }
         };
-        let states = self.states(step).map_err(failed)?;
         out.rows.clear();
         out.rows.resize(step.rows.len(), RowOutput::default());
         let wanted = wanted(step);
+        if let Some(ahead) = self.ahead.take().filter(|ahead| ahead.is(step)) {
+            self.ran_ahead += 1;
+            return self.settle(ahead.underway, step, &wanted, true, &mut out.rows).map_err(failed);
+        }
+        let states = self.states(step).map_err(failed)?;
         if wanted.is_empty() {
             return Ok(());
         }

@@ -227,7 +227,7 @@ fn shortlists_touch_only_what_is_theirs() {
             raw: Some(3),
         };
         let rows = [Sought::Best, Sought::NearWinner, Sought::Largest].map(seek);
-        let found = cuda.shortlist(&buffer, &rows).unwrap().unwrap();
+        let found = cuda.seek(&buffer, &rows).unwrap().unwrap().found().unwrap();
         for (found, row) in found.iter().zip(logits.chunks(width)) {
             assert_eq!(found.best, (699, row[699] + 9.0));
             assert_eq!(found.originals, [row[699]]);
