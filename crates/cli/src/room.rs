@@ -127,7 +127,8 @@ impl Room {
         let mut runner = Runner::new(backends, &model, self.plan.clone(), &settings)?;
         let draft = draft_model.as_ref().zip(self.draft.as_ref());
         let draft = draft.map(|(model, (_, plan))| {
-            let mut runner = Runner::new(&[first], model, plan.clone(), &settings)?;
+            let runner = Runner::new(&[first], model, plan.clone(), &settings)?;
+            let mut runner = runner.never_ahead();
             runner.measure_cost()?;
             Ok::<_, Failure>(DraftModel::new(runner))
         });

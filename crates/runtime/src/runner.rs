@@ -55,7 +55,8 @@ pub struct Runner<'m> {
     step: u64,
     /// The step that the device is at, if the host does not know its tokens yet.
     ahead: Option<Ahead>,
-    /// Whether steps are launched so.
+    /// Whether steps are launched so: ever, and now.
+    may_run_ahead: bool,
     runs_ahead: bool,
     ran_ahead: u64,
 }
@@ -122,6 +123,7 @@ impl<'m> Runner<'m> {
             scratch,
             step,
             ahead,
+            may_run_ahead: true,
             runs_ahead,
             ran_ahead,
         }
@@ -134,6 +136,13 @@ impl<'m> Runner<'m> {
         let Settings { tokens, rows } = *settings;
         let limits = Limits { tokens, rows, ..self.limits.clone() };
         Self::over(&backends, self.model, caches, (self.plan.clone(), limits))
+    }
+
+    /// Launches no step before it is asked for: for drafts, whose next step is seldom the next.
+    #[must_use]
+    pub fn never_ahead(mut self) -> Self {
+        self.may_run_ahead = false;
+        self
     }
 
     /// Steps that were launched before their tokens were known, and then asked for.
@@ -328,7 +337,8 @@ impl<'m> Runner<'m> {
         is_all: bool,
         out: &mut [RowOutput],
     ) -> Result<(), BackendError> {
-        let mut ahead = match is_all && self.runs_ahead && underway.is_drawn() {
+        let mut ahead = match is_all && self.may_run_ahead && self.runs_ahead && underway.is_drawn()
+        {
             // What fails here fails again where it is asked for.
             true => self.launch_next(step, &underway).unwrap_or(None),
             false => None,
