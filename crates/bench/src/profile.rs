@@ -1,7 +1,7 @@
 //! A backend over another that writes down what each kind of op took, read and computed.
 
 use backend::{
-    Attend, AttendPaged, Backend, BackendError, Buffer, DeviceWeight, DivergenceRow, Embed,
+    Attend, AttendPaged, Backend, BackendError, Buffer, Cut, DeviceWeight, DivergenceRow, Embed,
     KvCache, KvDType, Leaving, Linear, RankUpdate, Rope, Seek, Seeking, SoftmaxRow, Span,
 };
 use ir::{Activation, Grid, Heads, Quantized, Weight};
@@ -176,10 +176,16 @@ impl<'a> Profiled<'a> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Does `work` and counts it as `tally` says.
-    fn count<T>(&self, kind: Kind, tally: Tally, work: impl FnOnce() -> T) -> T {
+    /// Does `work` and counts it as `tally` says. A device that is still at it is waited for; what it puts
+    /// off until the next op counts there.
+    fn count<T>(
+        &self,
+        kind: Kind,
+        tally: Tally,
+        work: impl FnOnce() -> Result<T, BackendError>,
+    ) -> Result<T, BackendError> {
         let begun = Instant::now();
-        let done = work();
+        let done = work().and_then(|done| self.inner.finish().map(|()| done));
         let seconds = begun.elapsed().as_secs_f64();
         let mut state = self.lock();
         if let Some(phase) = state.phase {
@@ -254,10 +260,7 @@ impl Backend for Profiled<'_> {
     }
 
     fn prepare(&self, weight: Weight) -> Result<DeviceWeight, BackendError> {
-        let bytes = weight.tensor.bytes().len() as f64;
-        let inner = self.inner.prepare(weight)?;
-        let shape = inner.shape().to_vec();
-        Ok(DeviceWeight::new(shape, Weighed { inner, bytes, integers: false }))
+        self.prepare_cut(weight, Cut::Whole)
     }
 
     fn prepare_quantized(
@@ -265,8 +268,24 @@ impl Backend for Profiled<'_> {
         tensor: &str,
         weight: Quantized,
     ) -> Result<DeviceWeight, BackendError> {
+        self.prepare_quantized_cut(tensor, weight, Cut::Whole)
+    }
+
+    fn prepare_cut(&self, weight: Weight, cut: Cut) -> Result<DeviceWeight, BackendError> {
+        let bytes = weight.tensor.bytes().len() as f64;
+        let inner = self.inner.prepare_cut(weight, cut)?;
+        let shape = inner.shape().to_vec();
+        Ok(DeviceWeight::new(shape, Weighed { inner, bytes, integers: false }))
+    }
+
+    fn prepare_quantized_cut(
+        &self,
+        tensor: &str,
+        weight: Quantized,
+        cut: Cut,
+    ) -> Result<DeviceWeight, BackendError> {
         let bytes = packed(&weight);
-        let inner = self.inner.prepare_quantized(tensor, weight)?;
+        let inner = self.inner.prepare_quantized_cut(tensor, weight, cut)?;
         let shape = inner.shape().to_vec();
         Ok(DeviceWeight::new(shape, Weighed { inner, bytes, integers: true }))
     }
