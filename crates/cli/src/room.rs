@@ -116,6 +116,10 @@ impl Room {
         let Some(&first) = backends.first() else {
             return Err(Failure::refused("no device is given"));
         };
+        if self.gpu_layers.is_some() && backends.len() < 2 {
+            let message = "--gpu-layers divides a model between devices, and there is one";
+            return Err(Failure::refused(message).with_hint("name them: --device cuda,cpu"));
+        }
         let Weights { spec, source, bytes } = weights;
         let layers = spec.layers.len();
         let stages = stages(layers, bytes / layers.max(1) as u64, backends, self.gpu_layers);

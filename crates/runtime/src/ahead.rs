@@ -89,8 +89,7 @@ impl Ahead {
                 && mine.positions == row.positions
                 && mine.samples == row.samples
                 && row.scores.is_empty()
-                && mine.context[mine.positions.start] == row.context[row.positions.start]
-                && row.context.len() == mine.context.len()
+                && mine.context == row.context
                 && mine.tables == row.tables
                 && mine.sampling == row.sampling
                 && mine.prompt == row.prompt

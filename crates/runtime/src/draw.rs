@@ -4,6 +4,9 @@ use crate::runner::Wanted;
 use backend::{Backend, BackendError, Buffer, Seek, SeekChange, Seeking, Shortlist, Sought};
 use engine::{Found, Kind, SampleError, Sampled, Step, Wish, settle, wish};
 
+// What the engine asks of a list, a device's list holds.
+const _: () = assert!(engine::SHORTLIST <= backend::SHORTLIST);
+
 /// A search among the logits of some rows, under way on a device.
 pub(crate) struct Underway {
     pub(crate) seeking: Box<dyn Seeking>,

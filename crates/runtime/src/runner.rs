@@ -55,8 +55,7 @@ pub struct Runner<'m> {
     step: u64,
     /// The step that the device is at, if the host does not know its tokens yet.
     ahead: Option<Ahead>,
-    /// Whether steps are launched so: ever, and now.
-    may_run_ahead: bool,
+    /// Whether steps are launched so.
     runs_ahead: bool,
     ran_ahead: u64,
 }
@@ -123,7 +122,6 @@ impl<'m> Runner<'m> {
             scratch,
             step,
             ahead,
-            may_run_ahead: true,
             runs_ahead,
             ran_ahead,
         }
@@ -141,7 +139,7 @@ impl<'m> Runner<'m> {
     /// Launches no step before it is asked for: for drafts, whose next step is seldom the next.
     #[must_use]
     pub fn never_ahead(mut self) -> Self {
-        self.may_run_ahead = false;
+        self.runs_ahead = false;
         self
     }
 
@@ -156,12 +154,21 @@ impl<'m> Runner<'m> {
     /// # Errors
     /// If a step cannot be computed.
     pub fn measure_cost(&mut self) -> Result<(), ExecError> {
+        // Nothing else is to be under way.
+        let runs_ahead = std::mem::replace(&mut self.runs_ahead, false);
+        let points = self.costs();
+        self.runs_ahead = runs_ahead;
+        self.limits.cost = CostTable::new(points?);
+        Ok(())
+    }
+
+    /// Seconds of steps by their positions.
+    fn costs(&mut self) -> Result<Vec<(usize, f64)>, ExecError> {
         let most = self.limits.groups.iter().map(|(_, blocks)| blocks * KV_BLOCK).min();
         let room = most.unwrap_or(0).min(self.limits.context);
         let most = room.min(self.limits.tokens).min(MEASURED[MEASURED.len() - 1]);
         let before = room.saturating_sub(most).min(BEFORE);
         let mut points = Vec::new();
-        self.runs_ahead = false;
         for positions in MEASURED.into_iter().filter(|&n| n <= most) {
             let end = before + positions;
             let tokens = vec![0; end];
@@ -189,9 +196,7 @@ impl<'m> Runner<'m> {
             took.sort_by(f64::total_cmp);
             points.push((positions, took[REPEATS / 2]));
         }
-        self.runs_ahead = true;
-        self.limits.cost = CostTable::new(points);
-        Ok(())
+        Ok(points)
     }
 
     /// The hidden states after the last layer, `[tokens, hidden]`, on the last device.
@@ -230,8 +235,7 @@ impl<'m> Runner<'m> {
         let backend = self.interpreters[0].backend();
         let tokens: Vec<u32> =
             rows.iter().flat_map(|r| &r.context[r.positions.clone()]).copied().collect();
-        let hidden = self.hidden();
-        let mut state = backend.upload(hidden, vec![0.0; tokens.len() * hidden])?;
+        let mut state = backend.zeros(tokens.len(), self.hidden())?;
         let weight = &self.model.embedding;
         backend.embed(&Embed { tokens: &tokens, weight, first: 0 }, &mut state)?;
         Ok(state)
@@ -337,8 +341,7 @@ impl<'m> Runner<'m> {
         is_all: bool,
         out: &mut [RowOutput],
     ) -> Result<(), BackendError> {
-        let mut ahead = match is_all && self.may_run_ahead && self.runs_ahead && underway.is_drawn()
-        {
+        let mut ahead = match is_all && self.runs_ahead && underway.is_drawn() {
             // What fails here fails again where it is asked for.
             true => self.launch_next(step, &underway).unwrap_or(None),
             false => None,

@@ -16,18 +16,28 @@ pub fn stages(
     first: Option<usize>,
 ) -> Vec<Range<usize>> {
     let free: Vec<Option<u64>> = devices.iter().map(|device| device.free_memory()).collect();
+    divide(layers, layer_bytes, &free, first)
+}
+
+/// The same by the memory that each device says is free.
+fn divide(
+    layers: usize,
+    layer_bytes: u64,
+    free: &[Option<u64>],
+    first: Option<usize>,
+) -> Vec<Range<usize>> {
     let open = free.iter().filter(|free| free.is_none()).count();
     let fits = |free: u64| (free as f64 * SHARE / layer_bytes.max(1) as f64) as usize;
     let mut left = layers;
-    let mut counts: Vec<Option<usize>> = vec![None; devices.len()];
+    let mut counts: Vec<Option<usize>> = vec![None; free.len()];
     let mut give = |count: &mut Option<usize>, wanted: usize| {
         let given = wanted.min(left);
         (*count, left) = (Some(given), left - given);
     };
     match (first, counts.first_mut()) {
-        (Some(first), Some(count)) if devices.len() > 1 => give(count, first),
+        (Some(first), Some(count)) if free.len() > 1 => give(count, first),
         _ if open > 0 => {
-            for (count, free) in counts.iter_mut().zip(&free) {
+            for (count, free) in counts.iter_mut().zip(free) {
                 if let Some(free) = free {
                     give(count, fits(*free));
                 }
@@ -55,24 +65,33 @@ pub fn stages(
 #[cfg(test)]
 mod tests {
     use super::*;
-    use backend::Reference;
 
-    /// What each device gets, as counts; a device with memory is a fake one.
-    fn counts(layers: usize, devices: usize, first: Option<usize>) -> Vec<usize> {
-        let all: Vec<&dyn Backend> = vec![&Reference; devices];
-        let ranges = stages(layers, 10, &all, first);
-        assert_eq!(ranges.iter().fold(0, |end, r| if r.start == end { r.end } else { 0 }), layers);
+    /// How many of seven layers of 10 bytes each device gets.
+    fn counts(free: &[Option<u64>], first: Option<usize>) -> Vec<usize> {
+        let ranges = divide(7, 10, free, first);
+        let end = ranges.iter().fold(0, |end, r| if r.start == end { r.end } else { 99 });
+        assert_eq!(end, 7, "{ranges:?}");
         ranges.into_iter().map(|range| range.len()).collect()
     }
 
     #[test]
     fn every_layer_is_somewhere() {
-        assert_eq!(counts(7, 1, None), [7]);
-        assert_eq!(counts(7, 1, Some(3)), [7]);
-        assert_eq!(counts(7, 3, None), [3, 2, 2]);
-        assert_eq!(counts(7, 3, Some(1)), [1, 3, 3]);
-        assert_eq!(counts(7, 2, Some(9)), [7, 0]);
-        assert_eq!(counts(1, 3, None), [1, 0, 0]);
-        assert_eq!(counts(0, 2, None), [0, 0]);
+        let host = None;
+        assert_eq!(counts(&[host], None), [7]);
+        assert_eq!(counts(&[host], Some(3)), [7]);
+        assert_eq!(counts(&[host; 3], None), [3, 2, 2]);
+        assert_eq!(counts(&[host; 3], Some(1)), [1, 3, 3]);
+        assert_eq!(counts(&[host; 2], Some(9)), [7, 0]);
+    }
+
+    #[test]
+    fn a_device_takes_what_fits_and_the_host_the_rest() {
+        let (small, large) = (Some(40), Some(1000));
+        assert_eq!(counts(&[small, None], None), [3, 4]);
+        assert_eq!(counts(&[large, None], None), [7, 0]);
+        assert_eq!(counts(&[small, small, None], None), [3, 3, 1]);
+        assert_eq!(counts(&[small, None], Some(5)), [5, 2]);
+        // Without a host there is nowhere else: evenly.
+        assert_eq!(counts(&[large, small], None), [4, 3]);
     }
 }
