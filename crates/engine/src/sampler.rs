@@ -181,6 +181,18 @@ fn max(logits: &[f32]) -> f32 {
     rest.iter().chain(&lanes).fold(f32::NEG_INFINITY, |top, &x| larger(top, x))
 }
 
+/// A logit relative to the best, by the temperature. Never a division by what rounds to zero: the best
+/// has 0, all others less.
+#[inline(always)]
+pub(crate) fn scaled(x: f32, top: f32, temperature: f32) -> f32 {
+    if x == top { 0.0 } else { ((x - top) / temperature).max(f32::MIN) }
+}
+
+/// What min-p leaves begins here.
+pub(crate) fn least(sampling: &Sampling) -> f32 {
+    if sampling.min_p > 0.0 { libm::logf(sampling.min_p) } else { f32::NEG_INFINITY }
+}
+
 /// Draws from what the filters leave.
 fn draw(
     logits: &[f32],
@@ -191,9 +203,8 @@ fn draw(
 ) -> u32 {
     let noise = Noise::new(sampling.seed, position as u64);
     let (top, temperature) = (logits[best as usize], sampling.temperature);
-    // Never a division by what rounds to zero: the best has 0, all others less.
-    let scaled = |x: f32| if x == top { 0.0 } else { ((x - top) / temperature).max(f32::MIN) };
-    let least = if sampling.min_p > 0.0 { libm::logf(sampling.min_p) } else { f32::NEG_INFINITY };
+    let scaled = |x: f32| scaled(x, top, temperature);
+    let least = least(sampling);
     let keeps = |x: f32| x != f32::NEG_INFINITY && scaled(x) >= least;
     let mut winner = (scaled(top) + gumbel(noise.bits(best)), best);
     let mut offer = |logit: f32, token: u32| {

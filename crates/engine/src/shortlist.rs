@@ -5,7 +5,7 @@
 
 use crate::noise::{Noise, gumbel};
 use crate::request::Sampling;
-use crate::sampler::{SampleError, Sampled, Scored, cut, exp, order};
+use crate::sampler::{SampleError, Sampled, Scored, cut, exp, least, order, scaled};
 
 /// The most tokens of a list.
 pub const SHORTLIST: usize = 64;
@@ -94,7 +94,8 @@ pub fn wish(
     let mut changes: Vec<Change> = Vec::new();
     let generated = history.get(prompt..).unwrap_or_default();
     let repetition = sampling.repetition_penalty;
-    let any = |penalty: f32| penalty != 0.0;
+    let [counted, present] =
+        [sampling.frequency_penalty, sampling.presence_penalty].map(|penalty| penalty != 0.0);
     let mut places = std::collections::HashMap::new();
     let mut change = |token: u32| -> usize {
         *places.entry(token).or_insert_with(|| {
@@ -107,8 +108,7 @@ pub fn wish(
         true => history.iter().map(|&token| change(token)).collect(),
         false => Vec::new(),
     };
-    let penalized = any(sampling.frequency_penalty) || any(sampling.presence_penalty);
-    let said: Vec<usize> = match penalized {
+    let said: Vec<usize> = match counted || present {
         true => generated.iter().map(|&token| change(token)).collect(),
         false => Vec::new(),
     };
@@ -119,15 +119,14 @@ pub fn wish(
     }
     seen.into_iter().for_each(|at| changes[at].repeated = true);
     for at in said {
-        changes[at].count += u32::from(any(sampling.frequency_penalty));
-        changes[at].present = any(sampling.presence_penalty);
+        changes[at].count += u32::from(counted);
+        changes[at].present = present;
     }
-    let min_p = sampling.min_p;
     Some(Wish {
         of,
         key: Noise::new(sampling.seed, history.len() as u64).key(),
         temperature: sampling.temperature,
-        min_score: if min_p > 0.0 { libm::logf(min_p) } else { f32::NEG_INFINITY },
+        min_score: least(sampling),
         repetition,
         frequency: sampling.frequency_penalty,
         presence: sampling.presence_penalty,
@@ -174,17 +173,12 @@ pub fn settle(
     Some(Ok(Sampled { token, scored: Some(Scored { logprob: relative(logit), top }) }))
 }
 
-/// A logit relative to the best, by the temperature.
-fn scaled(x: f32, top: f32, sampling: &Sampling) -> f32 {
-    if x == top { 0.0 } else { ((x - top) / sampling.temperature).max(f32::MIN) }
-}
-
 /// What top-k and top-p leave of the largest logits.
 fn filtered(list: &[(u32, f32)], top: f32, sampling: &Sampling) -> Vec<(u32, f32)> {
     let mut kept: Vec<(f32, u32)> = list.iter().map(|&(token, x)| (x, token)).collect();
     kept.sort_unstable_by(order);
     kept.truncate(sampling.top_k);
-    let weight = |x: f32| exp(scaled(x, top, sampling));
+    let weight = |x: f32| exp(scaled(x, top, sampling.temperature));
     let total = kept.iter().map(|(x, _)| f64::from(weight(*x))).sum::<f64>();
     cut(&mut kept, total * f64::from(sampling.top_p), weight);
     kept.into_iter().map(|(x, token)| (token, x)).collect()
@@ -194,10 +188,12 @@ fn filtered(list: &[(u32, f32)], top: f32, sampling: &Sampling) -> Vec<(u32, f32
 fn draw(list: &[(u32, f32)], best: (u32, f32), sampling: &Sampling, position: usize) -> u32 {
     let noise = Noise::new(sampling.seed, position as u64);
     let least = if sampling.min_p > 0.0 { libm::logf(sampling.min_p) } else { f32::NEG_INFINITY };
-    let score = |(token, x): (u32, f32)| scaled(x, best.1, sampling) + gumbel(noise.bits(token));
+    let score = |(token, x): (u32, f32)| {
+        scaled(x, best.1, sampling.temperature) + gumbel(noise.bits(token))
+    };
     let mut winner = (score(best), best.0);
     for &(token, x) in list {
-        if x == f32::NEG_INFINITY || scaled(x, best.1, sampling) < least {
+        if x == f32::NEG_INFINITY || scaled(x, best.1, sampling.temperature) < least {
             continue;
         }
         let score = score((token, x));
