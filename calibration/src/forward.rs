@@ -205,7 +205,7 @@ pub(crate) fn embed(
     groups: &[Group],
 ) -> Result<Vec<Buffer>, EvalError> {
     let (backend, hidden) = (interpreter.backend(), model.spec.hidden);
-    let zeros = |g: &Group| backend.upload(hidden, vec![0.0; g.tokens.len() * hidden]);
+    let zeros = |g: &Group| backend.zeros(g.tokens.len(), hidden);
     let mut states = groups.iter().map(zeros).collect::<Result<Vec<_>, _>>()?;
     let [spec] = &model.spec.embedding.weights[..] else {
         return Err(EvalError::Internal("an embedding block has one weight".into()));

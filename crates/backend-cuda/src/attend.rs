@@ -1,7 +1,7 @@
 //! Attention over pages: few rows of a sequence by splits of its keys, many by tiles of rows.
 
 use crate::Cuda;
-use crate::device::Memory;
+use crate::device::{DeviceError, Memory};
 use crate::linear::FEW;
 use crate::rows::{Form, Pending, Rows, Turn, stride};
 use backend::{Attend, AttendPaged, BackendError, Buffer, KV_BLOCK, KvCache, KvDType, Span};
@@ -127,11 +127,23 @@ pub(crate) struct Layout {
 const LAYOUTS: usize = 4;
 
 impl Cuda {
+    /// Pages that are kept.
     pub(crate) fn pages(
         &self,
         heads: Heads,
         dtype: KvDType,
         blocks: usize,
+    ) -> Result<Pages, BackendError> {
+        self.pages_of(heads, dtype, blocks, |bytes| Memory::zeros(&self.device, bytes))
+    }
+
+    /// Pages in memory that `room` gives.
+    fn pages_of(
+        &self,
+        heads: Heads,
+        dtype: KvDType,
+        blocks: usize,
+        room: impl Fn(usize) -> Result<Memory, DeviceError>,
     ) -> Result<Pages, BackendError> {
         let refuse = |rule: String| BackendError::Refused(rule);
         if heads.dim > MOST_DIM {
@@ -146,8 +158,8 @@ impl Cuda {
             KvDType::Int8 => 1,
         };
         let positions = blocks * KV_BLOCK * heads.kv;
-        let side = || Memory::zeros(&self.device, positions * padded(heads) * bytes);
-        let scales = || Memory::zeros(&self.device, positions * 4);
+        let side = || room(positions * padded(heads) * bytes);
+        let scales = || room(positions * 4);
         let scales = match dtype {
             KvDType::Int8 => Some([scales()?, scales()?]),
             _ => None,
@@ -170,7 +182,9 @@ impl Cuda {
             .zip(&tables)
             .map(|(rows, blocks)| Span { rows: rows.clone(), start: 0, blocks })
             .collect();
-        let pages = self.pages(args.heads, KvDType::Bf16, next as usize)?;
+        // Nothing is seen that was not written: they need not be cleared.
+        let room = |bytes| self.room(bytes);
+        let pages = self.pages_of(args.heads, KvDType::Bf16, next as usize, room)?;
         let &Attend { q, k, v, heads, scale, window, .. } = args;
         let paged = AttendPaged { q, k, v, heads, scale, window, spans: &spans };
         self.attend_pages(&paged, &pages)

@@ -155,22 +155,15 @@ impl Cuda {
         self.launch("embed", [rows as u32, 1, 1], 256, 0, &args)
     }
 
-    /// `a *= b`, element by element.
-    fn multiply(&self, a: &mut Buffer, b: &Buffer) -> Result<(), BackendError> {
+    /// `a * b`, element by element.
+    fn product(&self, a: &Buffer, b: &Buffer) -> Result<Rows, BackendError> {
         let (count, width) = (a.rows(), a.width());
         let (x, y) = (self.plain(a)?, self.plain(b)?);
         let out = self.room(count * width * 4)?;
-        let args = RowsArgs {
-            a: x.at(),
-            b: y.at(),
-            out: out.at(),
-            rows: count as u32,
-            width: width as u32,
-            ..RowsArgs::default()
-        };
+        let (a_at, b_at, out_at) = (x.at(), y.at(), out.at());
+        let args = RowsArgs { a: a_at, b: b_at, out: out_at, ..RowsArgs::new(count, width) };
         self.launch("mul", [blocks(count * width), 1, 1], 256, 0, &args)?;
-        *a.data_mut::<Rows>()? = Rows::f32(out);
-        Ok(())
+        Ok(Rows::f32(out))
     }
 
     /// `silu(a) * b` as slots: what a linear reads next.
@@ -178,15 +171,8 @@ impl Cuda {
         let (count, width) = (b.rows(), b.width());
         let b = self.plain(b)?;
         let out = self.room(count * stride(width) * 2)?;
-        let args = RowsArgs {
-            a: a.memory.at(),
-            b: b.at(),
-            slots: out.at(),
-            rows: count as u32,
-            width: width as u32,
-            stride: stride(width) as u32,
-            ..RowsArgs::default()
-        };
+        let (a, b, slots) = (a.memory.at(), b.at(), out.at());
+        let args = RowsArgs { a, b, slots, ..RowsArgs::new(count, width) };
         let columns = blocks(stride(width)).min(16);
         self.launch("silu_mul", [count as u32, columns, 1], 256, 0, &args)?;
         Ok(Rows::slots(out))
@@ -320,6 +306,11 @@ impl Backend for Cuda {
         Ok(Buffer::new(values.len() / width.max(1), width, Rows::f32(memory)))
     }
 
+    fn zeros(&self, rows: usize, width: usize) -> Result<Buffer, BackendError> {
+        let memory = Memory::zeros(&self.steps, rows * width * 4)?;
+        Ok(Buffer::new(rows, width, Rows::f32(memory)))
+    }
+
     fn download(&self, buffer: Buffer) -> Result<Vec<f32>, BackendError> {
         Ok(self.plain(&buffer)?.read(buffer.rows() * buffer.width())?)
     }
@@ -338,12 +329,6 @@ impl Backend for Cuda {
 
     fn embed(&self, args: &Embed<'_>, out: &mut Buffer) -> Result<(), BackendError> {
         let (count, width) = (out.rows(), out.width());
-        let matrix = linear::matrix(args.weight)?;
-        if matrix.format != pack::Format::Bf16 || args.weight.shape()[1] != width {
-            return Err(BackendError::Internal(
-                "an embedding is dense, as wide as the rows".into(),
-            ));
-        }
         let mut memory = self.plain(out)?;
         // The buffer's and this one; any other is of a copy that must not change.
         if Arc::strong_count(&memory) > 2 {
@@ -421,15 +406,14 @@ impl Backend for Cuda {
     }
 
     fn mul(&self, a: &mut Buffer, b: &Buffer) -> Result<(), BackendError> {
-        let rows: &Rows = a.data()?;
-        let same = a.rows() == b.rows() && a.width() == b.width();
-        if same && rows.form == Form::F32 && matches!(rows.undone(), [Pending::Silu]) {
-            let product = self.silu_mul(rows, b)?;
-            *a.data_mut::<Rows>()? = product;
-            return Ok(());
-        }
         same_shape(a, b)?;
-        self.multiply(a, b)
+        let rows: &Rows = a.data()?;
+        let product = match (rows.form, rows.undone()) {
+            (Form::F32, [Pending::Silu]) => self.silu_mul(rows, b)?,
+            _ => self.product(a, b)?,
+        };
+        *a.data_mut::<Rows>()? = product;
+        Ok(())
     }
 
     fn add(&self, a: &mut Buffer, b: &Buffer) -> Result<(), BackendError> {

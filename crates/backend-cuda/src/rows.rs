@@ -95,6 +95,14 @@ struct RopeArgs {
     half: u32,
 }
 
+impl RowsArgs {
+    /// For so many rows; nothing to read or write yet.
+    pub(crate) fn new(rows: usize, width: usize) -> Self {
+        let (rows, width, stride) = (rows as u32, width as u32, stride(width) as u32);
+        Self { rows, width, stride, ..Self::default() }
+    }
+}
+
 /// Elements a row takes in slots.
 pub(crate) fn stride(width: usize) -> usize {
     width.next_multiple_of(64)
@@ -134,11 +142,6 @@ impl Rows {
         Self::of(Arc::clone(memory), form, all)
     }
 
-    /// Says what came of what was pending.
-    pub(crate) fn settle(&self, memory: Memory) -> Arc<Memory> {
-        Arc::clone(self.settled.get_or_init(|| Arc::new(memory)))
-    }
-
     /// What is pending still.
     pub(crate) fn undone(&self) -> &[Pending] {
         if self.settled.get().is_some() { &[] } else { &self.pending }
@@ -164,14 +167,8 @@ impl Cuda {
             Form::F32 => Arc::clone(&rows.memory),
             Form::Slots => {
                 let out = self.room(count * width * 4)?;
-                let args = RowsArgs {
-                    out: out.at(),
-                    slots: rows.memory.at(),
-                    rows: count as u32,
-                    width: width as u32,
-                    stride: stride(width) as u32,
-                    ..RowsArgs::default()
-                };
+                let (out_at, slots) = (out.at(), rows.memory.at());
+                let args = RowsArgs { out: out_at, slots, ..RowsArgs::new(count, width) };
                 self.launch("from_slots", [count as u32, 1, 1], 256, 0, &args)?;
                 Arc::new(out)
             }
@@ -193,7 +190,7 @@ impl Cuda {
         width: usize,
     ) -> Result<Memory, BackendError> {
         let (rows, wide) = (count as u32, width as u32);
-        let mut args = RowsArgs { a: from.at(), rows, width: wide, ..RowsArgs::default() };
+        let mut args = RowsArgs { a: from.at(), ..RowsArgs::new(count, width) };
         match pending {
             Pending::Add(more) => {
                 let out = self.room(count * width * 4)?;
@@ -257,7 +254,8 @@ impl Cuda {
         };
         self.launch("norm_rows", [count as u32, 1, 1], 256, 64, &args)?;
         if let Some(sum) = sum {
-            rows.settle(sum);
+            // Another thread may have made it too; both are the same.
+            let _ = rows.settled.set(Arc::new(sum));
         }
         Ok(Rows::slots(out))
     }
@@ -271,14 +269,7 @@ impl Cuda {
         let (count, width) = (buffer.rows(), buffer.width());
         let from = self.done(rows, count, width)?;
         let out = self.room(count * stride(width) * 2)?;
-        let args = RowsArgs {
-            a: from.at(),
-            slots: out.at(),
-            rows: count as u32,
-            width: width as u32,
-            stride: stride(width) as u32,
-            ..RowsArgs::default()
-        };
+        let args = RowsArgs { a: from.at(), slots: out.at(), ..RowsArgs::new(count, width) };
         let columns = blocks(stride(width)).min(8);
         self.launch("to_slots", [count as u32, columns, 1], 256, 0, &args)?;
         Ok(Arc::new(out))

@@ -104,6 +104,11 @@ pub trait Backend: Send + Sync {
     /// Copies rows to the device. `values` is `[rows, width]`.
     fn upload(&self, width: usize, values: Vec<f32>) -> Result<Buffer, BackendError>;
 
+    /// Rows of zeros.
+    fn zeros(&self, rows: usize, width: usize) -> Result<Buffer, BackendError> {
+        self.upload(width, vec![0.0; rows * width])
+    }
+
     /// Copies rows back to the host, as `[rows, width]`.
     fn download(&self, buffer: Buffer) -> Result<Vec<f32>, BackendError>;
 
