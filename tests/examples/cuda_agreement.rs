@@ -7,23 +7,11 @@
 
 use backend_cuda::{Cuda, Device, Driver};
 use checkpoint::Checkpoint;
+use compiler::Tensors;
 use cuda_emulator::{Emulated, Order};
 use std::path::Path;
 use std::sync::Arc;
-use tensor::DType;
 use tests::agreement::{Agreement, kernels};
-
-struct Stored<'a>(&'a Checkpoint);
-
-impl arch::Stored for Stored<'_> {
-    fn get(&self, name: &str) -> Option<(DType, &[usize])> {
-        self.0.tensor(name).map(|t| (t.dtype, &t.shape[..]))
-    }
-
-    fn names(&self) -> Box<dyn Iterator<Item = &str> + '_> {
-        Box::new(self.0.tensors().iter().map(|t| t.name.as_str()))
-    }
-}
 
 fn main() {
     let args: Vec<String> = std::env::args().skip(1).collect();
@@ -42,7 +30,7 @@ fn main() {
     let text = std::fs::read_to_string(text).unwrap();
     for model in models {
         let checkpoint = Checkpoint::open(Path::new(model)).unwrap();
-        let spec = arch::load(checkpoint.config(), &Stored(&checkpoint)).unwrap().model;
+        let spec = arch::load(checkpoint.config(), &Tensors(&checkpoint)).unwrap().model;
         let tokenizer = checkpoint.tokenizer().unwrap().unwrap();
         let ids = text::Tokenizer::from_bytes(&tokenizer).unwrap().encode(&text).unwrap();
         let ids = &ids[..ids.len().min(count.parse().unwrap())];

@@ -7,6 +7,7 @@ use backend::{Backend, KvDType, Sharded};
 use backend_cpu::Cpu;
 use backend_cuda::Cuda;
 use checkpoint::Checkpoint;
+use compiler::Tensors;
 use cuda_emulator::{Emulated, Library, Order};
 use engine::{Engine, Event, Executor, NGram, Options, Request, Sampled, SeqId};
 use runtime::{KvPlan, Model, Runner, Settings};
@@ -17,18 +18,6 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, OnceLock};
 use tensor::DType;
 use tests::agreement::{Agreement, kernels};
-
-struct Stored<'a>(&'a Checkpoint);
-
-impl arch::Stored for Stored<'_> {
-    fn get(&self, name: &str) -> Option<(DType, &[usize])> {
-        self.0.tensor(name).map(|t| (t.dtype, &t.shape[..]))
-    }
-
-    fn names(&self) -> Box<dyn Iterator<Item = &str> + '_> {
-        Box::new(self.0.tensors().iter().map(|t| t.name.as_str()))
-    }
-}
 
 /// A GPU that is none; says so where it cannot be had.
 fn cuda(test: &str, invariant: bool) -> Option<Cuda> {
@@ -44,7 +33,7 @@ fn cuda(test: &str, invariant: bool) -> Option<Cuda> {
 
 fn open(folder: &Path) -> (Checkpoint, ir::ModelSpec) {
     let checkpoint = Checkpoint::open(folder).unwrap();
-    let spec = arch::load(checkpoint.config(), &Stored(&checkpoint)).unwrap().model;
+    let spec = arch::load(checkpoint.config(), &Tensors(&checkpoint)).unwrap().model;
     (checkpoint, spec)
 }
 

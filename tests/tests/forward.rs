@@ -7,22 +7,10 @@ use backend::{Backend, Reference};
 use backend_cpu::{Cpu, Isa};
 use calibration::{Model, logits};
 use checkpoint::Checkpoint;
+use compiler::Tensors;
 use safetensors::SafeTensors;
 use std::fs;
 use std::path::{Path, PathBuf};
-use tensor::DType;
-
-struct Stored<'a>(&'a Checkpoint);
-
-impl arch::Stored for Stored<'_> {
-    fn get(&self, name: &str) -> Option<(DType, &[usize])> {
-        self.0.tensor(name).map(|t| (t.dtype, &t.shape[..]))
-    }
-
-    fn names(&self) -> Box<dyn Iterator<Item = &str> + '_> {
-        Box::new(self.0.tensors().iter().map(|t| t.name.as_str()))
-    }
-}
 
 fn fixtures() -> Vec<PathBuf> {
     let folder = tests::root().join("tests/fixtures/families");
@@ -45,7 +33,7 @@ fn golden(folder: &Path) -> (Vec<u32>, Vec<f32>) {
 
 fn ours(folder: &Path, backend: &dyn Backend, ids: &[u32]) -> Vec<f32> {
     let checkpoint = Checkpoint::open(folder).unwrap();
-    let spec = arch::load(checkpoint.config(), &Stored(&checkpoint)).unwrap().model;
+    let spec = arch::load(checkpoint.config(), &Tensors(&checkpoint)).unwrap().model;
     let model = Model { spec: &spec, source: &checkpoint };
     logits(backend, model.exact(), ids).unwrap()
 }
