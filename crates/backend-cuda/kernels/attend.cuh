@@ -18,6 +18,22 @@ struct Cache {
     float *k_scales, *v_scales;  // of int8
 };
 
+// Rows of one sequence that a block works on; of `attend_rows` from pair `first_pair` of (row, head of
+// the group) on.
+struct Item { u32 first_row, rows, start, table, first_pair; };
+
+struct AttendArgs {
+    const u16 *queries;  // [rows, query heads, padded dim] in slots
+    Cache cache;
+    const u32 *tables;
+    const Item *items;
+    float *partial;  // of attend_rows: [rows, query heads, splits, 2 + dim]: maximum, sum, weighted values
+    u32 *out;        // [rows, stride / 2] pairs of bf16 in slots
+    float scale;     // of scores, in powers of two
+    u32 window;      // 0: none
+    u32 query_heads, kv_heads, dim, splits, stride, unused;
+};
+
 // The position in a page of column `n` of half `j`.
 DEVICE u32 key_of(u32 j, u32 n) { return n / 2 * 4 + 2 * j + n % 2; }
 

@@ -8,21 +8,6 @@
 #define SPLIT 256
 #define MOST_ROWS 16
 
-// Up to 16 rows of scores: pairs `first_pair ..` of (row, head of the group), of one sequence.
-struct Item { u32 first_row, rows, start, table, first_pair; };
-
-struct AttendArgs {
-    const u16 *queries;  // [rows, query heads, padded dim] in slots
-    Cache cache;
-    const u32 *tables;
-    const Item *items;
-    float *partial;  // [rows, query heads, splits, 2 + dim]: maximum, sum, weighted values
-    u32 *out;        // [rows, stride / 2] pairs of bf16 in slots
-    float scale;     // of scores, in powers of two
-    u32 window;      // 0: none
-    u32 query_heads, kv_heads, dim, splits, stride, rows;
-};
-
 struct Pair { u32 row, head, position; bool there; };
 
 DEVICE Pair pair_of(const AttendArgs &args, const Item &item, u32 i) {
@@ -38,7 +23,7 @@ template <class Kv, u32 DIM> DEVICE void attend_rows(const AttendArgs &args) {
     SHARED(float, shared);
     float *tops = shared, *sums = shared + WARPS * MOST_ROWS, *values = sums + WARPS * MOST_ROWS;
     const Item item = args.items[blockIdx.z];
-    u32 g = lane_id() / 4, t = lane_id() % 4, group = args.query_heads / args.kv_heads;
+    u32 g = lane_id() / 4, t = lane_id() % 4;
     u32 first = blockIdx.x * SPLIT, end = item.start + item.rows;
     u32 begin = args.window && item.start + 1 > args.window ? item.start + 1 - args.window : 0;
     if (first >= end || first + SPLIT <= begin) return;
@@ -143,13 +128,11 @@ template <class Kv, u32 DIM> DEVICE void attend_rows(const AttendArgs &args) {
         if (d == 0) to[0] = high, to[1] = total;
         to[2 + d] = value;
     }
-    (void)group;
 }
 
 // Merges the splits of a row and head: a block of `DIM` threads.
 template <u32 DIM> DEVICE void attend_merge(const AttendArgs &args) {
     const Item item = args.items[blockIdx.z];
-    u32 group = args.query_heads / args.kv_heads;
     Pair pair = pair_of(args, item, blockIdx.x);
     if (!pair.there) return;
     u32 begin = args.window && pair.position + 1 > args.window ? pair.position + 1 - args.window : 0;
@@ -168,7 +151,6 @@ template <u32 DIM> DEVICE void attend_merge(const AttendArgs &args) {
         u16 *to = (u16 *)args.out + (u64)pair.row * args.stride;
         to[slot(pair.head * args.dim + d)] = (u16)pack_bf16(value / total, 0.0f);
     }
-    (void)group;
 }
 
 KERNEL(attend_rows_bf16_64, AttendArgs, 256, 1) { attend_rows<KvBf16, 64>(args); }

@@ -6,24 +6,11 @@
 #define KEYS 64
 #define PAGES (KEYS / PAGE)
 
-struct TileItem { u32 first_row, rows, start, table; };
-
-struct TileArgs {
-    const u16 *queries;  // [rows, query heads, padded dim] in slots
-    Cache cache;
-    const u32 *tables;
-    const TileItem *items;
-    u32 *out;     // [rows, stride / 2] pairs of bf16 in slots
-    float scale;  // of scores, in powers of two
-    u32 window;   // 0: none
-    u32 query_heads, kv_heads, dim, stride;
-};
-
 // Chunks of 16 bytes in a key's row lie so that the two rows of a quarter warp do not collide.
 template <u32 CHUNKS> DEVICE u32 place(u32 row, u32 chunk) { return row * CHUNKS + (chunk ^ (row & 1)); }
 
 template <class Kv, u32 DIM>
-DEVICE void fetch(const TileArgs &args, const TileItem &item, uint4 *stage, u32 first, u32 begin, u32 end) {
+DEVICE void fetch(const AttendArgs &args, const Item &item, uint4 *stage, u32 first, u32 begin, u32 end) {
     constexpr u32 CHUNKS = DIM * 2 / 16, VALUES = KEYS * CHUNKS;
     u32 kv = blockIdx.y / (args.query_heads / args.kv_heads);
     for (u32 i = threadIdx.x; i < 2 * KEYS * CHUNKS; i += blockDim.x) {
@@ -46,10 +33,10 @@ DEVICE void fetch(const TileArgs &args, const TileItem &item, uint4 *stage, u32 
     commit_copies();
 }
 
-template <class Kv, u32 DIM> DEVICE void attend_tiles(const TileArgs &args) {
+template <class Kv, u32 DIM> DEVICE void attend_tiles(const AttendArgs &args) {
     constexpr u32 CHUNKS = DIM * 2 / 16, STAGE = 2 * KEYS * CHUNKS;
     SHARED(uint4, stages);  // [2][keys, values]
-    const TileItem item = args.items[blockIdx.x];
+    const Item item = args.items[blockIdx.x];
     u32 g = lane_id() / 4, t = lane_id() % 4, head = blockIdx.y, kv = head / (args.query_heads / args.kv_heads);
     u32 end = item.start + item.rows;
     u32 begin = args.window && item.start + 1 > args.window ? item.start + 1 - args.window : 0;
@@ -156,7 +143,7 @@ template <class Kv, u32 DIM> DEVICE void attend_tiles(const TileArgs &args) {
         }
 }
 
-KERNEL(attend_tiles_bf16_64, TileArgs, 128, 2) { attend_tiles<KvBf16, 64>(args); }
-KERNEL(attend_tiles_bf16_128, TileArgs, 128, 2) { attend_tiles<KvBf16, 128>(args); }
-KERNEL(attend_tiles_int8_64, TileArgs, 128, 2) { attend_tiles<KvInt8, 64>(args); }
-KERNEL(attend_tiles_int8_128, TileArgs, 128, 2) { attend_tiles<KvInt8, 128>(args); }
+KERNEL(attend_tiles_bf16_64, AttendArgs, 128, 2) { attend_tiles<KvBf16, 64>(args); }
+KERNEL(attend_tiles_bf16_128, AttendArgs, 128, 2) { attend_tiles<KvBf16, 128>(args); }
+KERNEL(attend_tiles_int8_64, AttendArgs, 128, 2) { attend_tiles<KvInt8, 64>(args); }
+KERNEL(attend_tiles_int8_128, AttendArgs, 128, 2) { attend_tiles<KvInt8, 128>(args); }

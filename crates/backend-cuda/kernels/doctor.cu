@@ -24,29 +24,23 @@ KERNEL(probe_read, ProbeArgs, 256, 4) {
     if (sum == 0x12345678u && args.rounds == 0xffffffffu) *args.out = sum;
 }
 
-// Eight products of tensor cores that do not wait for each other, `rounds` times: 2 * 16 * 8 * 16 each.
-KERNEL(probe_bf16, ProbeArgs, 256, 2) {
-    float sums[8][4] = {};
+DEVICE void multiply(float (&c)[4], const u32 (&a)[4], const u32 (&b)[2]) { mma_bf16(c, a, b); }
+DEVICE void multiply(int (&c)[4], const u32 (&a)[4], const u32 (&b)[2]) { mma_s8(c, a, b); }
+
+// Eight products of tensor cores that do not wait for each other, `rounds` times.
+template <class C> DEVICE void probe(const ProbeArgs &args) {
+    C sums[8][4] = {}, sum = 0;
     u32 a[4] = {threadIdx.x, 0, threadIdx.x, 0}, b[2] = {threadIdx.x, 0};
     for (u32 round = 0; round < args.rounds; round++)
 #pragma unroll
-        for (u32 k = 0; k < 8; k++) mma_bf16(sums[k], a, b);
-    float sum = 0.0f;
+        for (u32 k = 0; k < 8; k++) multiply(sums[k], a, b);
     for (u32 k = 0; k < 8; k++) sum += sums[k][0] + sums[k][1] + sums[k][2] + sums[k][3];
-    if (sum == 12345.0f) *args.out = 1;
+    if (sum == C(12345)) *args.out = 1;
 }
 
-// The same of int8: 2 * 16 * 8 * 32 each.
-KERNEL(probe_s8, ProbeArgs, 256, 2) {
-    int sums[8][4] = {};
-    u32 a[4] = {threadIdx.x, 0, threadIdx.x, 0}, b[2] = {threadIdx.x, 0};
-    for (u32 round = 0; round < args.rounds; round++)
-#pragma unroll
-        for (u32 k = 0; k < 8; k++) mma_s8(sums[k], a, b);
-    int sum = 0;
-    for (u32 k = 0; k < 8; k++) sum += sums[k][0] + sums[k][1] + sums[k][2] + sums[k][3];
-    if (sum == 12345) *args.out = 1;
-}
+// 2 * 16 * 8 * 16 operations a product, and 2 * 16 * 8 * 32.
+KERNEL(probe_bf16, ProbeArgs, 256, 2) { probe<float>(args); }
+KERNEL(probe_s8, ProbeArgs, 256, 2) { probe<int>(args); }
 
 struct WrapperArgs {
     const u32 *in;  // [32 lanes, 16]

@@ -35,14 +35,15 @@ DEVICE float f16_float(u16 bits) {
     return mul_rn(bits_float(sign | magnitude << 13), bits_float(0x77800000u));
 }
 
-DEVICE float load_scale(const LinearArgs &args, const Part &part, u32 stripe, u32 group, u32 row) {
+// Of arguments that say how many groups there are, and what kind of scales.
+template <class Args> DEVICE float load_scale(const Args &args, const Part &part, u32 stripe, u32 group, u32 row) {
     u32 at = (stripe * args.groups + group) * STRIPE + row;
     if (args.scale_kind == SCALE_F32) return ((const float *)part.scales)[at];
     u16 bits = ((const u16 *)part.scales)[at];
     return args.scale_kind == SCALE_BF16 ? bf16_float(bits) : f16_float(bits);
 }
 
-DEVICE float load_zero(const LinearArgs &args, const Part &part, u32 stripe, u32 group, u32 row) {
+template <class Args> DEVICE float load_zero(const Args &args, const Part &part, u32 stripe, u32 group, u32 row) {
     return part.zeros ? (float)part.zeros[(stripe * args.groups + group) * STRIPE + row] : 0.0f;
 }
 

@@ -83,8 +83,6 @@ DEVICE void take_in(const Int8Args &args, float (&total)[COLUMNS][4], int (&sum)
                     u32 stripe, u32 first_row, const float *row_scales, u32 which) {
     u32 g = lane_id() / 4, t = lane_id() % 4;
     u32 group = smaller(b / args.group_blocks, args.groups - 1);
-    LinearArgs l = {};
-    l.groups = args.groups, l.scale_kind = args.scale_kind;
     for (u32 c = 0; c < COLUMNS; c++)
         for (u32 i = 0; i < 4; i++) {
             u32 row = first_row + 8 * c + 2 * t + i % 2;
@@ -95,8 +93,8 @@ DEVICE void take_in(const Int8Args &args, float (&total)[COLUMNS][4], int (&sum)
             float scale = row_scales[at];
             if (which == 1 && !(scale > 0.0f)) continue;
             u32 out = g + i / 2 * 8;
-            if (args.part.zeros) exact -= (int)load_zero(l, args.part, stripe, group, out) * args.sums[2 * at + which];
-            float both = mul_rn(scale, load_scale(l, args.part, stripe, group, out));
+            if (args.part.zeros) exact -= (int)load_zero(args, args.part, stripe, group, out) * args.sums[2 * at + which];
+            float both = mul_rn(scale, load_scale(args, args.part, stripe, group, out));
             total[c][i] = fma_rn((float)exact, both, total[c][i]);
         }
 }

@@ -19,9 +19,11 @@ const SPLIT: usize = 256;
 /// Rows of scores of a block there.
 const PAIRS: usize = 16;
 
-/// Sequences' rows of scores of a launch, and what one takes.
+/// Items of a launch.
 const MOST_ITEMS: usize = 65_535;
-const ITEM_BYTES: usize = 5 * 4;
+
+/// What a block works on: first row, rows, position of the first, place of the table, first pair.
+type Item = [u32; 5];
 
 /// Rows of a block of `kernels/attend_tiles.cu`.
 const TILE_ROWS: usize = 64;
@@ -72,7 +74,7 @@ struct StoreArgs {
 
 #[repr(C)]
 #[derive(Clone, Copy, Pod, Zeroable)]
-struct RowsArgs {
+struct AttendArgs {
     queries: u64,
     cache: Cache,
     tables: u64,
@@ -86,23 +88,7 @@ struct RowsArgs {
     dim: u32,
     splits: u32,
     stride: u32,
-    rows: u32,
-}
-
-#[repr(C)]
-#[derive(Clone, Copy, Pod, Zeroable)]
-struct TileArgs {
-    queries: u64,
-    cache: Cache,
-    tables: u64,
-    items: u64,
-    out: u64,
-    scale: f32,
-    window: u32,
-    query_heads: u32,
-    kv_heads: u32,
-    dim: u32,
-    stride: u32,
+    unused: u32,
 }
 
 /// What the kernels are told about the spans of a step, on the device. It is the same for every layer
@@ -113,10 +99,10 @@ pub(crate) struct Layout {
     positions: Memory,
     places: Memory,
     tables: Memory,
-    /// [`FEW`] rows and less: `[items, 5]`.
+    /// The items of spans of [`FEW`] rows and less.
     rows: Option<Memory>,
     row_items: usize,
-    /// The others: `[items, 4]`.
+    /// Those of the others.
     tiles: Option<Memory>,
     tile_items: usize,
     /// Splits of the longest.
@@ -217,51 +203,40 @@ impl Cuda {
         let layout = self.layout(args.spans, rows, heads.query / heads.kv)?;
         let queries = self.room(rows * heads.query * dim * 2)?;
         self.store(args, pages, &layout, &queries)?;
-        let scale = args.scale * std::f32::consts::LOG2_E;
-        let window = args.window.unwrap_or(0);
         let (query_heads, kv_heads) = (heads.query as u32, heads.kv as u32);
         let kind = format!("{}_{dim}", pages.dtype.name());
-        // A grid has so many blocks in its third dimension.
-        for first in (0..layout.row_items).step_by(MOST_ITEMS) {
-            let items = layout.rows.as_ref().map_or(0, Memory::at) + (first * ITEM_BYTES) as u64;
-            let (splits, count) = (layout.splits, (layout.row_items - first).min(MOST_ITEMS));
-            let partial = self.room(rows * heads.query * splits * (2 + dim) * 4)?;
-            let args = RowsArgs {
-                queries: queries.at(),
-                cache: pages.raw(),
-                tables: layout.tables.at(),
-                items,
-                partial: partial.at(),
-                out: out.at(),
-                scale,
-                window,
-                query_heads,
-                kv_heads,
-                dim: heads.dim as u32,
-                splits: splits as u32,
-                stride: wide as u32,
-                rows: rows as u32,
-            };
-            let grid = [splits as u32, kv_heads, count as u32];
-            let shared = 8 * PAIRS * (2 + dim) * 4;
-            self.launch(&format!("attend_rows_{kind}"), grid, 256, shared, &args)?;
-            let grid = [PAIRS as u32, kv_heads, count as u32];
-            self.launch(&format!("attend_merge_{dim}"), grid, dim as u32, 0, &args)?;
+        let base = AttendArgs {
+            queries: queries.at(),
+            cache: pages.raw(),
+            tables: layout.tables.at(),
+            items: 0,
+            partial: 0,
+            out: out.at(),
+            scale: args.scale * std::f32::consts::LOG2_E,
+            window: args.window.unwrap_or(0),
+            query_heads,
+            kv_heads,
+            dim: heads.dim as u32,
+            splits: layout.splits as u32,
+            stride: wide as u32,
+            unused: 0,
+        };
+        if let Some(items) = &layout.rows {
+            let partial = self.room(rows * heads.query * layout.splits * (2 + dim) * 4)?;
+            // A grid has so many blocks in its third dimension.
+            for first in (0..layout.row_items).step_by(MOST_ITEMS) {
+                let items = items.at() + (first * size_of::<Item>()) as u64;
+                let args = AttendArgs { items, partial: partial.at(), ..base };
+                let count = (layout.row_items - first).min(MOST_ITEMS) as u32;
+                let shared = 8 * PAIRS * (2 + dim) * 4;
+                let grid = [base.splits, kv_heads, count];
+                self.launch(&format!("attend_rows_{kind}"), grid, 256, shared, &args)?;
+                let grid = [PAIRS as u32, kv_heads, count];
+                self.launch(&format!("attend_merge_{dim}"), grid, dim as u32, 0, &args)?;
+            }
         }
         if let Some(items) = &layout.tiles {
-            let args = TileArgs {
-                queries: queries.at(),
-                cache: pages.raw(),
-                tables: layout.tables.at(),
-                items: items.at(),
-                out: out.at(),
-                scale,
-                window,
-                query_heads,
-                kv_heads,
-                dim: heads.dim as u32,
-                stride: wide as u32,
-            };
+            let args = AttendArgs { items: items.at(), ..base };
             let grid = [layout.tile_items as u32, query_heads, 1];
             let shared = 2 * 2 * 64 * dim * 2;
             self.launch(&format!("attend_tiles_{kind}"), grid, 128, shared, &args)?;
@@ -365,7 +340,8 @@ impl Layout {
         group: usize,
     ) -> Result<Self, BackendError> {
         let (mut positions, mut places) = (vec![0u32; rows], vec![0u32; rows]);
-        let (mut tables, mut few, mut many) = (Vec::new(), Vec::new(), Vec::new());
+        let mut tables: Vec<u32> = Vec::new();
+        let (mut few, mut many): (Vec<Item>, Vec<Item>) = (Vec::new(), Vec::new());
         let mut splits = 1;
         for span in spans.iter().filter(|span| !span.rows.is_empty()) {
             for (row, position) in span.rows.clone().zip(span.positions()) {
@@ -386,7 +362,7 @@ impl Layout {
                 let mut begin = start;
                 while begin < start + count {
                     let end = ((begin / TILE_ROWS + 1) * TILE_ROWS).min(start + count);
-                    let item = [first + begin - start, end - begin, begin, table];
+                    let item = [first + begin - start, end - begin, begin, table, 0];
                     many.push(item.map(|n| n as u32));
                     begin = end;
                 }

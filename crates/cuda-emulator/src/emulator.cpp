@@ -64,7 +64,7 @@ enum class State : uint8_t { Ready, AtBarrier, InWarp, Done };
 enum class Order : uint32_t { Forward, Reverse, Random };
 
 /// What a warp does together.
-enum class Kind : uint8_t { Sync, Xor, Shuffle, Load, LoadTransposed, Bf16, S8 };
+enum class Kind : uint8_t { Sync, Xor, Bf16, S8 };
 
 struct Copy { unsigned char *to; const unsigned char *from; unsigned bytes, size; };
 
@@ -270,29 +270,16 @@ void multiply(Slots &s, T (*value)(const uint32_t *, int)) {
             memcpy(s.out[lane] + 4 * r, &sums[lane / 4 + r / 2 * 8][lane % 4 * 2 + r % 2], 4);
 }
 
-void load(Slots &s, bool transposed) {
-    for (unsigned lane = 0; lane < WARP; lane++)
-        for (unsigned m = 0; m < 4; m++)
-            for (unsigned i = 0; i < 2; i++) {
-                unsigned row = lane / 4, col = lane % 4 * 2 + i;
-                if (transposed) std::swap(row, col);
-                memcpy(s.out[lane] + 4 * m + 2 * i, s.in[m * 8 + row] + 2 * col, 2);
-            }
-}
-
 void together(Kind kind, Slots &s) {
     switch (kind) {
         case Kind::Sync: return;
         case Kind::Xor:
-        case Kind::Shuffle:
             for (unsigned lane = 0; lane < WARP; lane++) {
                 uint32_t from;
                 memcpy(&from, s.in[lane] + 4, 4);
                 memcpy(s.out[lane], s.in[from % WARP], 4);
             }
             return;
-        case Kind::Load: return load(s, false);
-        case Kind::LoadTransposed: return load(s, true);
         case Kind::Bf16:
             return multiply<float, float, 16>(s, [](const uint32_t *r, int i) { return bf16(*r >> 16 * i); });
         case Kind::S8:
@@ -452,17 +439,6 @@ void sync_warp(int line) { meet(Kind::Sync, "", 0, line); }
 uint32_t shuffle_xor(uint32_t value, unsigned mask, int line) {
     uint32_t in[2] = {value, self->lane ^ mask};
     return meet_for<uint32_t>(Kind::Xor, in, 8, line);
-}
-
-uint32_t shuffle(uint32_t value, unsigned lane, int line) {
-    uint32_t in[2] = {value, lane};
-    return meet_for<uint32_t>(Kind::Shuffle, in, 8, line);
-}
-
-void load_matrices(uint32_t (&out)[4], const void *row, bool transposed, int line) {
-    access(row, 16, false);
-    if ((uintptr_t)row % 16) report("misaligned: a row of matrices at line %d", line), fail();
-    memcpy(out, meet(transposed ? Kind::LoadTransposed : Kind::Load, row, 16, line), 16);
 }
 
 void mma_bf16(float (&c)[4], const uint32_t (&a)[4], const uint32_t (&b)[2], int line) {

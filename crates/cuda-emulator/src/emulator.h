@@ -22,8 +22,6 @@ extern thread_local Self *self __attribute__((tls_model("initial-exec")));
 void sync_threads(int line);
 void sync_warp(int line);
 uint32_t shuffle_xor(uint32_t value, unsigned mask, int line);
-uint32_t shuffle(uint32_t value, unsigned lane, int line);
-void load_matrices(uint32_t (&out)[4], const void *row, bool transposed, int line);
 void mma_bf16(float (&c)[4], const uint32_t (&a)[4], const uint32_t (&b)[2], int line);
 void mma_s8(int (&c)[4], const uint32_t (&a)[4], const uint32_t (&b)[2], int line);
 void copy_async(void *shared, const void *global, unsigned bytes, int line);
