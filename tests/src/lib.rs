@@ -2,6 +2,7 @@
 
 pub mod agreement;
 pub mod bench;
+pub mod compile;
 pub mod matrix;
 
 use serde_json::{Map, Value, json};

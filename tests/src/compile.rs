@@ -1,0 +1,73 @@
+//! Compiles in this process, on any backend.
+
+use backend::Backend;
+use backend_cpu::Cpu;
+use calibration::{Sequence, Target};
+use checkpoint::Checkpoint;
+use compiler::{Claim, Compiled, Destination, Job, Plan, Tensors, Text, Tokens, compile};
+use std::path::Path;
+
+/// Compiles `model` to int4 at `out`: calibrated on the first `samples` windows of `length` of `ids`,
+/// measured on the next. Gives the numerics class of the report.
+///
+/// # Panics
+/// If it does not compile.
+pub fn int4(
+    model: &Path,
+    out: &Path,
+    backend: &dyn Backend,
+    (ids, samples, length): (&[u32], usize, usize),
+) -> String {
+    let checkpoint = Checkpoint::open(model).expect("it compiles and runs");
+    let spec =
+        arch::load(checkpoint.config(), &Tensors(&checkpoint)).expect("it compiles and runs").model;
+    let recipe = passes::builtin("int4").expect("it compiles and runs");
+    let passes = passes::passes(&recipe).expect("it compiles and runs");
+    let mut all = ids.chunks_exact(length).map(<[u32]>::to_vec);
+    let sample: Vec<Vec<u32>> = all.by_ref().take(samples).collect();
+    let held_out: Vec<Vec<u32>> = all.take(1).collect();
+    let tokens = Tokens { calibration: samples * length, held_out: length };
+    let plan = Plan::new(&spec, &recipe, &passes, tokens).expect("it compiles and runs");
+    let job = Job {
+        checkpoint: &checkpoint,
+        model: calibration::Model { spec: &spec, source: &checkpoint },
+        ignored_keys: &[],
+        recipe: &recipe,
+        passes: &passes,
+        plan: &plan,
+        backend,
+        samples: Text { from: "test", sequences: &sample },
+        held_out: Text { from: "test", sequences: &held_out },
+        activations: u64::MAX,
+    };
+    let destination =
+        Destination::claim(out, Claim::new(checkpoint.folder())).expect("it compiles and runs");
+    let Compiled::Made(made) =
+        compile(&job, destination, &mut |_| {}).expect("it compiles and runs")
+    else {
+        panic!("there was nothing in its place");
+    };
+    let numerics = made.report.numerics.clone();
+    made.publish("{}\n").expect("it compiles and runs");
+    numerics
+}
+
+/// The perplexity of an artifact by the CPU's exact path, in windows of 256.
+///
+/// # Panics
+/// If it does not run.
+pub fn perplexity(folder: &Path, ids: &[u32]) -> f64 {
+    let checkpoint = Checkpoint::open(folder).expect("it compiles and runs");
+    let spec =
+        arch::load(checkpoint.config(), &Tensors(&checkpoint)).expect("it compiles and runs").model;
+    let model = calibration::Model { spec: &spec, source: &checkpoint };
+    let sequence = |ids: &[u32]| Sequence {
+        tokens: ids.to_vec(),
+        targets: (1..ids.len()).map(|i| Target { position: i, token: ids[i] }).collect(),
+    };
+    let sequences: Vec<Sequence> = ids.chunks(256).map(sequence).collect();
+    let scored = calibration::score(&Cpu::new(), &[model.exact()], &sequences, &mut |_| {})
+        .expect("it compiles and runs");
+    let logprobs: Vec<f64> = scored[0].iter().map(|scored| scored.logprob).collect();
+    (-logprobs.iter().sum::<f64>() / logprobs.len() as f64).exp()
+}
