@@ -5,9 +5,10 @@
 use crate::factor::Factor;
 use crate::fit::{Params, Range, assemble, fit, fit_rows};
 use crate::rtn::rtn;
-use backend::{Backend, BackendError, Linear, RankUpdate};
+use backend::{Backend, BackendError, Buffer, Linear, RankUpdate};
 use ir::{Grid, Quantized, Spec, Weight};
 use rayon::prelude::*;
+use std::borrow::Cow;
 use tensor::{DType, Tensor};
 
 /// Columns between two updates of all that follow.
@@ -135,22 +136,18 @@ impl Solve<'_> {
         chunks.for_each(|(params, row)| {
             params.copy_from_slice(&fit_rows(self.grid, self.range, row, width));
         });
-        let mut work = self.permuted();
+        let mut work = self.backend.upload(width, self.permuted())?;
         let mut codes = vec![0i8; rows * width];
         for begin in (0..width).step_by(BLOCK) {
             let end = (begin + BLOCK).min(width);
-            let mut errors = vec![0f32; rows * (end - begin)];
-            let chunks =
-                work.par_chunks_mut(LANES * width).zip(codes.par_chunks_mut(LANES * width));
+            let mut errors = self.backend.columns(&work, begin..end)?;
+            let chunks = codes.par_chunks_mut(LANES * width);
             let chunks = chunks.zip(errors.par_chunks_mut(LANES * (end - begin)));
-            chunks.zip(params.par_chunks(LANES * groups)).for_each(
-                |(((work, codes), errors), params)| {
-                    let params = |lane: usize, at: usize| {
-                        params[lane * groups + self.factor.order[at] / size]
-                    };
-                    self.block(begin..end, work, codes, errors, params);
-                },
-            );
+            chunks.zip(params.par_chunks(LANES * groups)).for_each(|((codes, errors), params)| {
+                let params =
+                    |lane: usize, at: usize| params[lane * groups + self.factor.order[at] / size];
+                self.block(begin..end, codes, errors, params);
+            });
             self.update(&mut work, begin..end, &errors)?;
         }
         Ok(assemble(self.grid, self.shape, self.unpermuted(&codes), &params))
@@ -161,54 +158,56 @@ impl Solve<'_> {
         let [rows, width] = self.shape;
         let (size, groups) = (self.grid.span().size(width), self.grid.span().groups(width));
         let mut params = vec![Params::default(); rows * groups];
-        let mut work = self.weights.to_vec();
+        let mut work = self.backend.upload(width, self.weights.to_vec())?;
         let mut codes = vec![0i8; rows * width];
         let mut begin = 0;
         while begin < width {
             // A block ends where a group does, so that a group's first look at its weights sees
             // every update due to them.
             let end = (begin + BLOCK).min((begin / size + 1) * size).min(width);
-            let mut errors = vec![0f32; rows * (end - begin)];
             let group = begin / size;
-            let chunks =
-                work.par_chunks_mut(LANES * width).zip(codes.par_chunks_mut(LANES * width));
+            if begin % size == 0 {
+                let last = ((group + 1) * size).min(width);
+                let seen = match begin {
+                    // Nothing was updated yet.
+                    0 => Cow::Borrowed(self.weights),
+                    _ => Cow::Owned(self.backend.columns(&work, begin..last)?),
+                };
+                let stride = if begin == 0 { width } else { last - begin };
+                let lanes = seen.par_chunks(stride.max(1)).zip(params.par_chunks_mut(groups));
+                lanes.for_each(|(row, params)| {
+                    params[group] = fit(self.grid, self.range, &row[..last - begin]);
+                });
+            }
+            let mut errors = self.backend.columns(&work, begin..end)?;
+            let chunks = codes.par_chunks_mut(LANES * width);
             let chunks = chunks.zip(errors.par_chunks_mut(LANES * (end - begin)));
-            chunks.zip(params.par_chunks_mut(LANES * groups)).for_each(
-                |(((work, codes), errors), params)| {
-                    if begin % size == 0 {
-                        let last = ((group + 1) * size).min(width);
-                        let lanes = work.chunks(width).zip(params.chunks_mut(groups));
-                        lanes.for_each(|(row, params)| {
-                            params[group] = fit(self.grid, self.range, &row[begin..last]);
-                        });
-                    }
-                    let params = |lane: usize, _| params[lane * groups + group];
-                    self.block(begin..end, work, codes, errors, params);
-                },
-            );
+            chunks.zip(params.par_chunks(LANES * groups)).for_each(|((codes, errors), params)| {
+                let params = |lane: usize, _| params[lane * groups + group];
+                self.block(begin..end, codes, errors, params);
+            });
             self.update(&mut work, begin..end, &errors)?;
             begin = end;
         }
         Ok(assemble(self.grid, self.shape, codes, &params))
     }
 
-    /// Solves some columns of up to [`LANES`] rows; `errors` takes `(w - q) / u` of each.
+    /// Solves some columns of up to [`LANES`] rows; `errors` holds their weights `w` and takes
+    /// `(w - q) / u` of each.
     fn block(
         &self,
         columns: std::ops::Range<usize>,
-        work: &mut [f32],
         codes: &mut [i8],
         errors: &mut [f32],
         params: impl Fn(usize, usize) -> Params,
     ) {
         let [_, width] = self.shape;
-        let (rows, depth) = (work.len() / width, columns.len());
+        let depth = columns.len();
+        let rows = errors.len() / depth;
         // Column by column, the rows side by side.
         let mut turned = vec![[0f32; LANES]; depth];
-        for (lane, row) in work.chunks(width).enumerate() {
-            for (column, &w) in turned.iter_mut().zip(&row[columns.clone()]) {
-                column[lane] = w;
-            }
+        for (lane, row) in errors.chunks(depth).enumerate() {
+            turned.iter_mut().zip(row).for_each(|(column, &w)| column[lane] = w);
         }
         for i in 0..depth {
             let at = columns.start + i;
@@ -233,7 +232,7 @@ impl Solve<'_> {
     /// What the solved columns' errors do to the columns after them.
     fn update(
         &self,
-        work: &mut [f32],
+        work: &mut Buffer,
         solved: std::ops::Range<usize>,
         errors: &[f32],
     ) -> Result<(), SolveError> {
@@ -245,15 +244,9 @@ impl Solve<'_> {
             self.factor.upper[i * width + solved.end..(i + 1) * width].iter().copied()
         });
         let upper: Vec<f32> = upper.collect();
-        let mut args = RankUpdate {
-            c: work,
-            width,
-            columns: solved.end..width,
-            a: errors,
-            b: &upper,
-            depth: solved.len(),
-        };
-        Ok(self.backend.rank_update(&mut args)?)
+        let (columns, depth) = (solved.end..width, solved.len());
+        let args = RankUpdate { columns, a: errors, b: &upper, depth };
+        Ok(self.backend.rank_update(work, &args)?)
     }
 
     /// The weights with their columns in the factor's order.

@@ -37,11 +37,11 @@ fn gram(width: usize, tokens: usize, seed: u64) -> Vec<f32> {
             *value = last * if i % 13 == 5 { 6.0 } else { 1.0 };
         }
     }
-    let mut sum = vec![0f32; width * width];
+    let mut sum = Reference.zeros(width, width).unwrap();
     let input = Reference.upload(width, x).unwrap();
     let all = std::iter::once(0..tokens).collect::<Vec<_>>();
     Reference.gram(&input, &all, &mut sum).unwrap();
-    sum
+    Reference.download(sum).unwrap()
 }
 
 fn int(bits: u8, symmetric: bool, span: Span) -> Grid {

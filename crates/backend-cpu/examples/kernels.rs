@@ -122,7 +122,7 @@ fn grams(cpu: &Cpu) -> Result<(), BackendError> {
         let rows = 16 << 10;
         let sequences: Vec<_> = (0..rows / 2048).map(|i| i * 2048..(i + 1) * 2048).collect();
         let x = cpu.upload(width, noise(rows * width, 4))?;
-        let mut sum = vec![0.0; width * width];
+        let mut sum = cpu.zeros(width, width)?;
         let (seconds, bare) = against_bare(cpu.isa(), || {
             black_box(cpu.gram(&x, &sequences, &mut sum).is_ok());
         });
@@ -161,11 +161,10 @@ fn updates(cpu: &Cpu) -> Result<(), BackendError> {
     {
         let columns = depth..width;
         let (a, b) = (noise(rows * depth, 8), noise(depth * columns.len(), 9));
-        let mut c = noise(rows * width, 10);
+        let mut c = cpu.upload(width, noise(rows * width, 10))?;
         let (seconds, bare) = against_bare(cpu.isa(), || {
-            let (c, columns) = (&mut c[..], columns.clone());
-            let mut args = RankUpdate { c, width, columns, a: &a, b: &b, depth };
-            black_box(cpu.rank_update(&mut args).is_ok());
+            let args = RankUpdate { columns: columns.clone(), a: &a, b: &b, depth };
+            black_box(cpu.rank_update(&mut c, &args).is_ok());
         });
         let rate = 2.0 * (rows * columns.len() * depth) as f64 / seconds / 1e9;
         line(&format!("{depth} deep, {} columns", columns.len()), rows, rate, bare);

@@ -190,10 +190,15 @@ fn pack_columns(rows: &[f64], n: usize, packed: &mut [Row<f64>]) {
 }
 
 /// [`backend::algebra::rank_update`]; nothing is empty. `None` if memory is short.
-pub(crate) fn rank_update(level: Level, args: &mut RankUpdate<'_>) -> Option<()> {
-    let RankUpdate { a, b, depth, width, .. } = *args;
-    let (rows, columns) = (args.c.len() / width, args.columns.len());
-    assert!(args.columns.end <= width && rows * width == args.c.len(), "size of c");
+pub(crate) fn rank_update(
+    level: Level,
+    c: &mut [f32],
+    width: usize,
+    args: &RankUpdate<'_>,
+) -> Option<()> {
+    let &RankUpdate { a, b, depth, .. } = args;
+    let (rows, columns) = (c.len() / width, args.columns.len());
+    assert!(args.columns.end <= width && rows * width == c.len(), "size of c");
     assert!(a.len() == rows * depth && b.len() == depth * columns, "sizes of a and b");
     let a = Panels::new([rows, depth], a, |x| x)?;
     let mut packed = unset(columns.div_ceil(PANEL).checked_mul(depth)?)?;
@@ -204,7 +209,7 @@ pub(crate) fn rank_update(level: Level, args: &mut RankUpdate<'_>) -> Option<()>
         let columns = split(0..columns.div_ceil(PANEL), COLUMN_PANELS);
         blocks.extend(columns.map(|columns| (rows.clone(), columns)));
     }
-    let output = Output::new(&mut args.c[args.columns.start..]);
+    let output = Output::new(&mut c[args.columns.start..]);
     tasks::run(
         blocks.len(),
         || (),

@@ -43,6 +43,7 @@ use ir::{Activation, Heads, Quantized, Weight};
 use isa::Level;
 use panel::{Panels, Word};
 use quantized::{Packed, RoundedPool};
+use rayon::prelude::*;
 use rows::{Pool, Rows};
 use std::ops::Range;
 use std::sync::Arc;
@@ -279,13 +280,15 @@ impl Backend for Cpu {
         &self,
         input: &Buffer,
         sequences: &[Range<usize>],
-        sum: &mut [f32],
+        sum: &mut Buffer,
     ) -> Result<(), BackendError> {
         let (rows, width) = (input.rows(), input.width());
-        check(Some(sum.len()) == width.checked_mul(width), "a Gram matrix has its input's width")?;
+        let square = sum.rows() == width && sum.width() == width;
+        check(square, "a Gram matrix has its input's width")?;
         let within = |s: &Range<usize>| s.start <= s.end && s.end <= rows;
         check(sequences.iter().all(within), "sequences are rows")?;
-        algebra::gram(self.level, (host(input)?, width), sequences, sum).ok_or_else(short)
+        algebra::gram(self.level, (host(input)?, width), sequences, host_mut(sum)?)
+            .ok_or_else(short)
     }
 
     fn inverse_factor(&self, matrix: &mut [f64], n: usize) -> Result<bool, BackendError> {
@@ -293,12 +296,23 @@ impl Backend for Cpu {
         algebra::inverse_factor(self.level, matrix, n).ok_or_else(short)
     }
 
-    fn rank_update(&self, args: &mut RankUpdate<'_>) -> Result<(), BackendError> {
-        check_update(args)?;
-        if args.c.is_empty() || args.columns.is_empty() {
+    fn rank_update(&self, c: &mut Buffer, args: &RankUpdate<'_>) -> Result<(), BackendError> {
+        check_update(c, args)?;
+        let (rows, width) = (c.rows(), c.width());
+        if rows == 0 || args.columns.is_empty() {
             return Ok(());
         }
-        algebra::rank_update(self.level, args).ok_or_else(short)
+        algebra::rank_update(self.level, host_mut(c)?, width, args).ok_or_else(short)
+    }
+
+    fn columns(&self, buffer: &Buffer, columns: Range<usize>) -> Result<Vec<f32>, BackendError> {
+        let within = columns.start <= columns.end && columns.end <= buffer.width();
+        check(within, "columns are of the buffer")?;
+        let mut some = vec![0.0; buffer.rows() * columns.len()];
+        let rows = some.par_chunks_exact_mut(columns.len().max(1));
+        let from = host(buffer)?.par_chunks_exact(buffer.width().max(1));
+        rows.zip(from).for_each(|(to, row)| to.copy_from_slice(&row[columns.clone()]));
+        Ok(some)
     }
 
     fn fold_softmax(
@@ -458,15 +472,15 @@ fn check_attend(
     Ok(gaps)
 }
 
-fn check_update(args: &RankUpdate<'_>) -> Result<(), BackendError> {
-    let (width, depth, columns) = (args.width, args.depth, &args.columns);
+fn check_update(c: &Buffer, args: &RankUpdate<'_>) -> Result<(), BackendError> {
+    let (width, depth, columns) = (c.width(), args.depth, &args.columns);
     check((1..=LINEAR_CHUNK).contains(&depth), "an update's depth is that of one sum")?;
     check(columns.start <= columns.end && columns.end <= width, "an update's columns are in c")?;
     check(args.b.len() / depth == columns.len(), "b has a row a term, a column an updated one")?;
     check(args.b.len().is_multiple_of(depth), "the rows of b are whole")?;
     let rows = args.a.len() / depth;
     check(args.a.len().is_multiple_of(depth), "the rows of a are whole")?;
-    check(rows.checked_mul(width) == Some(args.c.len()), "a and c have the same rows")
+    check(rows == c.rows(), "a and c have the same rows")
 }
 
 fn host(buffer: &Buffer) -> Result<&[f32], BackendError> {

@@ -88,6 +88,19 @@ KERNEL(rank_update, UpdateArgs, THREADS, 1) {
         }
 }
 
+struct ColumnsArgs {
+    const float *from;  // [rows, width]
+    float *out;         // [rows, columns]
+    u32 rows, width, first, columns;
+};
+
+// A block a row.
+KERNEL(take_columns, ColumnsArgs, 128, 8) {
+    const float *from = args.from + (u64)blockIdx.x * args.width + args.first;
+    float *out = args.out + (u64)blockIdx.x * args.columns;
+    for (u32 i = threadIdx.x; i < args.columns; i += blockDim.x) out[i] = from[i];
+}
+
 // -- the factor of an inverse: see backend::algebra::inverse_factor ---------------------------------
 
 #define ROWS 128

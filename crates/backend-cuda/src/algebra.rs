@@ -41,6 +41,17 @@ struct UpdateArgs {
 
 #[repr(C)]
 #[derive(Clone, Copy, Pod, Zeroable)]
+struct ColumnsArgs {
+    from: u64,
+    out: u64,
+    rows: u32,
+    width: u32,
+    first: u32,
+    columns: u32,
+}
+
+#[repr(C)]
+#[derive(Clone, Copy, Pod, Zeroable)]
 struct FactorArgs {
     matrix: u64,
     failed: u64,
@@ -55,8 +66,11 @@ impl Cuda {
         &self,
         input: &Buffer,
         sequences: &[Range<usize>],
-        sum: &mut [f32],
+        sum: &mut Buffer,
     ) -> Result<(), BackendError> {
+        if [sum.rows(), sum.width()] != [input.width(); 2] {
+            return Err(BackendError::Internal("a Gram matrix has its input's width".into()));
+        }
         let (width, x) = (input.width(), self.plain(input)?);
         let pieces: Vec<u32> = sequences
             .iter()
@@ -70,14 +84,12 @@ impl Cuda {
         if pieces.is_empty() || width == 0 {
             return Ok(());
         }
-        let (total, list) = (Memory::of(&self.steps, sum)?, Memory::of(&self.steps, &pieces)?);
+        let (total, list) = (self.own(sum)?, Memory::of(&self.steps, &pieces)?);
         let (width_32, count) = (width as u32, (pieces.len() / 2) as u32);
         let args =
             GramArgs { x: x.at(), sum: total.at(), pieces: list.at(), width: width_32, count };
         let tiles = width.div_ceil(EDGE) as u32;
-        self.launch("gram", [tiles, tiles, 1], 256, SHARED * 4, &args)?;
-        self.device.read(total.at(), bytemuck::cast_slice_mut(sum))?;
-        Ok(())
+        self.launch("gram", [tiles, tiles, 1], 256, SHARED * 4, &args)
     }
 
     pub(crate) fn factor(&self, matrix: &mut [f64], n: usize) -> Result<bool, BackendError> {
@@ -113,9 +125,13 @@ impl Cuda {
         Ok(failed.read::<u32>(1)? == [0])
     }
 
-    pub(crate) fn update(&self, args: &mut RankUpdate<'_>) -> Result<(), BackendError> {
-        let (rows, depth) = (args.c.len() / args.width.max(1), args.depth);
+    pub(crate) fn update(&self, c: &mut Buffer, args: &RankUpdate<'_>) -> Result<(), BackendError> {
+        let (rows, width, depth) = (c.rows(), c.width(), args.depth);
         let columns = args.columns.len();
+        let fits = args.columns.end <= width && args.a.len() == rows * depth;
+        if !fits || args.b.len() != depth * columns {
+            return Err(BackendError::Internal("an update is of the matrix's shape".into()));
+        }
         if rows == 0 || columns == 0 || depth == 0 {
             return Ok(());
         }
@@ -123,22 +139,44 @@ impl Cuda {
         for (row, a) in args.a.chunks_exact(depth).enumerate() {
             a.iter().enumerate().for_each(|(k, &a)| turned[k * rows + row] = a);
         }
-        let (c, a) = (Memory::of(&self.steps, args.c)?, Memory::of(&self.steps, &turned)?);
+        let (c, a) = (self.own(c)?, Memory::of(&self.steps, &turned)?);
         let b = Memory::of(&self.steps, args.b)?;
         let raw = UpdateArgs {
             c: c.at(),
             a: a.at(),
             b: b.at(),
             rows: rows as u32,
-            width: args.width as u32,
+            width: width as u32,
             first: args.columns.start as u32,
             columns: columns as u32,
             depth: depth as u32,
             unused: 0,
         };
         let grid = [columns.div_ceil(EDGE) as u32, rows.div_ceil(EDGE) as u32, 1];
-        self.launch("rank_update", grid, 256, SHARED * 4, &raw)?;
-        self.device.read(c.at(), bytemuck::cast_slice_mut(args.c))?;
-        Ok(())
+        self.launch("rank_update", grid, 256, SHARED * 4, &raw)
+    }
+
+    pub(crate) fn some_columns(
+        &self,
+        buffer: &Buffer,
+        columns: Range<usize>,
+    ) -> Result<Vec<f32>, BackendError> {
+        let (rows, width, from) = (buffer.rows(), buffer.width(), self.plain(buffer)?);
+        if columns.start > columns.end || columns.end > width {
+            return Err(BackendError::Internal("columns are of the buffer".into()));
+        }
+        let count = rows * columns.len();
+        let out = self.room(count * 4)?;
+        let (rows_32, first) = (rows as u32, columns.start as u32);
+        let args = ColumnsArgs {
+            from: from.at(),
+            out: out.at(),
+            rows: rows_32,
+            width: width as u32,
+            first,
+            columns: columns.len() as u32,
+        };
+        self.launch("take_columns", [rows_32, 1, 1], 128, 0, &args)?;
+        Ok(out.read(count)?)
     }
 }

@@ -313,9 +313,10 @@ impl Cuda {
         let n = 200;
         let run = |backend: &dyn Backend| -> Result<[Vec<f32>; 2], BackendError> {
             let x = backend.upload(n, Noise(5).values(3 * n * n))?;
-            let mut sum = vec![0.0; n * n];
+            let mut sum = backend.zeros(n, n)?;
             #[expect(clippy::single_range_in_vec_init, reason = "one sequence")]
             backend.gram(&x, &[0..3 * n], &mut sum)?;
+            let sum = backend.download(sum)?;
             let mut h: Vec<f64> = sum.iter().map(|&x| f64::from(x) / n as f64).collect();
             (0..n).for_each(|i| h[i * n + i] += 0.1);
             backend.inverse_factor(&mut h, n)?;

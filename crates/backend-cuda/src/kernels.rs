@@ -47,7 +47,7 @@ pub const FAMILIES: &[Family] = &[
     family!("score", "fold_"),
     family!("sample", "sample"),
     family!("doctor", "probe_", "try_"),
-    family!("algebra", "gram", "rank_update", "factor_"),
+    family!("algebra", "gram", "rank_update", "take_columns", "factor_"),
 ];
 
 /// The family of a kernel.

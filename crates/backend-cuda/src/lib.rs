@@ -329,16 +329,10 @@ impl Backend for Cuda {
 
     fn embed(&self, args: &Embed<'_>, out: &mut Buffer) -> Result<(), BackendError> {
         let (count, width) = (out.rows(), out.width());
-        let mut memory = self.plain(out)?;
-        // The buffer's and this one; any other is of a copy that must not change.
-        if Arc::strong_count(&memory) > 2 {
-            memory = Arc::new(memory.copy()?);
-        }
+        let memory = self.own(out)?;
         self.step_begins();
         let tokens = Memory::of(&self.steps, args.tokens)?;
-        self.embed_into(&tokens, (args.weight, args.first), (&memory, count, width))?;
-        *out.data_mut::<Rows>()? = Rows::of(memory, Form::F32, Vec::new());
-        Ok(())
+        self.embed_into(&tokens, (args.weight, args.first), (&memory, count, width))
     }
 
     fn linear(&self, args: &Linear<'_>) -> Result<Buffer, BackendError> {
@@ -429,7 +423,7 @@ impl Backend for Cuda {
         &self,
         input: &Buffer,
         sequences: &[Range<usize>],
-        sum: &mut [f32],
+        sum: &mut Buffer,
     ) -> Result<(), BackendError> {
         self.add_gram(input, sequences, sum)
     }
@@ -438,8 +432,12 @@ impl Backend for Cuda {
         self.factor(matrix, n)
     }
 
-    fn rank_update(&self, args: &mut RankUpdate<'_>) -> Result<(), BackendError> {
-        self.update(args)
+    fn rank_update(&self, c: &mut Buffer, args: &RankUpdate<'_>) -> Result<(), BackendError> {
+        self.update(c, args)
+    }
+
+    fn columns(&self, buffer: &Buffer, columns: Range<usize>) -> Result<Vec<f32>, BackendError> {
+        self.some_columns(buffer, columns)
     }
 
     fn fold_softmax(

@@ -159,6 +159,18 @@ impl Cuda {
         self.done(buffer.data()?, buffer.rows(), buffer.width())
     }
 
+    /// The rows of a buffer as `f32`, to be written to: no copy of it sees that.
+    pub(crate) fn own(&self, buffer: &mut Buffer) -> Result<Arc<Memory>, BackendError> {
+        let mut memory = self.plain(buffer)?;
+        let rows: &Rows = buffer.data()?;
+        // The buffer's and this one; any other is of a copy.
+        if rows.form != Form::F32 || !rows.pending.is_empty() || Arc::strong_count(&memory) > 2 {
+            memory = Arc::new(memory.copy()?);
+        }
+        *buffer.data_mut::<Rows>()? = Rows::of(Arc::clone(&memory), Form::F32, Vec::new());
+        Ok(memory)
+    }
+
     fn done(&self, rows: &Rows, count: usize, width: usize) -> Result<Arc<Memory>, BackendError> {
         if let Some(settled) = rows.settled.get() {
             return Ok(Arc::clone(settled));

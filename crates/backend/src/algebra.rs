@@ -107,10 +107,9 @@ pub fn eliminate(matrix: &mut [f64], n: usize, block: &Range<usize>) -> bool {
 
 /// `c -= a b` on `columns`: an entry of `a b` is summed from zero with fused multiply-adds, in
 /// order, then taken from `c`.
-pub fn rank_update(args: &mut RankUpdate<'_>) {
-    let RankUpdate { a, b, depth, width, .. } = *args;
-    let columns = args.columns.clone();
-    for (c, a) in args.c.chunks_exact_mut(width).zip(a.chunks_exact(depth)) {
+pub fn rank_update(c: &mut [f32], width: usize, args: &RankUpdate<'_>) {
+    let &RankUpdate { a, b, depth, ref columns } = args;
+    for (c, a) in c.chunks_exact_mut(width).zip(a.chunks_exact(depth)) {
         for (j, c) in c[columns.clone()].iter_mut().enumerate() {
             *c -= (0..depth).fold(0f32, |s, i| a[i].mul_add(b[i * columns.len() + j], s));
         }
@@ -211,7 +210,7 @@ mod tests {
         let mut c = vec![10.0; 2 * 4];
         let (a, b) = ([1.0, 2.0, 3.0, 4.0], [5.0, 6.0, 7.0, 8.0]);
         let columns = 1..3;
-        rank_update(&mut RankUpdate { c: &mut c, width: 4, columns, a: &a, b: &b, depth: 2 });
+        rank_update(&mut c, 4, &RankUpdate { columns, a: &a, b: &b, depth: 2 });
         assert_eq!(c, [10.0, -9.0, -12.0, 10.0, 10.0, -33.0, -40.0, 10.0]);
     }
 }

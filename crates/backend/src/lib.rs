@@ -191,7 +191,7 @@ pub trait Backend: Send + Sync {
         &self,
         input: &Buffer,
         sequences: &[Range<usize>],
-        sum: &mut [f32],
+        sum: &mut Buffer,
     ) -> Result<(), BackendError>;
 
     /// Replaces a symmetric matrix `H` `[n, n]`, of which the lower triangle is read, by the upper
@@ -204,7 +204,13 @@ pub trait Backend: Send + Sync {
     /// `c -= a b` on some columns of `c`: what a solved block of columns does to those after it.
     ///
     /// Order of the sums: [`algebra::rank_update`].
-    fn rank_update(&self, args: &mut RankUpdate<'_>) -> Result<(), BackendError>;
+    fn rank_update(&self, c: &mut Buffer, args: &RankUpdate<'_>) -> Result<(), BackendError>;
+
+    /// Some columns of all rows, on the host: `[rows, columns.len()]`.
+    ///
+    /// # Errors
+    /// If they are not columns of the buffer.
+    fn columns(&self, buffer: &Buffer, columns: Range<usize>) -> Result<Vec<f32>, BackendError>;
 
     /// Folds a slice of each row's logits into that row's running soft-max.
     fn fold_softmax(
@@ -329,10 +335,6 @@ pub struct Attend<'a> {
 /// Arguments of [`Backend::rank_update`].
 #[derive(Debug)]
 pub struct RankUpdate<'a> {
-    /// `[rows, width]`.
-    pub c: &'a mut [f32],
-    /// Elements a row of `c`.
-    pub width: usize,
     /// The columns of `c` that change.
     pub columns: Range<usize>,
     /// `[rows, depth]`.

@@ -172,9 +172,9 @@ impl Backend for Reference {
         &self,
         input: &Buffer,
         sequences: &[Range<usize>],
-        sum: &mut [f32],
+        sum: &mut Buffer,
     ) -> Result<(), BackendError> {
-        algebra::gram(host(input)?, input.width(), sequences, sum);
+        algebra::gram(host(input)?, input.width(), sequences, host_mut(sum)?);
         Ok(())
     }
 
@@ -182,9 +182,15 @@ impl Backend for Reference {
         Ok(algebra::inverse_factor(matrix, n))
     }
 
-    fn rank_update(&self, args: &mut RankUpdate<'_>) -> Result<(), BackendError> {
-        algebra::rank_update(args);
+    fn rank_update(&self, c: &mut Buffer, args: &RankUpdate<'_>) -> Result<(), BackendError> {
+        let width = c.width();
+        algebra::rank_update(host_mut(c)?, width, args);
         Ok(())
+    }
+
+    fn columns(&self, buffer: &Buffer, columns: Range<usize>) -> Result<Vec<f32>, BackendError> {
+        let rows = host(buffer)?.chunks_exact(buffer.width());
+        Ok(rows.flat_map(|row| &row[columns.clone()]).copied().collect())
     }
 
     fn fold_softmax(

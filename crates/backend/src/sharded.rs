@@ -370,16 +370,20 @@ impl Backend for Sharded<'_> {
         all.into_iter().try_for_each(|((device, a), b)| device.add(a, b))
     }
 
-    fn gram(&self, _: &Buffer, _: &[Range<usize>], _: &mut [f32]) -> Result<(), BackendError> {
-        Err(BackendError::Refused("the compiler runs on one device".into()))
+    fn gram(&self, _: &Buffer, _: &[Range<usize>], _: &mut Buffer) -> Result<(), BackendError> {
+        Err(one_device())
     }
 
-    fn inverse_factor(&self, matrix: &mut [f64], n: usize) -> Result<bool, BackendError> {
-        self.devices.first().ok_or_else(missing)?.inverse_factor(matrix, n)
+    fn inverse_factor(&self, _: &mut [f64], _: usize) -> Result<bool, BackendError> {
+        Err(one_device())
     }
 
-    fn rank_update(&self, args: &mut RankUpdate<'_>) -> Result<(), BackendError> {
-        self.devices.first().ok_or_else(missing)?.rank_update(args)
+    fn rank_update(&self, _: &mut Buffer, _: &RankUpdate<'_>) -> Result<(), BackendError> {
+        Err(one_device())
+    }
+
+    fn columns(&self, _: &Buffer, _: Range<usize>) -> Result<Vec<f32>, BackendError> {
+        Err(one_device())
     }
 
     fn fold_softmax(
@@ -420,6 +424,10 @@ impl Backend for Sharded<'_> {
         }
         Ok(())
     }
+}
+
+fn one_device() -> BackendError {
+    BackendError::Refused("the compiler runs on one device".into())
 }
 
 fn missing() -> BackendError {

@@ -274,14 +274,15 @@ impl Bench<'_> {
         let (backend, n) = (self.backend, self.scale.columns);
         let rows = 4 * n.min(1024);
         let values = self.values(rows * n);
-        let (x, sum) = (backend.upload(n, values)?, RefCell::new(vec![0.0f32; n * n]));
+        let (x, sum) = (backend.upload(n, values)?, RefCell::new(backend.zeros(n, n)?));
         #[expect(clippy::single_range_in_vec_init, reason = "one sequence")]
         let sequences = [0..rows];
         let work = [((rows * n + n * n) * 4) as f64, (rows * n * n) as f64];
         self.time(format!("gram of {n} columns, {rows} rows"), (work, 1), |_| {
             backend.gram(&x, &sequences, &mut sum.borrow_mut())
         })?;
-        let mut h: Vec<f64> = sum.borrow().iter().map(|&x| f64::from(x)).collect();
+        let sum = backend.download(sum.into_inner())?;
+        let mut h: Vec<f64> = sum.iter().map(|&x| f64::from(x)).collect();
         (0..n).for_each(|i| h[i * n + i] += rows as f64);
         let work = [(n * n * 16) as f64, (n * n * n) as f64];
         self.time(format!("factor of an inverse of {n} columns"), (work, 1), |_| {
@@ -289,12 +290,12 @@ impl Bench<'_> {
         })?;
         let depth = 128.min(n);
         let (a, b) = (self.values(n * depth), self.values(depth * n));
-        let c = RefCell::new(self.values(n * n));
+        let values = self.values(n * n);
+        let c = RefCell::new(backend.upload(n, values)?);
         let work = [(n * n * 8) as f64, 2.0 * (n * n * depth) as f64];
         self.time(format!("update of {n} by {n}, depth {depth}"), (work, 1), |_| {
-            let c = &mut *c.borrow_mut();
-            let mut args = RankUpdate { c, width: n, columns: 0..n, a: &a, b: &b, depth };
-            backend.rank_update(&mut args)
+            let args = RankUpdate { columns: 0..n, a: &a, b: &b, depth };
+            backend.rank_update(&mut c.borrow_mut(), &args)
         })
     }
 }

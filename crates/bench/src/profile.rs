@@ -442,7 +442,7 @@ impl Backend for Profiled<'_> {
         &self,
         input: &Buffer,
         sequences: &[Range<usize>],
-        sum: &mut [f32],
+        sum: &mut Buffer,
     ) -> Result<(), BackendError> {
         self.inner.gram(input, sequences, sum)
     }
@@ -451,8 +451,12 @@ impl Backend for Profiled<'_> {
         self.inner.inverse_factor(matrix, n)
     }
 
-    fn rank_update(&self, args: &mut RankUpdate<'_>) -> Result<(), BackendError> {
-        self.inner.rank_update(args)
+    fn rank_update(&self, c: &mut Buffer, args: &RankUpdate<'_>) -> Result<(), BackendError> {
+        self.inner.rank_update(c, args)
+    }
+
+    fn columns(&self, buffer: &Buffer, columns: Range<usize>) -> Result<Vec<f32>, BackendError> {
+        self.inner.columns(buffer, columns)
     }
 
     fn fold_softmax(

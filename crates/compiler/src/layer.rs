@@ -5,7 +5,7 @@ use crate::drive::{Driver, Event};
 use crate::pass::{Outcome, PassCx, PassError, Rewrite, Stage};
 use crate::plan::{Choice, PlannedWeight};
 use crate::report::WeightReport;
-use backend::DeviceWeight;
+use backend::{Buffer, DeviceWeight};
 use calibration::{Activations, Group};
 use checkpoint::{Sink, pack_quantized};
 use ir::{Block, BlockId, Grid, Op, Quantized, Spec, Value, Weight};
@@ -150,23 +150,25 @@ impl Driver<'_> {
             return Ok(Vec::new());
         };
         let clock = Instant::now();
-        let mut grams: Vec<(usize, Value, Vec<f32>)> = Vec::new();
+        let backend = self.job.backend;
+        let mut grams: Vec<(usize, Value, Buffer)> = Vec::new();
         for &op in &stage.linears {
             let Some(Op::Linear { input, weight, .. }) = block.ops.get(op) else { continue };
             if grams.iter().all(|(_, value, _)| value != input) {
                 let width = block.weights[weight.0 as usize].shape[1];
-                grams.push((op, *input, vec![0.0; width * width]));
+                grams.push((op, *input, backend.zeros(width, width)?));
             }
         }
         let end = stage.linears.iter().copied().max().unwrap_or(0);
-        let backend = self.job.backend;
-        let mut see = |group: &Group, op: usize, input: &backend::Buffer| {
+        let mut see = |group: &Group, op: usize, input: &Buffer| {
             let gram = grams.iter_mut().find(|(first, ..)| *first == op);
             gram.map_or(Ok(()), |(_, _, sum)| backend.gram(input, &group.sequences, sum))
         };
         samples.observe(&self.interpreter, device, end, &mut see)?;
+        let host = |(_, value, sum)| Ok((value, backend.download(sum)?));
+        let grams = grams.into_iter().map(host).collect();
         self.spent.forward += clock.elapsed();
-        Ok(grams.into_iter().map(|(_, value, gram)| (value, gram)).collect())
+        grams
     }
 
     /// Writes what a stage made, and puts it in the place of the originals on the device.

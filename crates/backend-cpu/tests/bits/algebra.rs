@@ -36,9 +36,9 @@ fn gram_matrices() {
         for sequences in sequences {
             everywhere(&format!("{width} columns, {sequences:?}"), |backend| {
                 // What lies above the diagonal is not touched: all of the matrix is compared.
-                let mut sum = before.clone();
+                let mut sum = upload(backend, width, &before);
                 backend.gram(&upload(backend, width, &x), sequences, &mut sum).unwrap();
-                sum
+                backend.download(sum).unwrap()
             });
         }
     }
@@ -51,9 +51,9 @@ fn gram_matrices_of_many_pieces() {
     let (rows, width) = (256 * 70 + 9, 200);
     let x = noise.values(rows * width);
     everywhere("many pieces", |backend| {
-        let mut sum = vec![0.0; width * width];
+        let mut sum = backend.zeros(width, width).unwrap();
         backend.gram(&upload(backend, width, &x), &[0..9000, 9000..rows], &mut sum).unwrap();
-        sum
+        backend.download(sum).unwrap()
     });
 }
 
@@ -121,11 +121,15 @@ fn rank_updates() {
             let (c, a) = (noise.values(rows * width), noise.values(rows * depth));
             let b = noise.values(depth * columns.len());
             everywhere(&format!("{rows} rows, {depth} deep, {columns:?} of {width}"), |backend| {
-                let mut c = c.clone();
-                let columns = columns.clone();
-                let mut args = RankUpdate { c: &mut c, width, columns, a: &a, b: &b, depth };
-                backend.rank_update(&mut args).unwrap();
-                c
+                let mut c = upload(backend, width, &c);
+                let args = RankUpdate { columns: columns.clone(), a: &a, b: &b, depth };
+                backend.rank_update(&mut c, &args).unwrap();
+                // What is read of it is some columns of all rows.
+                let some = backend.columns(&c, columns.clone()).unwrap();
+                let all = backend.download(c).unwrap();
+                let rows = all.chunks(width).flat_map(|row| &row[columns.clone()]);
+                assert!(rows.copied().eq(some));
+                all
             });
         }
     }
@@ -136,22 +140,27 @@ fn arguments_that_do_not_fit_are_errors() {
     let cpu = Cpu::new();
     let x = upload(&cpu, 2, &[1.0; 6]);
     let gram = |sequences: &[Range<usize>], size| {
-        cpu.gram(&x, sequences, &mut vec![0.0; size]).map_err(|e| e.to_string())
+        let mut sum = cpu.zeros(size, 2).unwrap();
+        cpu.gram(&x, sequences, &mut sum).map_err(|e| e.to_string())
     };
-    assert_eq!(gram(&[0..3, 1..2], 4), Ok(()));
+    assert_eq!(gram(&[0..3, 1..2], 2), Ok(()));
     let message = "internal: rule of the cpu backend broken: sequences are rows";
-    assert_eq!(gram(&[0..3, 1..4], 4).unwrap_err(), message);
-    assert!(gram(&[Range { start: 2, end: 1 }], 4).is_err());
+    assert_eq!(gram(&[0..3, 1..4], 2).unwrap_err(), message);
+    assert!(gram(&[Range { start: 2, end: 1 }], 2).is_err());
     assert!(gram(&[], 3).is_err());
-    assert!(cpu.gram(&upload(&Reference, 2, &[1.0; 6]), &[], &mut [0.0; 4]).is_err());
+    let mut sum = cpu.zeros(2, 2).unwrap();
+    assert!(cpu.gram(&upload(&Reference, 2, &[1.0; 6]), &[], &mut sum).is_err());
+    assert!(cpu.gram(&x, &[], &mut Reference.zeros(2, 2).unwrap()).is_err());
+    assert!(cpu.columns(&x, 1..3).is_err() && cpu.columns(&x, Range { start: 2, end: 1 }).is_err());
 
     for n in [1, 3, usize::MAX] {
         assert!(cpu.inverse_factor(&mut [1.0; 4], n).is_err(), "{n}");
     }
 
     let update = |width, columns: Range<usize>, [a, b, depth]: [usize; 3]| {
-        let (a, b, c) = (&vec![1.0; a][..], &vec![1.0; b][..], &mut [0.0; 12][..]);
-        cpu.rank_update(&mut RankUpdate { c, width, columns, a, b, depth }).is_ok()
+        let (a, b) = (&vec![1.0; a][..], &vec![1.0; b][..]);
+        let mut c = cpu.zeros(3, width).unwrap();
+        cpu.rank_update(&mut c, &RankUpdate { columns, a, b, depth }).is_ok()
     };
     assert!(update(4, 1..3, [15, 10, 5]));
     assert!(update(4, 3..3, [15, 0, 5]));
@@ -161,8 +170,6 @@ fn arguments_that_do_not_fit_are_errors() {
     assert!(!update(4, 1..3, [15, 15, 5]));
     assert!(!update(4, 1..3, [16, 10, 5]));
     assert!(!update(4, 1..3, [10, 10, 5]));
-    assert!(!update(5, 1..3, [15, 10, 5]));
     assert!(!update(4, 1..3, [0, 0, 0]));
     assert!(!update(4, 1..3, [3 * 257, 2 * 257, 257]));
-    assert!(!update(0, 0..0, [0, 0, 5]));
 }

@@ -144,9 +144,12 @@ fn algebra(cuda: &Cuda, sizes: &[usize]) {
         let rows = 3 * n;
         let sequences = [1..rows / 2, rows / 2..rows / 2 + 1, rows / 2 + 1..rows];
         let gram = |backend: &dyn Backend| {
-            let mut sum = vec![0.25; n * n];
+            let mut sum = upload(backend, n, &vec![0.25; n * n]);
+            // A copy is of what it was.
+            let before = backend.copy(&sum).unwrap();
             backend.gram(&upload(backend, n, &x), &sequences, &mut sum).unwrap();
-            sum
+            assert_eq!(backend.download(before).unwrap(), vec![0.25; n * n]);
+            backend.download(sum).unwrap()
         };
         let sum = gram(&Reference);
         assert_eq!(gram(cuda), sum, "gram of {n}");
@@ -166,10 +169,11 @@ fn algebra(cuda: &Cuda, sizes: &[usize]) {
         let (a, b) = (noise.values(rows * depth), noise.values(depth * columns.len()));
         let c = noise.values(rows * n);
         let update = |backend: &dyn Backend| {
-            let (mut c, columns) = (c.clone(), columns.clone());
-            let mut args = RankUpdate { c: &mut c, width: n, columns, a: &a, b: &b, depth };
-            backend.rank_update(&mut args).unwrap();
-            c
+            let mut c = upload(backend, n, &c);
+            let args = RankUpdate { columns: columns.clone(), a: &a, b: &b, depth };
+            backend.rank_update(&mut c, &args).unwrap();
+            let some = backend.columns(&c, 1.min(n - 1)..n).unwrap();
+            [backend.download(c).unwrap(), some]
         };
         assert_eq!(update(cuda), update(&Reference), "update of {n}");
     }
