@@ -32,6 +32,13 @@ struct AttendArgs {
     float scale;     // of scores, in powers of two
     u32 window;      // 0: none
     u32 query_heads, kv_heads, dim, splits, stride, unused;
+    u32 *arrived;    // of attend_rows: [items, kv heads] zeros, and zeros again after it; none: no merge
+};
+
+// The widest part of a head's values that a block has; above it blocks share a head.
+#define MOST_OUT 128
+template <u32 DIM> struct Parts {
+    static constexpr u32 OUT = DIM < MOST_OUT ? DIM : MOST_OUT, COUNT = DIM / OUT;
 };
 
 // The position in a page of column `n` of half `j`.

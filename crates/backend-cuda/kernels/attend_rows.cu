@@ -1,7 +1,8 @@
 // Attention of few rows over long keys: what a step of decoding does, and a check of drafts. Keys are
 // split at fixed positions, a block a split and key head, a warp 32 positions of it; the heads that
 // share keys are rows of one product. What the warps found is merged in their order, the splits in
-// theirs: so a row's result does not depend on what is beside it, nor on how long others are.
+// theirs: so a row's result does not depend on what is beside it, nor on how long others are. Few splits
+// are merged by the last of their blocks, many by a launch of their own; the sums are the same.
 #include "attend.cuh"
 
 #define WARPS 8
@@ -10,32 +11,53 @@
 
 struct Pair { u32 row, head, position; bool there; };
 
-DEVICE Pair pair_of(const AttendArgs &args, const Item &item, u32 i) {
+DEVICE Pair pair_of(const AttendArgs &args, const Item &item, u32 kv, u32 i) {
     u32 group = args.query_heads / args.kv_heads, pair = item.first_pair + i, row = pair / group;
-    return Pair{item.first_row + row, blockIdx.y * group + pair % group, item.start + row, row < item.rows};
+    return Pair{item.first_row + row, kv * group + pair % group, item.start + row, row < item.rows};
 }
 
 DEVICE bool sees(const AttendArgs &args, const Pair &pair, u32 position) {
     return pair.there && position <= pair.position && (args.window == 0 || position + args.window > pair.position);
 }
 
+// One element of a row and head, from its splits in order.
+template <u32 DIM> DEVICE void merge(const AttendArgs &args, const Pair &pair, u32 d) {
+    u32 begin = args.window && pair.position + 1 > args.window ? pair.position + 1 - args.window : 0;
+    const float *from = args.partial + ((u64)pair.row * args.query_heads + pair.head) * args.splits * (2 + DIM);
+    float high = LEAST, total = 0.0f, value = 0.0f;
+    for (u32 split = begin / SPLIT; split <= pair.position / SPLIT; split++) {
+        const float *part = from + split * (2 + DIM);
+        float top = fmaxf(high, part[0]);
+        float old = high == LEAST ? 0.0f : exp2_fast(high - top), now = part[0] == LEAST ? 0.0f : exp2_fast(part[0] - top);
+        total = fma_rn(part[1], now, mul_rn(total, old));
+        value = fma_rn(part[2 + d], now, mul_rn(value, old));
+        high = top;
+    }
+    if (d < args.dim) {
+        u16 *to = (u16 *)args.out + (u64)pair.row * args.stride;
+        to[slot(pair.head * args.dim + d)] = (u16)pack_bf16(value / total, 0.0f);
+    }
+}
+
 template <class Kv, u32 DIM> DEVICE void attend_rows(const AttendArgs &args) {
+    constexpr u32 OUT = Parts<DIM>::OUT, PARTS = Parts<DIM>::COUNT;
     SHARED(float, shared);
+    u32 kv = blockIdx.y / PARTS, part = blockIdx.y % PARTS;
     float *tops = shared, *sums = shared + WARPS * MOST_ROWS, *values = sums + WARPS * MOST_ROWS;
     const Item item = args.items[blockIdx.z];
     u32 g = lane_id() / 4, t = lane_id() % 4;
     u32 first = blockIdx.x * SPLIT, end = item.start + item.rows;
     u32 begin = args.window && item.start + 1 > args.window ? item.start + 1 - args.window : 0;
     if (first >= end || first + SPLIT <= begin) return;
-    Pair pairs[2] = {pair_of(args, item, g), pair_of(args, item, g + 8)};
+    Pair pairs[2] = {pair_of(args, item, kv, g), pair_of(args, item, kv, g + 8)};
     u32 warp_first = first + warp_id() * 32;
-    float top[2] = {LEAST, LEAST}, sum[2] = {0.0f, 0.0f}, out[DIM / 8][4] = {};
+    float top[2] = {LEAST, LEAST}, sum[2] = {0.0f, 0.0f}, out[OUT / 8][4] = {};
     if (warp_first < end && warp_first + 32 > begin) {
         u64 pages[2];
         for (u32 p = 0; p < 2; p++) {
             u32 position = warp_first + p * PAGE;
             bool there = position < end && position + PAGE > begin;
-            pages[p] = (u64)(there ? args.tables[item.table + position / PAGE] : 0) * args.kv_heads + blockIdx.y;
+            pages[p] = (u64)(there ? args.tables[item.table + position / PAGE] : 0) * args.kv_heads + kv;
         }
         float scores[4][4] = {};  // halves of two pages
 #pragma unroll
@@ -94,9 +116,9 @@ template <class Kv, u32 DIM> DEVICE void attend_rows(const AttendArgs &args) {
             u32 a[4] = {weights[2 * p][0], weights[2 * p][1], weights[2 * p + 1][0], weights[2 * p + 1][1]};
             u32 position = warp_first + p * PAGE;
 #pragma unroll
-            for (u32 d = 0; d < DIM / 8; d++) {
+            for (u32 d = 0; d < OUT / 8; d++) {
                 u32 b[2];
-                Kv::value(b, args.cache.v, (pages[p] * DIM + d * 8 + g) * PAGE + 4 * t);
+                Kv::value(b, args.cache.v, (pages[p] * DIM + part * OUT + d * 8 + g) * PAGE + 4 * t);
                 if (position + PAGE > end) clear_from(b, position + 4 * t, end);
                 mma_bf16(out[d], a, b);
             }
@@ -108,54 +130,48 @@ template <class Kv, u32 DIM> DEVICE void attend_rows(const AttendArgs &args) {
             sums[warp_id() * MOST_ROWS + g + 8 * r] = sum[r];
         }
 #pragma unroll
-    for (u32 d = 0; d < DIM / 8; d++)
+    for (u32 d = 0; d < OUT / 8; d++)
 #pragma unroll
         for (u32 i = 0; i < 4; i++)
-            values[(warp_id() * MOST_ROWS + g + i / 2 * 8) * DIM + d * 8 + 2 * t + i % 2] = out[d][i];
+            values[(warp_id() * MOST_ROWS + g + i / 2 * 8) * OUT + d * 8 + 2 * t + i % 2] = out[d][i];
     sync_threads();
-    for (u32 i = threadIdx.x; i < MOST_ROWS * DIM; i += blockDim.x) {
-        u32 r = i / DIM, d = i % DIM;
-        Pair pair = pair_of(args, item, r);
+    for (u32 i = threadIdx.x; i < MOST_ROWS * OUT; i += blockDim.x) {
+        u32 r = i / OUT, d = i % OUT;
+        Pair pair = pair_of(args, item, kv, r);
         if (!pair.there) continue;
         float high = LEAST, total = 0.0f, value = 0.0f;
         for (u32 w = 0; w < WARPS; w++) high = fmaxf(high, tops[w * MOST_ROWS + r]);
         for (u32 w = 0; w < WARPS; w++) {
             float t = tops[w * MOST_ROWS + r], rescale = t == LEAST ? 0.0f : exp2_fast(t - high);
             total = fma_rn(sums[w * MOST_ROWS + r], rescale, total);
-            value = fma_rn(values[(w * MOST_ROWS + r) * DIM + d], rescale, value);
+            value = fma_rn(values[(w * MOST_ROWS + r) * OUT + d], rescale, value);
         }
         float *to = args.partial + (((u64)pair.row * args.query_heads + pair.head) * args.splits + blockIdx.x) * (2 + DIM);
-        if (d == 0) to[0] = high, to[1] = total;
-        to[2 + d] = value;
+        if (part == 0 && d == 0) to[0] = high, to[1] = total;
+        to[2 + part * OUT + d] = value;
+    }
+    if (!args.arrived) return;
+    // As many blocks write to these pairs as there are splits that somebody sees.
+    u32 blocks = ((end - 1) / SPLIT - begin / SPLIT + 1) * PARTS;
+    if (!is_last(args.arrived + blockIdx.z * args.kv_heads + kv, blocks, (u32 *)shared)) return;
+    for (u32 i = threadIdx.x; i < MOST_ROWS * DIM; i += blockDim.x) {
+        Pair pair = pair_of(args, item, kv, i / DIM);
+        if (pair.there) merge<DIM>(args, pair, i % DIM);
     }
 }
 
 // Merges the splits of a row and head: a block of `DIM` threads.
 template <u32 DIM> DEVICE void attend_merge(const AttendArgs &args) {
-    const Item item = args.items[blockIdx.z];
-    Pair pair = pair_of(args, item, blockIdx.x);
-    if (!pair.there) return;
-    u32 begin = args.window && pair.position + 1 > args.window ? pair.position + 1 - args.window : 0;
-    const float *from = args.partial + ((u64)pair.row * args.query_heads + pair.head) * args.splits * (2 + DIM);
-    u32 d = threadIdx.x;
-    float high = LEAST, total = 0.0f, value = 0.0f;
-    for (u32 split = begin / SPLIT; split <= pair.position / SPLIT; split++) {
-        const float *part = from + split * (2 + DIM);
-        float top = fmaxf(high, part[0]);
-        float old = high == LEAST ? 0.0f : exp2_fast(high - top), now = part[0] == LEAST ? 0.0f : exp2_fast(part[0] - top);
-        total = fma_rn(part[1], now, mul_rn(total, old));
-        value = fma_rn(part[2 + d], now, mul_rn(value, old));
-        high = top;
-    }
-    if (d < args.dim) {
-        u16 *to = (u16 *)args.out + (u64)pair.row * args.stride;
-        to[slot(pair.head * args.dim + d)] = (u16)pack_bf16(value / total, 0.0f);
-    }
+    Pair pair = pair_of(args, args.items[blockIdx.z], blockIdx.y, blockIdx.x);
+    if (pair.there) merge<DIM>(args, pair, threadIdx.x);
 }
 
 KERNEL(attend_rows_bf16_64, AttendArgs, 256, 1) { attend_rows<KvBf16, 64>(args); }
 KERNEL(attend_rows_bf16_128, AttendArgs, 256, 1) { attend_rows<KvBf16, 128>(args); }
+KERNEL(attend_rows_bf16_256, AttendArgs, 256, 1) { attend_rows<KvBf16, 256>(args); }
 KERNEL(attend_rows_int8_64, AttendArgs, 256, 1) { attend_rows<KvInt8, 64>(args); }
 KERNEL(attend_rows_int8_128, AttendArgs, 256, 1) { attend_rows<KvInt8, 128>(args); }
+KERNEL(attend_rows_int8_256, AttendArgs, 256, 1) { attend_rows<KvInt8, 256>(args); }
 KERNEL(attend_merge_64, AttendArgs, 64, 1) { attend_merge<64>(args); }
 KERNEL(attend_merge_128, AttendArgs, 128, 1) { attend_merge<128>(args); }
+KERNEL(attend_merge_256, AttendArgs, 256, 1) { attend_merge<256>(args); }

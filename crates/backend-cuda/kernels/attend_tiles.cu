@@ -11,18 +11,19 @@ template <u32 CHUNKS> DEVICE u32 place(u32 row, u32 chunk) { return row * CHUNKS
 
 template <class Kv, u32 DIM>
 DEVICE void fetch(const AttendArgs &args, const Item &item, uint4 *stage, u32 first, u32 begin, u32 end) {
-    constexpr u32 CHUNKS = DIM * 2 / 16, VALUES = KEYS * CHUNKS;
-    u32 kv = blockIdx.y / (args.query_heads / args.kv_heads);
-    for (u32 i = threadIdx.x; i < 2 * KEYS * CHUNKS; i += blockDim.x) {
+    constexpr u32 CHUNKS = DIM * 2 / 16, VALUES = KEYS * CHUNKS, OUT = Parts<DIM>::OUT, PARTS = Parts<DIM>::COUNT;
+    u32 kv = blockIdx.y / PARTS / (args.query_heads / args.kv_heads), part = blockIdx.y % PARTS;
+    for (u32 i = threadIdx.x; i < VALUES + VALUES / PARTS; i += blockDim.x) {
         bool is_key = i < VALUES;
-        u32 c = is_key ? i : i - VALUES, p = c / (PAGE * CHUNKS), rest = c % (PAGE * CHUNKS);
+        u32 in_page = is_key ? PAGE * CHUNKS : PAGE * CHUNKS / PARTS;
+        u32 c = is_key ? i : i - VALUES, p = c / in_page, rest = c % in_page;
         u32 position = first + p * PAGE;
         // Pages that no row sees may be anybody's, or none at all.
         bool there = position < end && position + PAGE > begin;
         u64 page = (u64)(there ? args.tables[item.table + position / PAGE] : 0) * args.kv_heads + kv;
         uint4 *to = is_key ? stage + place<CHUNKS>(p * PAGE + rest / CHUNKS, rest % CHUNKS) : stage + VALUES + c;
         const void *base = is_key ? args.cache.k : args.cache.v;
-        u64 element = page * PAGE * DIM + rest * 8;
+        u64 element = page * PAGE * DIM + (is_key ? 0 : part * OUT * PAGE) + rest * 8;
         if (Kv::BYTES == 2) {
             copy_async(to, (const u16 *)base + element, there ? 16 : 0);
         } else {
@@ -34,10 +35,12 @@ DEVICE void fetch(const AttendArgs &args, const Item &item, uint4 *stage, u32 fi
 }
 
 template <class Kv, u32 DIM> DEVICE void attend_tiles(const AttendArgs &args) {
-    constexpr u32 CHUNKS = DIM * 2 / 16, STAGE = 2 * KEYS * CHUNKS;
+    constexpr u32 OUT = Parts<DIM>::OUT, PARTS = Parts<DIM>::COUNT;
+    constexpr u32 CHUNKS = DIM * 2 / 16, STAGE = KEYS * CHUNKS + KEYS * CHUNKS / PARTS;
     SHARED(uint4, stages);  // [2][keys, values]
     const Item item = args.items[blockIdx.x];
-    u32 g = lane_id() / 4, t = lane_id() % 4, head = blockIdx.y, kv = head / (args.query_heads / args.kv_heads);
+    u32 head = blockIdx.y / PARTS, part = blockIdx.y % PARTS, kv = head / (args.query_heads / args.kv_heads);
+    u32 g = lane_id() / 4, t = lane_id() % 4;
     u32 end = item.start + item.rows;
     u32 begin = args.window && item.start + 1 > args.window ? item.start + 1 - args.window : 0;
     u32 row[2] = {warp_id() * 16 + g, warp_id() * 16 + g + 8};
@@ -49,7 +52,7 @@ template <class Kv, u32 DIM> DEVICE void attend_tiles(const AttendArgs &args) {
             q[run][r][0] = row[r] < item.rows ? from[0] : none;
             q[run][r][1] = row[r] < item.rows ? from[1] : none;
         }
-    float top[2] = {LEAST, LEAST}, sum[2] = {0.0f, 0.0f}, out[DIM / 8][4] = {};
+    float top[2] = {LEAST, LEAST}, sum[2] = {0.0f, 0.0f}, out[OUT / 8][4] = {};
     u32 first_tile = begin / KEYS, last_tile = (end - 1) / KEYS;
     fetch<Kv, DIM>(args, item, stages, first_tile * KEYS, begin, end);
     for (u32 tile = first_tile; tile <= last_tile; tile++) {
@@ -100,7 +103,7 @@ template <class Kv, u32 DIM> DEVICE void attend_tiles(const AttendArgs &args) {
             sum[r] = mul_rn(sum[r], rescale[r]);
         }
 #pragma unroll
-        for (u32 d = 0; d < DIM / 8; d++)
+        for (u32 d = 0; d < OUT / 8; d++)
 #pragma unroll
             for (u32 i = 0; i < 4; i++) out[d][i] = mul_rn(out[d][i], rescale[i / 2]);
 #pragma unroll
@@ -121,9 +124,9 @@ template <class Kv, u32 DIM> DEVICE void attend_tiles(const AttendArgs &args) {
                     a[2 * j + r] = pack_bf16(w[0], w[1]);
                 }
             u32 position = tile * KEYS + p * PAGE;
-            const u16 *values = (const u16 *)(stage + KEYS * CHUNKS) + p * PAGE * DIM;
+            const u16 *values = (const u16 *)(stage + KEYS * CHUNKS) + p * PAGE * OUT;
 #pragma unroll
-            for (u32 d = 0; d < DIM / 8; d++) {
+            for (u32 d = 0; d < OUT / 8; d++) {
                 u32 b[2];
                 KvBf16::value(b, values, (d * 8 + g) * PAGE + 4 * t);
                 if (position + PAGE > end) clear_from(b, position + 4 * t, end);
@@ -133,10 +136,10 @@ template <class Kv, u32 DIM> DEVICE void attend_tiles(const AttendArgs &args) {
     }
     for (u32 r = 0; r < 2; r++) sum[r] = quad_sum(sum[r]);
 #pragma unroll
-    for (u32 d = 0; d < DIM / 8; d++)
+    for (u32 d = 0; d < OUT / 8; d++)
 #pragma unroll
         for (u32 i = 0; i < 4; i++) {
-            u32 r = i / 2, column = d * 8 + 2 * t + i % 2;
+            u32 r = i / 2, column = part * OUT + d * 8 + 2 * t + i % 2;
             if (row[r] >= item.rows || column >= args.dim) continue;
             u16 *to = (u16 *)args.out + (u64)(item.first_row + row[r]) * args.stride;
             to[slot(head * args.dim + column)] = (u16)pack_bf16(out[d][i] / sum[r], 0.0f);
@@ -145,5 +148,7 @@ template <class Kv, u32 DIM> DEVICE void attend_tiles(const AttendArgs &args) {
 
 KERNEL(attend_tiles_bf16_64, AttendArgs, 128, 2) { attend_tiles<KvBf16, 64>(args); }
 KERNEL(attend_tiles_bf16_128, AttendArgs, 128, 2) { attend_tiles<KvBf16, 128>(args); }
+KERNEL(attend_tiles_bf16_256, AttendArgs, 128, 1) { attend_tiles<KvBf16, 256>(args); }
 KERNEL(attend_tiles_int8_64, AttendArgs, 128, 2) { attend_tiles<KvInt8, 64>(args); }
 KERNEL(attend_tiles_int8_128, AttendArgs, 128, 2) { attend_tiles<KvInt8, 128>(args); }
+KERNEL(attend_tiles_int8_256, AttendArgs, 128, 1) { attend_tiles<KvInt8, 256>(args); }

@@ -39,6 +39,11 @@ DEVICE float add_rn(float a, float b) { return __fadd_rn(a, b); }
 DEVICE double fma_rn(double a, double b, double c) { return __fma_rn(a, b, c); }
 DEVICE u32 leading_zeros(u32 x) { return (u32)__clz((int)x); }
 
+// What this thread wrote, or saw written, before is seen by whoever sees what it writes after.
+DEVICE void fence() { __threadfence(); }
+// What was there before.
+DEVICE u32 atomic_add(u32 *at, u32 value) { return atomicAdd(at, value); }
+
 // 2^x, to about 2 units in the last place; results below 2^-126 are zero.
 DEVICE float exp2_fast(float x) {
     float y;
@@ -101,6 +106,8 @@ DEVICE void mma_s8(int (&c)[4], const u32 (&a)[4], const u32 (&b)[2]) {
 #define sync_warp() emulator::sync_warp(__LINE__)
 #define shuffle_xor(value, mask) emulator::shuffle_xor(value, mask, __LINE__)
 #define copy_async(shared, global, bytes) emulator::copy_async(shared, global, bytes, __LINE__)
+#define fence() emulator::fence()
+#define atomic_add(at, value) emulator::atomic_add(at, value, __LINE__)
 #define commit_copies() emulator::commit_copies()
 #define mma_bf16(c, a, b) emulator::mma_bf16(c, a, b, __LINE__)
 #define mma_s8(c, a, b) emulator::mma_s8(c, a, b, __LINE__)
@@ -152,6 +159,23 @@ DEVICE float warp_sum(float x) {
 DEVICE float warp_max(float x) {
     for (u32 mask = 16; mask > 0; mask /= 2) x = fmaxf(x, shuffle_xor_float(x, mask));
     return x;
+}
+// Whether this is the last of `blocks` that come here; it then sees what all of them wrote before. `arrived`
+// is zero, and zero again afterwards. `room` is shared by the threads of the block.
+DEVICE bool is_last(u32 *arrived, u32 blocks, u32 *room) {
+    sync_threads();
+    if (threadIdx.x == 0) {
+        bool last = blocks == 1;
+        if (!last) {
+            fence();
+            last = atomic_add(arrived, 1) + 1 == blocks;
+            fence();
+            if (last) *arrived = 0;
+        }
+        *room = last;
+    }
+    sync_threads();
+    return *room;
 }
 DEVICE u32 lane_id() { return threadIdx.x % WARP; }
 DEVICE u32 warp_id() { return threadIdx.x / WARP; }

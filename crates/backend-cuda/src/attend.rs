@@ -11,7 +11,13 @@ use std::ops::Range;
 use std::sync::{Arc, PoisonError};
 
 /// The largest head that the kernels have.
-const MOST_DIM: usize = 128;
+const MOST_DIM: usize = 256;
+
+/// The widest part of a head's values that a block has.
+const MOST_OUT: usize = 128;
+
+/// More splits are merged by a launch of their own: one block would take long.
+const MERGED: usize = 8;
 
 /// Positions of a split: see `kernels/attend_rows.cu`.
 const SPLIT: usize = 256;
@@ -89,6 +95,7 @@ struct AttendArgs {
     splits: u32,
     stride: u32,
     unused: u32,
+    arrived: u64,
 }
 
 /// What the kernels are told about the spans of a step, on the device. It is the same for every layer
@@ -220,28 +227,51 @@ impl Cuda {
             splits: layout.splits as u32,
             stride: wide as u32,
             unused: 0,
+            arrived: 0,
         };
+        let parts = dim.div_ceil(MOST_OUT);
         if let Some(items) = &layout.rows {
             let partial = self.room(rows * heads.query * layout.splits * (2 + dim) * 4)?;
+            let arrived = match layout.splits <= MERGED {
+                true => Some(self.arrived(layout.row_items.min(MOST_ITEMS) * heads.kv)?),
+                false => None,
+            };
             // A grid has so many blocks in its third dimension.
             for first in (0..layout.row_items).step_by(MOST_ITEMS) {
                 let items = items.at() + (first * size_of::<Item>()) as u64;
-                let args = AttendArgs { items, partial: partial.at(), ..base };
+                let arrived = arrived.as_ref().map_or(0, |arrived| arrived.at());
+                let args = AttendArgs { items, partial: partial.at(), arrived, ..base };
                 let count = (layout.row_items - first).min(MOST_ITEMS) as u32;
-                let shared = 8 * PAIRS * (2 + dim) * 4;
-                let grid = [base.splits, kv_heads, count];
+                let shared = 8 * PAIRS * (2 + dim / parts) * 4;
+                let grid = [base.splits, kv_heads * parts as u32, count];
                 self.launch(&format!("attend_rows_{kind}"), grid, 256, shared, &args)?;
-                let grid = [PAIRS as u32, kv_heads, count];
-                self.launch(&format!("attend_merge_{dim}"), grid, dim as u32, 0, &args)?;
+                if arrived == 0 {
+                    let grid = [PAIRS as u32, kv_heads, count];
+                    self.launch(&format!("attend_merge_{dim}"), grid, dim as u32, 0, &args)?;
+                }
             }
         }
         if let Some(items) = &layout.tiles {
             let args = AttendArgs { items: items.at(), ..base };
-            let grid = [layout.tile_items as u32, query_heads, 1];
-            let shared = 2 * 2 * 64 * dim * 2;
+            let grid = [layout.tile_items as u32, query_heads * parts as u32, 1];
+            let shared = 2 * 64 * (dim + dim / parts) * 2;
             self.launch(&format!("attend_tiles_{kind}"), grid, 128, shared, &args)?;
         }
         Ok(Buffer::new(rows, width, Rows::slots(out)))
+    }
+
+    /// At least so many zeros, which every launch leaves as zeros.
+    fn arrived(&self, count: usize) -> Result<Arc<Memory>, BackendError> {
+        let mut kept = self.arrived.lock().unwrap_or_else(PoisonError::into_inner);
+        match &*kept {
+            Some((there, memory)) if *there >= count => Ok(Arc::clone(memory)),
+            _ => {
+                let count = count.next_power_of_two();
+                let memory = Arc::new(Memory::zeros(&self.device, count * 4)?);
+                *kept = Some((count, Arc::clone(&memory)));
+                Ok(memory)
+            }
+        }
     }
 
     /// Queries to slots, keys and values to their pages, with norms and rotations on the way.
@@ -322,7 +352,7 @@ impl Cuda {
 
 /// A head's size with its padding.
 fn padded(heads: Heads) -> usize {
-    if heads.dim <= 64 { 64 } else { MOST_DIM }
+    heads.dim.next_multiple_of(64).next_power_of_two()
 }
 
 impl Pages {

@@ -263,7 +263,8 @@ impl Cuda {
 
     fn attention_tried(&self) -> Result<Vec<Trial>, BackendError> {
         let mut trials = Vec::new();
-        for heads in [Heads { query: 8, kv: 2, dim: 128 }, Heads { query: 4, kv: 4, dim: 64 }] {
+        let of = |query, kv, dim| Heads { query, kv, dim };
+        for heads in [of(8, 2, 128), of(4, 4, 64), of(4, 2, 256)] {
             for dtype in [KvDType::Bf16, KvDType::Int8] {
                 for (rows, window) in [(300, None), (300, Some(100))] {
                     let run = |backend: &dyn Backend| attend(backend, heads, dtype, (rows, window));

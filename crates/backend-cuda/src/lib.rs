@@ -52,6 +52,8 @@ pub struct Cuda {
     replaying: Arc<Replaying>,
     invariant: bool,
     layouts: Mutex<Vec<Arc<Layout>>>,
+    /// Counters of blocks, and how many.
+    arrived: Mutex<Option<(usize, Arc<Memory>)>>,
     /// The positions of the rows of a step, and where they lie.
     positions: Mutex<Vec<(Vec<u32>, Arc<Memory>)>>,
 }
@@ -93,8 +95,8 @@ impl Cuda {
             true => Arc::clone(&device),
             false => Arc::new(Pool::new(Arc::clone(&device))),
         };
-        let (layouts, positions) = (Mutex::default(), Mutex::default());
-        Self { device, steps, replaying, invariant, layouts, positions }
+        let (layouts, arrived, positions) = Default::default();
+        Self { device, steps, replaying, invariant, layouts, arrived, positions }
     }
 
     /// How often a list of launches was replayed.

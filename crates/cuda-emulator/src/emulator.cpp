@@ -8,6 +8,7 @@
 #include <atomic>
 #include <cstdarg>
 #include <cstdio>
+#include <map>
 #include <mutex>
 #include <random>
 #include <thread>
@@ -68,6 +69,10 @@ enum class Kind : uint8_t { Sync, Xor, Bf16, S8 };
 
 struct Copy { unsigned char *to; const unsigned char *from; unsigned bytes, size; };
 
+/// What a thread of another block did before it let others see it: everything of its block from earlier
+/// epochs, and what the thread itself did in this one.
+struct Released { uint32_t block, epoch; uint16_t thread; };
+
 struct Fiber : Self {
     void *stack;
     State state;
@@ -76,6 +81,8 @@ struct Fiber : Self {
     unsigned index, phase;
     std::vector<Copy> open;
     std::vector<std::vector<Copy>> groups;
+    bool fenced;                          // since the last barrier
+    std::vector<Released> taken, seen;  // by atomics; and those that a fence followed
 };
 
 /// What lanes bring to what they do together and take from it. There are two, in turn: a lane may be
@@ -85,7 +92,7 @@ struct Slots { alignas(64) unsigned char in[WARP][64]; unsigned char out[WARP][6
 struct Warp { Slots slots[2]; uint32_t arrived; uint32_t epoch; };
 
 /// Who has touched a byte last: the writer, and two readers of different warps.
-struct Access { uint32_t block, epoch, warp_epoch; uint16_t thread; uint16_t valid; };
+struct Access { uint32_t block, epoch, warp_epoch; uint16_t thread; uint8_t valid, atomic; };
 struct Cell { Access write, reads[2]; uint32_t in_flight; };
 
 }  // namespace
@@ -134,10 +141,13 @@ struct Block {
     uint32_t number, epoch;
     bool failed;
     std::vector<Shadow> shadows;  // the first is of shared memory
+    std::vector<Released> seen;   // by all of its threads
 };
 
 thread_local Block *block __attribute__((tls_model("initial-exec")));
 std::mutex report_lock;
+/// Of each place of atomics, what was let go there. Of checked launches, whose blocks one thread runs.
+thread_local std::map<uintptr_t, std::vector<Released>> released;
 std::atomic<unsigned> reports;
 
 Fiber &fiber() { return *static_cast<Fiber *>(self); }
@@ -168,23 +178,31 @@ void fail() {
 
 // -- the checker ---------------------------------------------------------------------------------
 
+bool sees(const std::vector<Released> &seen, const Access &o) {
+    for (const Released &r : seen)
+        if (r.block == o.block && (o.epoch < r.epoch || (o.epoch == r.epoch && o.thread == r.thread))) return true;
+    return false;
+}
+
 bool same_place(const Access &o, const Fiber &f, bool shared) {
-    if (o.block != block->number) return !shared;  // other blocks are never ordered
+    // Other blocks are ordered by atomics between fences, and by nothing else.
+    if (o.block != block->number) return !shared && !sees(block->seen, o) && !sees(f.seen, o);
     if (o.thread == f.index || o.epoch != block->epoch) return false;
     bool one_warp = o.thread / WARP == f.index / WARP;
     return !(one_warp && o.warp_epoch != block->warps[f.index / WARP].epoch);
 }
 
-void mark(Cell &cell, bool write) {
+void mark(Cell &cell, bool write, bool atomic) {
     Fiber &f = fiber();
-    Access now{block->number, block->epoch, block->warps[f.index / WARP].epoch, (uint16_t)f.index, 1};
+    uint32_t warp_epoch = block->warps[f.index / WARP].epoch;
+    Access now{block->number, block->epoch, warp_epoch, (uint16_t)f.index, 1, atomic};
     if (write) { cell.write = now; return; }
     Access &first = cell.reads[0];
     if (first.valid && first.thread / WARP != f.index / WARP) cell.reads[1] = first;
     first = now;
 }
 
-enum class Flight { None, Begins, Lands };
+enum class Flight { None, Begins, Lands, Atomic };
 
 void access(const void *at, size_t bytes, bool write, Flight flight = Flight::None) {
     if (!self || !block->launch->checked) return;
@@ -205,7 +223,8 @@ void access(const void *at, size_t bytes, bool write, Flight flight = Flight::No
             Cell &c = s.cells[offset + i];
             const char *hazard = nullptr;
             if (c.in_flight && flight != Flight::Lands) hazard = "touches a copy in flight";
-            else if (c.write.valid && same_place(c.write, fiber(), s.shared))
+            else if (c.write.valid && !(c.write.atomic && flight == Flight::Atomic) &&
+                     same_place(c.write, fiber(), s.shared))
                 hazard = write ? "write after write" : "read after write";
             else if (write)
                 for (const Access &r : c.reads)
@@ -216,7 +235,7 @@ void access(const void *at, size_t bytes, bool write, Flight flight = Flight::No
             }
             if (flight == Flight::Begins) c.in_flight = 1;
             if (flight == Flight::Lands) c.in_flight = 0;
-            mark(c, write);
+            mark(c, write, flight == Flight::Atomic);
         }
         return;
     }
@@ -332,6 +351,7 @@ void entry() {
 void begin(Block &b, Dim at, uint32_t number) {
     const Launch &l = *b.launch;
     b.number = number, b.epoch = 0, b.failed = false;
+    b.seen.clear();
     memset(b.shared, 0xff, l.shared);  // not a number, in every width of floats
     if (l.checked) {
         b.shadows[0].close();
@@ -345,6 +365,7 @@ void begin(Block &b, Dim at, uint32_t number) {
         f.lane = i % WARP, f.index = i, f.phase = 0, f.line = 0, f.state = State::Ready;
         f.shared = b.shared;
         f.open.clear(), f.groups.clear();
+        f.fenced = false, f.taken.clear(), f.seen.clear();
         void **top = (void **)(b.stacks + (i + 1) * STACK);
         *--top = nullptr;
         *--top = (void *)entry;
@@ -367,7 +388,11 @@ bool release(Block &b) {
     if (!same) return report("threads part: barriers at different lines"), false;
     if (waiting < b.fibers.size())
         return report("deadlock: %u of %zu threads at the barrier of line %d", waiting, b.fibers.size(), line), false;
-    for (Fiber &f : b.fibers) f.state = State::Ready;
+    for (Fiber &f : b.fibers) {
+        f.state = State::Ready, f.fenced = false;
+        b.seen.insert(b.seen.end(), f.seen.begin(), f.seen.end());
+        f.seen.clear();
+    }
     b.epoch++;
     return true;
 }
@@ -474,6 +499,27 @@ void copy_async(void *to, const void *from, unsigned bytes, int line) {
     else land(c);
 }
 
+void fence() {
+    std::atomic_thread_fence(std::memory_order_seq_cst);
+    Fiber &f = fiber();
+    f.fenced = true;
+    f.seen.insert(f.seen.end(), f.taken.begin(), f.taken.end());
+    f.taken.clear();
+}
+
+/// Relaxed, as on a GPU: only fences order what is around it.
+uint32_t atomic_add(uint32_t *at, uint32_t value, int line) {
+    Fiber &f = fiber();
+    f.line = line;
+    if (block->launch->checked) {
+        access(at, 4, true, Flight::Atomic);
+        std::vector<Released> &here = released[(uintptr_t)at];
+        f.taken.insert(f.taken.end(), here.begin(), here.end());
+        if (f.fenced) here.push_back(Released{block->number, block->epoch, (uint16_t)f.index});
+    }
+    return __atomic_fetch_add(at, value, __ATOMIC_RELAXED);
+}
+
 void commit_copies() {
     Fiber &f = fiber();
     f.groups.push_back(std::move(f.open));
@@ -495,6 +541,7 @@ extern "C" void emulator_launch(emulator::Launch *launch) {
     using namespace emulator;
     launch->message[0] = 0;
     reports = 0;
+    released.clear();
     std::atomic<uint32_t> next{0};
     uint32_t count = launch->grid.x * launch->grid.y * launch->grid.z;
     // The checker follows one block after the other.

@@ -25,6 +25,8 @@ uint32_t shuffle_xor(uint32_t value, unsigned mask, int line);
 void mma_bf16(float (&c)[4], const uint32_t (&a)[4], const uint32_t (&b)[2], int line);
 void mma_s8(int (&c)[4], const uint32_t (&a)[4], const uint32_t (&b)[2], int line);
 void copy_async(void *shared, const void *global, unsigned bytes, int line);
+void fence();
+uint32_t atomic_add(uint32_t *at, uint32_t value, int line);
 void commit_copies();
 void wait_copies(unsigned pending);
 

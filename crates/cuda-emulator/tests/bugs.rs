@@ -8,13 +8,16 @@ use std::path::Path;
 
 /// The kernel with the bug, the one without, and what finds it: the first of the ways to run it that
 /// does, and a word of what is said.
-const PLANTED: [(&str, &str, Found, &str); 8] = [
+const PLANTED: [(&str, &str, Found, &str); 11] = [
     ("neighbour_without_barrier", "neighbour", Found::Result, ""),
     ("refill_without_barrier", "refill", Found::Checker, "write after read"),
     ("copies_with_weak_wait", "copies", Found::LateCopies, ""),
     ("doubled_off_by_one", "doubled", Found::Checker, "out of bounds"),
     ("vectors_misaligned", "vectors", Found::Checker, "misaligned"),
     ("blocks_collide", "blocks_apart", Found::Checker, "write after write"),
+    ("blocks_last_without_release", "blocks_last", Found::Checker, "read after write"),
+    ("blocks_last_without_acquire", "blocks_last", Found::Checker, "read after write"),
+    ("blocks_last_without_barrier", "blocks_last", Found::Checker, "read after write"),
     ("barrier_of_some", "barrier_of_all", Found::Machine, "deadlock"),
     ("warp_parted", "warp_whole", Found::Machine, "lanes part"),
 ];

@@ -7,11 +7,13 @@ use backend::{
 };
 use ir::Heads;
 
-const SHAPES: [Heads; 4] = [
+const SHAPES: [Heads; 6] = [
     Heads { query: 4, kv: 2, dim: 8 },
     Heads { query: 3, kv: 3, dim: 64 },
     Heads { query: 8, kv: 2, dim: 80 },
     Heads { query: 20, kv: 1, dim: 128 },
+    Heads { query: 4, kv: 2, dim: 256 },
+    Heads { query: 2, kv: 1, dim: 144 },
 ];
 
 /// A sequence in steps of `chunks` rows, its blocks scattered over the cache.
@@ -20,6 +22,8 @@ struct Case {
     dtype: KvDType,
     window: Option<u32>,
     norms: bool,
+    /// The position of the first row; what is before it is zeros.
+    start: usize,
     chunks: Vec<usize>,
 }
 
@@ -31,7 +35,7 @@ struct Side<'b> {
     table: RopeTable,
 }
 
-const BLOCKS: usize = 64;
+const BLOCKS: usize = 272;
 
 impl<'b> Side<'b> {
     fn new(backend: &'b dyn Backend, case: &Case) -> Self {
@@ -39,7 +43,7 @@ impl<'b> Side<'b> {
         let cache = backend.kv_cache(case.heads, case.dtype, BLOCKS).unwrap();
         let norm = dense(backend, &[dim], &Noise::new(9).values(dim));
         let inv_freq = (0..dim / 2).map(|i| 0.9f32.powi(i as i32)).collect();
-        let table = RopeTable::new(&ir::Rope { inv_freq, magnitude: 1.0 }, 1024);
+        let table = RopeTable::new(&ir::Rope { inv_freq, magnitude: 1.0 }, 4096);
         Self { backend, cache, norm, table }
     }
 
@@ -79,7 +83,7 @@ fn run(backend: &dyn Backend, case: &Case) {
     let mut noise = Noise::new(dim as u64);
     let tables: Vec<Vec<u32>> =
         (0..2).map(|s| (0..BLOCKS / 2).map(|i| scattered(s, i)).collect()).collect();
-    let (mut start, mut step) = (0, 0);
+    let (mut start, mut step) = (case.start, 0);
     for &rows in &case.chunks {
         // A second sequence decodes beside it, one row a step.
         let spans = [
@@ -97,7 +101,7 @@ fn run(backend: &dyn Backend, case: &Case) {
 }
 
 fn case(heads: Heads, dtype: KvDType, window: Option<u32>, chunks: &[usize]) -> Case {
-    Case { heads, dtype, window, norms: heads.dim != 80, chunks: chunks.to_vec() }
+    Case { heads, dtype, window, norms: heads.dim != 80, start: 0, chunks: chunks.to_vec() }
 }
 
 #[test]
@@ -122,12 +126,28 @@ fn long_sequences_have_several_splits() {
     });
 }
 
+/// The last of their blocks merges eight splits; more are merged by a launch of their own.
+#[test]
+fn many_splits_are_merged_apart() {
+    emulated("many_splits_are_merged_apart", |cuda| {
+        for heads in [SHAPES[0], SHAPES[4]] {
+            for window in [None, Some(300)] {
+                let start = 8 * 256 - 3;
+                run(cuda, &Case { start, ..case(heads, KvDType::Bf16, window, &[2, 1, 1, 4]) });
+            }
+        }
+    });
+}
+
 #[test]
 fn attention_touches_only_what_is_its_own() {
     checked("attention_touches_only_what_is_its_own", |cuda| {
         for dtype in [KvDType::Bf16, KvDType::Int8] {
             run(cuda, &case(SHAPES[0], dtype, None, &[3, 1, 18, 1]));
             run(cuda, &case(SHAPES[2], dtype, Some(10), &[18, 1]));
+            run(cuda, &case(SHAPES[4], dtype, None, &[17, 1]));
+            let start = 2 * 256 - 1;
+            run(cuda, &Case { start, ..case(SHAPES[0], dtype, None, &[1, 2]) });
         }
     });
 }
@@ -256,8 +276,8 @@ fn what_the_kernels_do_not_have_is_refused() {
     emulated("what_the_kernels_do_not_have_is_refused", |cuda| {
         let error = cuda.kv_cache(SHAPES[0], KvDType::F32, 4).unwrap_err();
         assert!(error.to_string().contains("bf16 or int8"), "{error}");
-        let wide = Heads { query: 1, kv: 1, dim: 256 };
+        let wide = Heads { query: 1, kv: 1, dim: 320 };
         let error = cuda.kv_cache(wide, KvDType::Bf16, 4).unwrap_err();
-        assert!(error.to_string().contains("256"), "{error}");
+        assert!(error.to_string().contains("320"), "{error}");
     });
 }

@@ -62,6 +62,26 @@ KERNEL(vectors_misaligned, Args, 8, 1) { vectors<2>(args); }
 KERNEL(blocks_apart, Args, 64, 1) { if (threadIdx.x == 0) args.out[blockIdx.x] = args.in[blockIdx.x]; }
 KERNEL(blocks_collide, Args, 64, 1) { if (threadIdx.x == 0) args.out[0] = args.in[blockIdx.x]; }
 
+// The last of two blocks sums what both wrote.
+template <bool RELEASE, bool ACQUIRE, bool BARRIER> DEVICE void last(const Args &args) {
+    SHARED(u32, room);
+    u32 *arrived = (u32 *)args.out;  // all ones at first
+    float *parts = args.out + 1;
+    parts[blockIdx.x * 64 + threadIdx.x] = args.in[blockIdx.x * 64 + threadIdx.x];
+    if (BARRIER) sync_threads();
+    if (threadIdx.x == 0) {
+        if (RELEASE) fence();
+        *room = atomic_add(arrived, 1) == 0;
+        if (ACQUIRE) fence();
+    }
+    sync_threads();
+    if (*room) args.out[256 + threadIdx.x] = parts[threadIdx.x] + parts[64 + threadIdx.x];
+}
+KERNEL(blocks_last, Args, 64, 1) { last<true, true, true>(args); }
+KERNEL(blocks_last_without_release, Args, 64, 1) { last<false, true, true>(args); }
+KERNEL(blocks_last_without_acquire, Args, 64, 1) { last<true, false, true>(args); }
+KERNEL(blocks_last_without_barrier, Args, 64, 1) { last<true, true, false>(args); }
+
 KERNEL(barrier_of_all, Args, 64, 1) {
     sync_threads();
     args.out[threadIdx.x] = args.in[threadIdx.x];
