@@ -8,7 +8,7 @@ use backend_cpu::Cpu;
 use backend_cuda::Cuda;
 use checkpoint::Checkpoint;
 use compiler::Tensors;
-use cuda_emulator::{Emulated, Library, Order};
+use cuda_emulator::{Emulated, Library, Order, Queued};
 use engine::{Engine, Event, Executor, NGram, Options, Request, Sampled, SeqId};
 use runtime::{KvPlan, Model, Runner, Settings};
 use std::collections::BTreeMap;
@@ -21,14 +21,22 @@ use tests::agreement::{Agreement, kernels};
 
 /// A GPU that is none; says so where it cannot be had.
 fn cuda(test: &str, invariant: bool) -> Option<Cuda> {
+    Some(Cuda::new(Arc::new(device(test)?), invariant))
+}
+
+/// The same with a queue that it works through on its own.
+fn queued(test: &str, pace: u64) -> Option<Cuda> {
+    Some(Cuda::new(Arc::new(Queued::new(device(test)?, pace)), false))
+}
+
+fn device(test: &str) -> Option<Emulated> {
     static LIBRARY: OnceLock<Option<Library>> = OnceLock::new();
     let library = LIBRARY.get_or_init(|| kernels(Path::new(env!("CARGO_TARGET_TMPDIR"))));
     let Some(library) = library else {
         let _ = writeln!(std::io::stderr(), "skipped: {test}: there is no g++ for x86-64");
         return None;
     };
-    let device = Emulated::new(library, Order::Forward, true);
-    Some(Cuda::new(Arc::new(device), invariant))
+    Some(Emulated::new(library, Order::Forward, true))
 }
 
 fn open(folder: &Path) -> (Checkpoint, ir::ModelSpec) {
@@ -271,7 +279,7 @@ fn draws_are_those_of_the_reference_sampler() {
 #[test]
 fn layers_divided_between_devices() {
     let [Some(first), Some(second)] =
-        [(); 2].map(|()| cuda("layers_divided_between_devices", false))
+        [1, 2].map(|pace| queued("layers_divided_between_devices", pace))
     else {
         return;
     };

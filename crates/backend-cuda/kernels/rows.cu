@@ -34,6 +34,35 @@ KERNEL(gather, GatherArgs, 256, 1) {
     for (u32 i = threadIdx.x; i < args.width; i += blockDim.x) args.out[(u64)blockIdx.x * args.width + i] = from[i];
 }
 
+// Sums of what several GPUs have, in their order; of one, a copy.
+struct SumArgs {
+    const float *parts[8];
+    float *out;
+    u64 first, count;
+    u32 devices, unused;
+};
+
+KERNEL(sum_parts, SumArgs, 256, 4) {
+    u64 step = 4 * (u64)gridDim.x * blockDim.x;
+    for (u64 i = 4 * ((u64)blockIdx.x * blockDim.x + threadIdx.x); i < args.count; i += step) {
+        u64 at = args.first + i;
+        if (i + 4 <= args.count) {
+            float4 sum = *(const float4 *)(args.parts[0] + at);
+            for (u32 d = 1; d < args.devices; d++) {
+                float4 more = *(const float4 *)(args.parts[d] + at);
+                sum = float4{add_rn(sum.x, more.x), add_rn(sum.y, more.y), add_rn(sum.z, more.z), add_rn(sum.w, more.w)};
+            }
+            *(float4 *)(args.out + at) = sum;
+            continue;
+        }
+        for (u64 k = 0; k < args.count - i; k++) {
+            float sum = args.parts[0][at + k];
+            for (u32 d = 1; d < args.devices; d++) sum = add_rn(sum, args.parts[d][at + k]);
+            args.out[at + k] = sum;
+        }
+    }
+}
+
 struct RowsArgs {
     const float *a, *b;
     float *out;

@@ -266,7 +266,8 @@ impl Cuda {
         match &*kept {
             Some((there, memory)) if *there >= count => Ok(Arc::clone(memory)),
             _ => {
-                let count = count.next_power_of_two();
+                // Seldom more: another address would be another list of launches.
+                let count = count.next_power_of_two().max(1 << 12);
                 let memory = Arc::new(Memory::zeros(&self.device, count * 4)?);
                 *kept = Some((count, Arc::clone(&memory)));
                 Ok(memory)

@@ -1,6 +1,7 @@
 //! What kernels run on: memory, and launches in order. The driver is one device, the emulator of
 //! `cuda-emulator` another, so everything above this is tested where there is no GPU.
 
+use std::any::Any;
 use std::sync::Arc;
 
 /// A device that does one thing after the other.
@@ -60,6 +61,50 @@ pub trait Device: Send + Sync {
     /// If the device has no room for it.
     fn record(&self, launches: &[Recorded]) -> Result<Box<dyn Replay>, DeviceError>;
 
+    /// The device itself, where this one is over another: what others of its kind know it by.
+    fn base(&self) -> Option<&dyn Any> {
+        None
+    }
+
+    /// Whether kernels here read the memory of `other`, from now on.
+    fn reaches(&self, other: &dyn Device) -> bool {
+        let _ = other;
+        false
+    }
+
+    /// A moment of this device: when everything is done that was asked for before.
+    ///
+    /// # Errors
+    /// If the device does not answer.
+    fn mark(&self) -> Result<Mark, DeviceError> {
+        self.finish()?;
+        Ok(Mark(None))
+    }
+
+    /// What is asked for later begins after a moment of another device.
+    ///
+    /// # Errors
+    /// If the device does not answer.
+    fn wait_for(&self, mark: &Mark) -> Result<(), DeviceError> {
+        let _ = mark;
+        Ok(())
+    }
+
+    /// Sums of `count` floats by a library that has its own order: of each of `devices`, what lies at
+    /// the first of its places to the second. `false` if there is none.
+    ///
+    /// # Errors
+    /// If it fails.
+    fn sum_all(
+        &self,
+        devices: &[&dyn Device],
+        places: &[[u64; 2]],
+        count: usize,
+    ) -> Result<bool, DeviceError> {
+        let _ = (devices, places, count);
+        Ok(false)
+    }
+
     /// Whether an access outside of an allocation is found, so that allocations are not to be cut from
     /// larger ones.
     fn is_checked(&self) -> bool {
@@ -81,6 +126,9 @@ pub trait Device: Send + Sync {
 
 /// Bytes that are on their way to the host.
 pub type Later = Box<dyn FnOnce() -> Result<Vec<u8>, DeviceError> + Send>;
+
+/// A moment of a device; its own form of it, or none where it has passed.
+pub struct Mark(pub Option<Box<dyn Any + Send + Sync>>);
 
 /// One start of a kernel.
 #[derive(Clone, Copy, Debug)]

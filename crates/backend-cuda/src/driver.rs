@@ -1,9 +1,11 @@
 //! A GPU through NVIDIA's driver, which is loaded when it is asked for.
 #![expect(unsafe_code, reason = "the driver is C")]
 
-use crate::device::{Device, DeviceError, Later, Launch, Recorded, Replay};
+use crate::device::{Device, DeviceError, Later, Launch, Mark, Recorded, Replay};
 use crate::kernels::{FAMILIES, family};
+use crate::nccl::Group;
 use cudarc::driver::{result, sys};
+use std::any::Any;
 use std::collections::HashMap;
 use std::ffi::{CString, c_void};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -70,6 +72,8 @@ pub struct Driver {
     stages: Mutex<Vec<Flight>>,
     /// What results came through, to be used again.
     flights: Arc<Mutex<Vec<Flight>>>,
+    /// The GPUs that sums were asked for, and what NCCL has of them; nothing where it is not there.
+    group: Mutex<Option<(Vec<sys::CUdevice>, Option<Group>)>>,
 }
 
 #[derive(Clone, Copy, Debug)]
@@ -108,8 +112,8 @@ impl Driver {
         }
         let name = format!("{name}, compute capability {major}.{minor}");
         let functions = Mutex::default();
-        let (stages, flights) = (Mutex::default(), Arc::default());
-        Ok(Self { name, context, device, stream, modules, functions, stages, flights })
+        let (stages, flights, group) = (Mutex::default(), Arc::default(), Mutex::default());
+        Ok(Self { name, context, device, stream, modules, functions, stages, flights, group })
     }
 
     /// Whether there is a GPU of this index that can be used, without opening it.
@@ -174,6 +178,29 @@ impl Driver {
             }
         }
         Ok(())
+    }
+
+    /// Lets this GPU read what another's pool holds, where the machine can.
+    fn open_memory_of(&self, other: &Self) -> Result<bool, result::DriverError> {
+        let mut can = 0;
+        // SAFETY: writes one integer; both devices are valid.
+        unsafe { sys::cuDeviceCanAccessPeer(&raw mut can, self.device, other.device) }.result()?;
+        if can == 0 {
+            return Ok(false);
+        }
+        let access = sys::CUmemAccessDesc {
+            location: sys::CUmemLocation {
+                type_: sys::CUmemLocationType::CU_MEM_LOCATION_TYPE_DEVICE,
+                id: self.device,
+            },
+            flags: sys::CUmemAccess_flags::CU_MEM_ACCESS_FLAGS_PROT_READWRITE,
+        };
+        // SAFETY: the pool is the device's own, and the description is one.
+        unsafe {
+            let pool = result::device::get_default_mem_pool(other.device)?;
+            sys::cuMemPoolSetAccess(pool, &raw const access, 1).result()?;
+        }
+        Ok(true)
     }
 
     fn wait(&self) -> Result<(), DeviceError> {
@@ -357,6 +384,53 @@ impl Device for Driver {
         Ok(Box::new(Graph { context: self.context, stream: self.stream, handle }))
     }
 
+    fn base(&self) -> Option<&dyn Any> {
+        Some(self)
+    }
+
+    fn reaches(&self, other: &dyn Device) -> bool {
+        let Some(other) = other.base().and_then(|other| other.downcast_ref::<Self>()) else {
+            return false;
+        };
+        other.device == self.device || self.open_memory_of(other).unwrap_or(false)
+    }
+
+    fn mark(&self) -> Result<Mark, DeviceError> {
+        self.current()?;
+        let moment = Moment::new(self.context).map_err(driver)?;
+        // SAFETY: the event was just made, in this context.
+        unsafe { result::event::record(moment.event, self.stream) }.map_err(driver)?;
+        Ok(Mark(Some(Box::new(moment))))
+    }
+
+    fn wait_for(&self, mark: &Mark) -> Result<(), DeviceError> {
+        let moment = mark.0.as_ref().and_then(|moment| moment.downcast_ref::<Moment>());
+        let Some(moment) = moment else { return Ok(()) };
+        self.current()?;
+        let flags = sys::CUevent_wait_flags::CU_EVENT_WAIT_DEFAULT;
+        // SAFETY: the event lives; what it says is taken now.
+        unsafe { result::stream::wait_event(self.stream, moment.event, flags) }.map_err(driver)
+    }
+
+    fn sum_all(
+        &self,
+        devices: &[&dyn Device],
+        places: &[[u64; 2]],
+        count: usize,
+    ) -> Result<bool, DeviceError> {
+        let own = devices.iter().map(|device| device.base()?.downcast_ref::<Self>());
+        let Some(own) = own.collect::<Option<Vec<_>>>() else { return Ok(false) };
+        let ids: Vec<sys::CUdevice> = own.iter().map(|driver| driver.device).collect();
+        let mut group = self.group.lock().unwrap_or_else(PoisonError::into_inner);
+        if group.as_ref().is_none_or(|(of, _)| *of != ids) {
+            *group = None;
+            *group = Some((ids.clone(), Group::new(&ids)?));
+        }
+        let Some((_, Some(group))) = &*group else { return Ok(false) };
+        let streams: Vec<sys::CUstream> = own.iter().map(|driver| driver.stream).collect();
+        group.sum(&streams, places, count).map(|()| true)
+    }
+
     fn finish(&self) -> Result<(), DeviceError> {
         self.current()?;
         self.wait()
@@ -396,6 +470,34 @@ impl Drop for Graph {
         unsafe {
             let _ = result::ctx::set_current(self.context);
             let _ = result::graph::exec_destroy(self.handle);
+        }
+    }
+}
+
+/// An event of a stream.
+struct Moment {
+    context: sys::CUcontext,
+    event: sys::CUevent,
+}
+
+// SAFETY: the handles may be used from any thread.
+unsafe impl Send for Moment {}
+// SAFETY: as above.
+unsafe impl Sync for Moment {}
+
+impl Moment {
+    fn new(context: sys::CUcontext) -> Result<Self, result::DriverError> {
+        let event = result::event::create(sys::CUevent_flags::CU_EVENT_DISABLE_TIMING)?;
+        Ok(Self { context, event })
+    }
+}
+
+impl Drop for Moment {
+    fn drop(&mut self) {
+        // SAFETY: who waits for it took what it says; what fails here has failed before.
+        unsafe {
+            let _ = result::ctx::set_current(self.context);
+            let _ = result::event::destroy(self.event);
         }
     }
 }
@@ -457,7 +559,8 @@ impl Drop for Driver {
     fn drop(&mut self) {
         // Nothing can be done about what fails here.
         if self.current().is_ok() {
-            // Pinned buffers go before the context.
+            // Pinned buffers and communicators go before the context.
+            *self.group.get_mut().unwrap_or_else(PoisonError::into_inner) = None;
             self.stages.get_mut().unwrap_or_else(PoisonError::into_inner).clear();
             self.flights.lock().unwrap_or_else(PoisonError::into_inner).clear();
             // SAFETY: nobody uses the stream, the modules or the context any more.

@@ -28,6 +28,7 @@ pub const FAMILIES: &[Family] = &[
         "rows",
         "embed",
         "gather",
+        "sum_parts",
         "add",
         "mul",
         "activate_silu",

@@ -15,14 +15,16 @@ mod doctor;
 mod driver;
 mod kernels;
 mod linear;
+mod nccl;
 mod pack;
+mod peers;
 mod pool;
 mod replay;
 mod rows;
 mod sample;
 mod score;
 
-pub use device::{Device, DeviceError, Later, Launch, Recorded, Replay};
+pub use device::{Device, DeviceError, Later, Launch, Mark, Recorded, Replay};
 pub use doctor::{Rates, Trial};
 pub use driver::{Driver, NoDriver};
 pub use kernels::{FAMILIES, Family};
@@ -39,6 +41,8 @@ use linear::{Matrix, Prepared};
 use pool::Pool;
 use replay::Replaying;
 use rows::{Form, Pending, Rows, RowsArgs, Turn, blocks, stride};
+use std::any::Any;
+use std::collections::HashMap;
 use std::ops::Range;
 use std::sync::{Arc, Mutex, PoisonError};
 use tensor::Tensor;
@@ -56,6 +60,8 @@ pub struct Cuda {
     arrived: Mutex<Option<(usize, Arc<Memory>)>>,
     /// The positions of the rows of a step, and where they lie.
     positions: Mutex<Vec<(Vec<u32>, Arc<Memory>)>>,
+    /// Whether the memory of another GPU can be read.
+    reached: Mutex<HashMap<usize, bool>>,
 }
 
 /// Lists of positions that are kept: those of a step and of the one before it.
@@ -95,8 +101,8 @@ impl Cuda {
             true => Arc::clone(&device),
             false => Arc::new(Pool::new(Arc::clone(&device))),
         };
-        let (layouts, arrived, positions) = Default::default();
-        Self { device, steps, replaying, invariant, layouts, arrived, positions }
+        let (layouts, arrived, positions, reached) = Default::default();
+        Self { device, steps, replaying, invariant, layouts, arrived, positions, reached }
     }
 
     /// How often a list of launches was replayed.
@@ -232,6 +238,18 @@ impl Backend for Cuda {
 
     fn is_apart(&self) -> bool {
         true
+    }
+
+    fn as_any(&self) -> Option<&dyn Any> {
+        Some(self)
+    }
+
+    fn sum_among(
+        &self,
+        devices: &[&dyn Backend],
+        parts: &[Buffer],
+    ) -> Result<Option<Vec<Buffer>>, BackendError> {
+        Self::sum_of(devices, parts)
     }
 
     fn free_memory(&self) -> Option<u64> {

@@ -2,7 +2,8 @@
 //! on nothing else, so a step that does what an earlier one did finds the same addresses: its launches
 //! are the same to the byte, and can be replayed.
 
-use crate::device::{Device, DeviceError, Later, Launch, Recorded, Replay};
+use crate::device::{Device, DeviceError, Later, Launch, Mark, Recorded, Replay};
+use std::any::Any;
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, PoisonError};
 
@@ -127,6 +128,31 @@ impl Device for Pool {
 
     fn record(&self, launches: &[Recorded]) -> Result<Box<dyn Replay>, DeviceError> {
         self.inner.record(launches)
+    }
+
+    fn base(&self) -> Option<&dyn Any> {
+        self.inner.base()
+    }
+
+    fn reaches(&self, other: &dyn Device) -> bool {
+        self.inner.reaches(other)
+    }
+
+    fn mark(&self) -> Result<Mark, DeviceError> {
+        self.inner.mark()
+    }
+
+    fn wait_for(&self, mark: &Mark) -> Result<(), DeviceError> {
+        self.inner.wait_for(mark)
+    }
+
+    fn sum_all(
+        &self,
+        devices: &[&dyn Device],
+        places: &[[u64; 2]],
+        count: usize,
+    ) -> Result<bool, DeviceError> {
+        self.inner.sum_all(devices, places, count)
     }
 
     fn finish(&self) -> Result<(), DeviceError> {

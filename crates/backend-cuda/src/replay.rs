@@ -2,7 +2,8 @@
 //! as a CUDA graph if the same launches, to the byte, were started before. So a step of decoding costs
 //! the host one start, and what is replayed is what would have been launched.
 
-use crate::device::{Device, DeviceError, Later, Launch, Recorded, Replay};
+use crate::device::{Device, DeviceError, Later, Launch, Mark, Recorded, Replay};
+use std::any::Any;
 use std::sync::{Arc, Mutex, PoisonError};
 
 /// Fewer launches are not worth a graph.
@@ -120,6 +121,34 @@ impl Device for Replaying {
 
     fn record(&self, launches: &[Recorded]) -> Result<Box<dyn Replay>, DeviceError> {
         self.inner.record(launches)
+    }
+
+    fn base(&self) -> Option<&dyn Any> {
+        self.inner.base()
+    }
+
+    fn reaches(&self, other: &dyn Device) -> bool {
+        self.inner.reaches(other)
+    }
+
+    fn mark(&self) -> Result<Mark, DeviceError> {
+        self.flush()?;
+        self.inner.mark()
+    }
+
+    fn wait_for(&self, mark: &Mark) -> Result<(), DeviceError> {
+        self.flush()?;
+        self.inner.wait_for(mark)
+    }
+
+    fn sum_all(
+        &self,
+        devices: &[&dyn Device],
+        places: &[[u64; 2]],
+        count: usize,
+    ) -> Result<bool, DeviceError> {
+        self.flush()?;
+        self.inner.sum_all(devices, places, count)
     }
 
     fn finish(&self) -> Result<(), DeviceError> {

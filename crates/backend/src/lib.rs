@@ -27,6 +27,7 @@ pub use sharded::{Cut, Sharded, cuts};
 pub use shortlist::{SHORTLIST, Seek, SeekChange, Seeking, Shortlist, Sought};
 
 use ir::{Activation, Heads, Quantized, Weight};
+use std::any::Any;
 use std::ops::Range;
 
 /// Executes ops on a device. Shapes are `[rows, width]`, values `f32`; a row is a token.
@@ -46,6 +47,25 @@ pub trait Backend: Send + Sync {
     /// Whether its memory is not the host's, so that what can stay there should.
     fn is_apart(&self) -> bool {
         false
+    }
+
+    /// What others of its kind know it by.
+    fn as_any(&self) -> Option<&dyn Any> {
+        None
+    }
+
+    /// The sum of `parts`, one of each of `devices`, for each of them: in the order of the devices, of
+    /// which this is the first. `None` if they cannot do it among themselves.
+    ///
+    /// # Errors
+    /// If the parts are not of one shape, or a device fails.
+    fn sum_among(
+        &self,
+        devices: &[&dyn Backend],
+        parts: &[Buffer],
+    ) -> Result<Option<Vec<Buffer>>, BackendError> {
+        let _ = (devices, parts);
+        Ok(None)
     }
 
     /// The bytes that are free for weights, keys and values, where they are not those of the host.

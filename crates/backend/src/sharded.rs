@@ -115,6 +115,10 @@ impl<'a> Sharded<'a> {
 
     /// The sum of what every device has, on every device: in the order of the devices.
     fn sum(&self, all: Vec<Buffer>, rows: usize, width: usize) -> Result<Buffer, BackendError> {
+        let first = self.devices.first().ok_or_else(missing)?;
+        if let Some(sums) = first.sum_among(&self.devices, &all)? {
+            return Ok(self.buffer(rows, width, sums, true));
+        }
         let leaving = self.devices.iter().zip(all).map(|(device, part)| device.leave(part));
         let leaving = leaving.collect::<Result<Vec<_>, _>>()?;
         let mut total: Option<Vec<f32>> = None;

@@ -14,9 +14,14 @@
 //! these host bodies by `optimize doctor` on a GPU), and how long anything takes.
 #![expect(unsafe_code, reason = "what g++ made is loaded and called")]
 
+mod queued;
+
+pub use queued::Queued;
+
 use backend_cuda::{Device, DeviceError, Later, Launch, Recorded, Replay};
 use sha2::{Digest, Sha256};
 use std::alloc::{Layout, alloc, dealloc};
+use std::any::Any;
 use std::collections::BTreeMap;
 use std::ffi::{CStr, CString, c_char, c_void};
 use std::path::{Path, PathBuf};
@@ -76,9 +81,13 @@ struct Machine {
     library: &'static Library,
     order: Order,
     late_copies: bool,
-    /// Address and size of what is allocated.
-    memory: Arc<Mutex<BTreeMap<u64, usize>>>,
+    memory: Allocated,
+    /// Of the devices whose memory kernels read here.
+    reached: Arc<Mutex<Vec<Allocated>>>,
 }
+
+/// Address and size of what is allocated.
+type Allocated = Arc<Mutex<BTreeMap<u64, usize>>>;
 
 /// Launches that are run again.
 struct Tape {
@@ -244,7 +253,8 @@ fn compile(
 impl Emulated {
     /// A device that runs the kernels of `library`.
     pub fn new(library: &'static Library, order: Order, late_copies: bool) -> Self {
-        Self { machine: Machine { library, order, late_copies, memory: Arc::default() } }
+        let (memory, reached) = (Arc::default(), Arc::default());
+        Self { machine: Machine { library, order, late_copies, memory, reached } }
     }
 
     /// Runs a kernel.
@@ -274,10 +284,12 @@ impl Machine {
         let start = self.library.symbol("emulator_launch").ok_or("there is no emulator")?;
         // SAFETY: emulator.cpp defines it so.
         let start: extern "C" fn(*mut RawLaunch) = unsafe { std::mem::transmute(start) };
-        let memory = self.memory.lock().unwrap_or_else(PoisonError::into_inner);
-        let regions: Vec<[u64; 2]> =
-            memory.iter().map(|(&at, &bytes)| [at, bytes as u64]).collect();
-        drop(memory);
+        let reached = self.reached.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        let mut regions: Vec<[u64; 2]> = Vec::new();
+        for memory in std::iter::once(&self.memory).chain(&reached) {
+            let memory = memory.lock().unwrap_or_else(PoisonError::into_inner);
+            regions.extend(memory.iter().map(|(&at, &bytes)| [at, bytes as u64]));
+        }
         // Arguments lie aligned, as a GPU has them.
         let mut args = vec![0u64; launch.args.len().div_ceil(8)];
         for (word, bytes) in args.iter_mut().zip(launch.args.chunks(8)) {
@@ -359,8 +371,12 @@ impl Device for Emulated {
     fn free(&self, at: u64) {
         let mut memory = self.machine.memory.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(bytes) = memory.remove(&at) {
-            // SAFETY: `allocate` gave it with this layout, and it is taken from the map once.
-            unsafe { dealloc(at as *mut u8, layout(bytes)) };
+            // SAFETY: `allocate` gave it with this layout, and it is taken from the map once. Whoever
+            // reads it all the same finds what is not a number.
+            unsafe {
+                (at as *mut u8).write_bytes(0xff, bytes);
+                dealloc(at as *mut u8, layout(bytes));
+            }
         }
     }
 
@@ -405,6 +421,21 @@ impl Device for Emulated {
 
     fn record(&self, launches: &[Recorded]) -> Result<Box<dyn Replay>, DeviceError> {
         Ok(Box::new(Tape { machine: self.machine.clone(), launches: launches.to_vec() }))
+    }
+
+    fn base(&self) -> Option<&dyn Any> {
+        Some(self)
+    }
+
+    fn reaches(&self, other: &dyn Device) -> bool {
+        let Some(other) = other.base().and_then(|other| other.downcast_ref::<Self>()) else {
+            return false;
+        };
+        let mut reached = self.machine.reached.lock().unwrap_or_else(PoisonError::into_inner);
+        if !Arc::ptr_eq(&self.machine.memory, &other.machine.memory) {
+            reached.push(Arc::clone(&other.machine.memory));
+        }
+        true
     }
 
     fn is_checked(&self) -> bool {

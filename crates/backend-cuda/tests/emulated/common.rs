@@ -10,8 +10,8 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, OnceLock};
 use tensor::{DType, Tensor};
 
-/// The kernels, compiled once a process.
-fn library(check: Check) -> Option<&'static Library> {
+/// The kernels, compiled once a process; says of a test that it is skipped where there is no g++.
+pub(crate) fn library(name: &str, check: Check) -> Option<&'static Library> {
     static LIBRARIES: [OnceLock<Option<Library>>; 2] = [OnceLock::new(), OnceLock::new()];
     let library = LIBRARIES[check as usize].get_or_init(|| {
         let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("kernels");
@@ -23,10 +23,14 @@ fn library(check: Check) -> Option<&'static Library> {
             Err(BuildError::Compile(what)) => panic!("{what}"),
         }
     });
+    if library.is_none() {
+        // Not `eprintln`, which the harness keeps to itself.
+        let _ = writeln!(std::io::stderr(), "skipped: {name}: there is no g++ for x86-64");
+    }
     library.as_ref()
 }
 
-/// Runs `test` on devices whose threads run in different orders; says so where there is no g++.
+/// Runs `test` on devices whose threads run in different orders.
 pub(crate) fn emulated(name: &str, test: impl Fn(&Cuda)) {
     let orders = [(Order::Forward, true), (Order::Reverse, false), (Order::Random(7), true)];
     run(name, Check::Barriers, &orders, false, test);
@@ -43,11 +47,7 @@ pub(crate) fn invariant(name: &str, test: impl Fn(&Cuda)) {
 }
 
 fn run(name: &str, check: Check, orders: &[(Order, bool)], invariant: bool, test: impl Fn(&Cuda)) {
-    let Some(library) = library(check) else {
-        // Not `eprintln`, which the harness keeps to itself.
-        let _ = writeln!(std::io::stderr(), "skipped: {name}: there is no g++ for x86-64");
-        return;
-    };
+    let Some(library) = library(name, check) else { return };
     for &(order, late) in orders {
         let device = Emulated::new(library, order, late);
         test(&Cuda::new(Arc::new(device), invariant));

@@ -5,3 +5,4 @@ mod attend;
 mod common;
 mod linear;
 mod ops;
+mod peers;
