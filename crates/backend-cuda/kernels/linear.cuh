@@ -93,7 +93,37 @@ struct Int8 {
     }
 };
 
+// A pair of values times the scale of its row, rounded once if the scale is a bf16.
+DEVICE u32 scaled(u32 scale_kind, u32 pair, float scale) {
+    if (scale_kind == SCALE_BF16) return fma_bf16x2(pair, pack_bf16(scale, scale), 0x80008000u);
+    return pack_bf16(mul_rn(bf16_low(pair), scale), mul_rn(bf16_high(pair), scale));
+}
+
 // A lane's part of a tile.
 template <class W> DEVICE void load_tile(uint4 (&w)[W::WORDS], const uint4 *weight, u64 tile) {
     for (u32 i = 0; i < W::WORDS; i++) w[i] = load_once(weight + (tile * W::WORDS + i) * WARP + lane_id());
+}
+
+// Sixteen values of row g of a tile, and of row g + 8, as bf16: slots 16 t .. of their run.
+template <class W>
+DEVICE void slots_of(uint4 (&low)[2], uint4 (&high)[2], const LinearArgs &args, const Part &part, const uint4 (&w)[W::WORDS],
+                     u32 stripe, u32 tile) {
+    u32 g = lane_id() / 4, a[4][4];
+    float zeros[2] = {}, scales[2] = {};
+#pragma unroll
+    for (u32 s = 0; s < 4; s++) {
+        if (W::SCALED && (s == 0 || (s == 2 && args.group_tiles == 0)))
+            for (u32 half = 0; half < 2; half++) {
+                u32 group = group_of(args, tile, s / 2);
+                zeros[half] = load_zero(args, part, stripe, group, g + 8 * half);
+                scales[half] = load_scale(args, part, stripe, group, g + 8 * half);
+            }
+        W::step(a[s], w, s, zeros[0], zeros[1]);
+        if (W::SCALED)
+            for (u32 j = 0; j < 4; j++) a[s][j] = scaled(args.scale_kind, a[s][j], scales[j % 2]);
+    }
+    for (u32 i = 0; i < 2; i++) {
+        low[i] = uint4{a[2 * i][0], a[2 * i][2], a[2 * i + 1][0], a[2 * i + 1][2]};
+        high[i] = uint4{a[2 * i][1], a[2 * i][3], a[2 * i + 1][1], a[2 * i + 1][3]};
+    }
 }

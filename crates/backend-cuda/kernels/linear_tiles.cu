@@ -21,12 +21,6 @@ DEVICE void fetch(const LinearArgs &args, uint4 *stage, u32 first_row, u32 tile)
     commit_copies();
 }
 
-// A pair of values times the scale of its row, rounded once if the scale is a bf16.
-DEVICE u32 scaled(const LinearArgs &args, u32 pair, float scale) {
-    if (args.scale_kind == SCALE_BF16) return fma_bf16x2(pair, pack_bf16(scale, scale), 0x80008000u);
-    return pack_bf16(mul_rn(bf16_low(pair), scale), mul_rn(bf16_high(pair), scale));
-}
-
 template <class W> DEVICE void linear_tiles(const LinearArgs &args) {
     SHARED(uint4, stages);  // [STAGES][ROWS][CHUNKS]
     u32 at = blockIdx.y * STRIPES, p = 0, first_row = blockIdx.x * ROWS;
@@ -64,7 +58,7 @@ template <class W> DEVICE void linear_tiles(const LinearArgs &args) {
                 for (u32 s = 0; s < 2; s++) {
                     W::step(a[n][s], w[n], 2 * pair + s, zeros[n][0], zeros[n][1]);
                     if (W::SCALED)
-                        for (u32 j = 0; j < 4; j++) a[n][s][j] = scaled(args, a[n][s][j], scales[n][j % 2]);
+                        for (u32 j = 0; j < 4; j++) a[n][s][j] = scaled(args.scale_kind, a[n][s][j], scales[n][j % 2]);
                 }
 #pragma unroll
             for (u32 c = 0; c < 8; c++) {

@@ -63,3 +63,20 @@ KERNEL(pack_dense, PackArgs, 256, 1) {
     Place at = place(args, index / (16 * WARP), lane, step, reg % 2);
     args.to[index] = pack_bf16(dense(args, at, reg / 2 * 2), dense(args, at, reg / 2 * 2 + 1));
 }
+
+// Packed weights as bf16 in slots, [stripes * 16, stride]: what a library multiplies with rows that are in
+// slots too. A warp a tile.
+template <class W> DEVICE void unpack(const LinearArgs &args) {
+    u32 tile = blockIdx.x * 8 + warp_id(), stripe = blockIdx.y, g = lane_id() / 4, t = lane_id() % 4;
+    if (tile >= args.tiles) return;
+    const Part &part = args.parts[0];
+    uint4 w[W::WORDS], low[2], high[2];
+    load_tile<W>(w, part.weight, (u64)stripe * args.tiles + tile);
+    slots_of<W>(low, high, args, part, w, stripe, tile);
+    u16 *to = (u16 *)part.out + ((u64)stripe * STRIPE + g) * args.stride + tile * TILE + 16 * t;
+    uint4 *first = (uint4 *)to, *second = (uint4 *)(to + (u64)8 * args.stride);
+    first[0] = low[0], first[1] = low[1], second[0] = high[0], second[1] = high[1];
+}
+KERNEL(unpack_int4, LinearArgs, 256, 2) { unpack<Int4>(args); }
+KERNEL(unpack_int8, LinearArgs, 256, 2) { unpack<Int8>(args); }
+KERNEL(unpack_bf16, LinearArgs, 256, 2) { unpack<Bf16>(args); }

@@ -105,6 +105,19 @@ pub trait Device: Send + Sync {
         Ok(false)
     }
 
+    /// Whether there is a library of products.
+    fn has_library(&self) -> bool {
+        false
+    }
+
+    /// A product by that library, which has its own order of sums.
+    ///
+    /// # Errors
+    /// If it fails, or there is none.
+    fn multiply(&self, product: &Product) -> Result<(), DeviceError> {
+        Err(DeviceError::Driver { what: format!("no library for {product:?}") })
+    }
+
     /// Whether an access outside of an allocation is found, so that allocations are not to be cut from
     /// larger ones.
     fn is_checked(&self) -> bool {
@@ -126,6 +139,25 @@ pub trait Device: Send + Sync {
 
 /// Bytes that are on their way to the host.
 pub type Later = Box<dyn FnOnce() -> Result<Vec<u8>, DeviceError> + Send>;
+
+/// `x weight^T + bias`, whose places are on a device.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Product {
+    /// `[outputs, width]` of bf16.
+    pub weight: u64,
+    /// `[rows, width]` of bf16.
+    pub x: u64,
+    /// `[rows, outputs]` of `f32`.
+    pub out: u64,
+    /// `[outputs]` of `f32`; 0 for none.
+    pub bias: u64,
+    /// Rows of `x`.
+    pub rows: usize,
+    /// Rows of the weight.
+    pub outputs: usize,
+    /// What is summed over.
+    pub width: usize,
+}
 
 /// A moment of a device; its own form of it, or none where it has passed.
 pub struct Mark(pub Option<Box<dyn Any + Send + Sync>>);

@@ -3,6 +3,7 @@
 
 use crate::Cuda;
 use crate::device::Memory;
+use crate::linear::LONG;
 use backend::{AttendPaged, Backend, BackendError, Buffer, KvDType, Linear, Reference, Span};
 use bytemuck::{Pod, Zeroable};
 use half::bf16;
@@ -230,7 +231,9 @@ impl Cuda {
         ];
         let (out, width) = (200, 328);
         let mut trials = Vec::new();
-        for rows in [1, 11, 30, 64, 150] {
+        // Long prompts are a library's, where there is one.
+        let long = self.library.then_some(LONG);
+        for rows in [1, 11, 30, 64, 150].into_iter().chain(long) {
             let mut noise = Noise(rows as u64);
             let x = noise.values(rows * width);
             for grid in grids {
@@ -289,7 +292,7 @@ impl Cuda {
     }
 
     fn rows_tried(&self) -> Result<Vec<Trial>, BackendError> {
-        let run = |backend: &dyn Backend| -> Result<[Vec<f32>; 3], BackendError> {
+        let run = |backend: &dyn Backend| -> Result<[Vec<f32>; 4], BackendError> {
             let (rows, width) = (5, 1000);
             let mut noise = Noise(3);
             let mut x = || backend.upload(width, noise.values(rows * width));
@@ -298,12 +301,18 @@ impl Cuda {
             let normed = backend.download(backend.norm(&a, &norm, 1e-5)?)?;
             let mut sum = backend.copy(&a)?;
             backend.add(&mut sum, &b)?;
+            let both = [backend.copy(&a)?, backend.copy(&b)?];
+            let among = match backend.sum_among(&[backend, backend], &both)? {
+                Some(mut sums) => sums.swap_remove(1),
+                None => backend.copy(&sum)?,
+            };
             backend.activate(Activation::Silu, &mut gate)?;
             backend.mul(&mut gate, &b)?;
-            Ok([normed, backend.download(sum)?, backend.download(gate)?])
+            let [sum, gate, among] = [sum, gate, among].map(|x| backend.download(x));
+            Ok([normed, sum?, gate?, among?])
         };
         let (got, want) = (run(self)?, run(&Reference)?);
-        let names = [("norm", 4e-3), ("add", 0.0), ("silu and mul", 4e-3)];
+        let names = [("norm", 4e-3), ("add", 0.0), ("silu and mul", 4e-3), ("sum among GPUs", 0.0)];
         let trial = |(i, (name, allowed)): (usize, (&str, f32))| {
             Trial::new(name, &got[i], &want[i], allowed)
         };

@@ -1,14 +1,15 @@
 //! A GPU through NVIDIA's driver, which is loaded when it is asked for.
 #![expect(unsafe_code, reason = "the driver is C")]
 
-use crate::device::{Device, DeviceError, Later, Launch, Mark, Recorded, Replay};
+use crate::cublas::CublasLt;
+use crate::device::{Device, DeviceError, Later, Launch, Mark, Product, Recorded, Replay};
 use crate::kernels::{FAMILIES, family};
 use crate::nccl::Group;
 use cudarc::driver::{result, sys};
 use std::any::Any;
 use std::collections::HashMap;
 use std::ffi::{CString, c_void};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 /// The oldest driver whose CUDA version runs the kernels: R580.
 const CUDA: i32 = 13000;
@@ -56,6 +57,9 @@ pub enum NoDriver {
 /// Pinned buffers of results that are kept.
 const KEPT: usize = 8;
 
+/// What cuBLASLt works in, in bytes: what NVIDIA recommends for Hopper.
+const WORKSPACE: usize = 32 << 20;
+
 /// Bytes of a pinned buffer.
 const STAGE: usize = 8 << 20;
 
@@ -74,6 +78,8 @@ pub struct Driver {
     flights: Arc<Mutex<Vec<Flight>>>,
     /// The GPUs that sums were asked for, and what NCCL has of them; nothing where it is not there.
     group: Mutex<Option<(Vec<sys::CUdevice>, Option<Group>)>>,
+    /// cuBLASLt and the memory it works in, once it was asked for and found.
+    cublas: Mutex<Option<(CublasLt, u64)>>,
 }
 
 #[derive(Clone, Copy, Debug)]
@@ -111,9 +117,20 @@ impl Driver {
             })?);
         }
         let name = format!("{name}, compute capability {major}.{minor}");
-        let functions = Mutex::default();
-        let (stages, flights, group) = (Mutex::default(), Arc::default(), Mutex::default());
-        Ok(Self { name, context, device, stream, modules, functions, stages, flights, group })
+        let (functions, stages, flights) = Default::default();
+        let (group, cublas) = Default::default();
+        Ok(Self {
+            name,
+            context,
+            device,
+            stream,
+            modules,
+            functions,
+            stages,
+            flights,
+            group,
+            cublas,
+        })
     }
 
     /// Whether there is a GPU of this index that can be used, without opening it.
@@ -178,6 +195,18 @@ impl Driver {
             }
         }
         Ok(())
+    }
+
+    /// cuBLASLt, loaded now if it was not; the context is current.
+    fn cublas(&self) -> Result<MutexGuard<'_, Option<(CublasLt, u64)>>, DeviceError> {
+        self.current()?;
+        let mut cublas = self.cublas.lock().unwrap_or_else(PoisonError::into_inner);
+        if cublas.is_none()
+            && let Some(made) = CublasLt::new()?
+        {
+            *cublas = Some((made, self.allocate(WORKSPACE)?));
+        }
+        Ok(cublas)
     }
 
     /// Lets this GPU read what another's pool holds, where the machine can.
@@ -431,6 +460,18 @@ impl Device for Driver {
         group.sum(&streams, places, count).map(|()| true)
     }
 
+    fn has_library(&self) -> bool {
+        // One that cannot be used is as good as none.
+        self.cublas().is_ok_and(|cublas| cublas.is_some())
+    }
+
+    fn multiply(&self, product: &Product) -> Result<(), DeviceError> {
+        let cublas = self.cublas()?;
+        let missing = || DeviceError::Driver { what: "cuBLASLt is not installed".into() };
+        let (cublas, room) = cublas.as_ref().ok_or_else(missing)?;
+        cublas.multiply(product, (*room, WORKSPACE), self.stream)
+    }
+
     fn finish(&self) -> Result<(), DeviceError> {
         self.current()?;
         self.wait()
@@ -559,8 +600,9 @@ impl Drop for Driver {
     fn drop(&mut self) {
         // Nothing can be done about what fails here.
         if self.current().is_ok() {
-            // Pinned buffers and communicators go before the context.
+            // Pinned buffers, communicators and libraries go before the context.
             *self.group.get_mut().unwrap_or_else(PoisonError::into_inner) = None;
+            *self.cublas.get_mut().unwrap_or_else(PoisonError::into_inner) = None;
             self.stages.get_mut().unwrap_or_else(PoisonError::into_inner).clear();
             self.flights.lock().unwrap_or_else(PoisonError::into_inner).clear();
             // SAFETY: nobody uses the stream, the modules or the context any more.

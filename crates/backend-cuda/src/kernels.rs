@@ -38,7 +38,7 @@ pub const FAMILIES: &[Family] = &[
         "norm_",
         "rope"
     ),
-    family!("pack", "pack_"),
+    family!("pack", "pack_", "unpack_"),
     family!("linear_rows", "linear_rows_"),
     family!("linear_tiles", "linear_tiles_"),
     family!("linear_int8", "linear_int8", "round_int8"),

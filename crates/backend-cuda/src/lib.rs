@@ -10,6 +10,7 @@
 
 mod algebra;
 mod attend;
+mod cublas;
 mod device;
 mod doctor;
 mod driver;
@@ -24,7 +25,7 @@ mod rows;
 mod sample;
 mod score;
 
-pub use device::{Device, DeviceError, Later, Launch, Mark, Recorded, Replay};
+pub use device::{Device, DeviceError, Later, Launch, Mark, Product, Recorded, Replay};
 pub use doctor::{Rates, Trial};
 pub use driver::{Driver, NoDriver};
 pub use kernels::{FAMILIES, Family};
@@ -55,6 +56,8 @@ pub struct Cuda {
     steps: Arc<dyn Device>,
     replaying: Arc<Replaying>,
     invariant: bool,
+    /// Whether products may be those of a library.
+    library: bool,
     layouts: Mutex<Vec<Arc<Layout>>>,
     /// Counters of blocks, and how many.
     arrived: Mutex<Option<(usize, Arc<Memory>)>>,
@@ -102,7 +105,25 @@ impl Cuda {
             false => Arc::new(Pool::new(Arc::clone(&device))),
         };
         let (layouts, arrived, positions, reached) = Default::default();
-        Self { device, steps, replaying, invariant, layouts, arrived, positions, reached }
+        Self {
+            device,
+            steps,
+            replaying,
+            invariant,
+            library: false,
+            layouts,
+            arrived,
+            positions,
+            reached,
+        }
+    }
+
+    /// Lets NVIDIA's cuBLASLt multiply the rows of long prompts, where it is installed: its order of sums
+    /// is its own, and another in another version. Not where this is invariant.
+    #[must_use]
+    pub fn with_library(mut self) -> Self {
+        self.library = !self.invariant && self.device.has_library();
+        self
     }
 
     /// How often a list of launches was replayed.
@@ -233,7 +254,7 @@ impl Backend for Cuda {
     }
 
     fn numerics(&self) -> &'static str {
-        "cuda"
+        if self.library { "cuda-cublaslt" } else { "cuda" }
     }
 
     fn is_apart(&self) -> bool {

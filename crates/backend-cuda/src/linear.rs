@@ -5,7 +5,7 @@
 //! weight is int8; these are sums in another order.
 
 use crate::Cuda;
-use crate::device::Memory;
+use crate::device::{Memory, Product};
 use crate::pack::{Format, STRIPE, Scales, TILE};
 use crate::rows::{Rows, stride};
 use backend::{BackendError, Buffer, DeviceWeight, Linear};
@@ -40,6 +40,9 @@ pub(crate) const FEW: usize = 16;
 
 /// Rows of a block of `linear_tiles`.
 const TILE_ROWS: usize = 128;
+
+/// Rows that are worth unpacking a weight for.
+pub(crate) const LONG: usize = 512;
 
 const PARTS: usize = 3;
 
@@ -216,6 +219,7 @@ impl Cuda {
             match work[0].matrix.block() {
                 _ if few == rows => Ok(()),
                 Some(block) => cuda.int8(input, work, few, block),
+                None if cuda.by_library(input, work, few)? => Ok(()),
                 None => cuda.many(input, work, few),
             }
         })?;
@@ -289,6 +293,36 @@ impl Cuda {
         let kernel = format!("linear_tiles_{}", work[0].matrix.format.name());
         let grid = [rows.div_ceil(TILE_ROWS) as u32, stripes.div_ceil(8) as u32, 1];
         self.launch(&kernel, grid, 256, 4 * 128 * 128, &args)
+    }
+
+    /// The rows from `first` on by a library, which multiplies bf16 in slots as any other: both sides have
+    /// their columns in one order. `false` if there is none, or they are too few.
+    fn by_library(
+        &self,
+        input: &Buffer,
+        work: &[Work<'_>],
+        first: usize,
+    ) -> Result<bool, BackendError> {
+        let rows = input.rows() - first;
+        if !self.library || rows < LONG {
+            return Ok(false);
+        }
+        let x = self.in_slots(input)?;
+        for w in work {
+            let (outputs, wide) = (w.matrix.out, stride(w.matrix.width));
+            let stripes = outputs.div_ceil(STRIPE);
+            let weight = self.room(stripes * STRIPE * wide * 2)?;
+            let (mut args, _) = self.args(&x, std::slice::from_ref(w), (first, rows), 1);
+            args.parts[0].out = weight.at();
+            let kernel = format!("unpack_{}", w.matrix.format.name());
+            let grid = [w.matrix.tiles().div_ceil(8) as u32, stripes as u32, 1];
+            self.launch(&kernel, grid, 256, 0, &args)?;
+            let out = w.out.at() + 4 * (first * outputs) as u64;
+            let (weight, x, bias, width) = (weight.at(), args.x, w.bias, wide);
+            let product = Product { weight, x, out, bias, rows, outputs, width };
+            self.device.multiply(&product)?;
+        }
+        Ok(true)
     }
 
     /// The rows from `first` on, rounded to int8.

@@ -2,7 +2,7 @@
 //! on nothing else, so a step that does what an earlier one did finds the same addresses: its launches
 //! are the same to the byte, and can be replayed.
 
-use crate::device::{Device, DeviceError, Later, Launch, Mark, Recorded, Replay};
+use crate::device::{Device, DeviceError, Later, Launch, Mark, Product, Recorded, Replay};
 use std::any::Any;
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -153,6 +153,14 @@ impl Device for Pool {
         count: usize,
     ) -> Result<bool, DeviceError> {
         self.inner.sum_all(devices, places, count)
+    }
+
+    fn has_library(&self) -> bool {
+        self.inner.has_library()
+    }
+
+    fn multiply(&self, product: &Product) -> Result<(), DeviceError> {
+        self.inner.multiply(product)
     }
 
     fn finish(&self) -> Result<(), DeviceError> {

@@ -2,7 +2,7 @@
 //! as a CUDA graph if the same launches, to the byte, were started before. So a step of decoding costs
 //! the host one start, and what is replayed is what would have been launched.
 
-use crate::device::{Device, DeviceError, Later, Launch, Mark, Recorded, Replay};
+use crate::device::{Device, DeviceError, Later, Launch, Mark, Product, Recorded, Replay};
 use std::any::Any;
 use std::sync::{Arc, Mutex, PoisonError};
 
@@ -149,6 +149,15 @@ impl Device for Replaying {
     ) -> Result<bool, DeviceError> {
         self.flush()?;
         self.inner.sum_all(devices, places, count)
+    }
+
+    fn has_library(&self) -> bool {
+        self.inner.has_library()
+    }
+
+    fn multiply(&self, product: &Product) -> Result<(), DeviceError> {
+        self.flush()?;
+        self.inner.multiply(product)
     }
 
     fn finish(&self) -> Result<(), DeviceError> {

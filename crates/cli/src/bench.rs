@@ -9,7 +9,7 @@ mod subject;
 
 use crate::args::bench::{Batching, Bench, Prefill};
 use crate::args::serve::{Serving, Speculate};
-use crate::device::{Devices, Joined, Wanted};
+use crate::device::{Devices, Joined, Sums, Wanted};
 use crate::eval::read;
 use crate::failure::{Code, Failure};
 use crate::output::{has_a_place, print, write_whole};
@@ -25,7 +25,7 @@ pub(crate) fn run(args: &Bench) -> Result<(), Failure> {
     let subject = Subject::of(args)?;
     let baseline = args.baseline.as_ref();
     let baseline = baseline.map(|model| Subject::stored(model, &args.common)).transpose()?;
-    let devices = Devices::open(&args.common, Wanted::Fastest, args.serving.invariant)?;
+    let devices = Devices::open(&args.common, Wanted::Fastest, Sums::of(args.serving.invariant))?;
     devices.pool.install(|| {
         let machine = devices.machine()?;
         if args.kernels {

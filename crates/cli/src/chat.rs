@@ -1,7 +1,7 @@
 //! `optimize chat`: a conversation, a line a turn.
 
 use crate::args::serve::Chat;
-use crate::device::{Devices, Wanted};
+use crate::device::{Devices, Sums, Wanted};
 use crate::failure::Failure;
 use crate::generation::Generation;
 use crate::output::{remark, write_stream};
@@ -16,7 +16,7 @@ use text::ChatTemplate;
 const TURN_BYTES: u64 = 1 << 20;
 
 pub(crate) fn run(args: &Chat) -> Result<(), Failure> {
-    let devices = Devices::open(&args.common, Wanted::Fastest, args.serving.invariant)?;
+    let devices = Devices::open(&args.common, Wanted::Fastest, Sums::of(args.serving.invariant))?;
     let served = Served::open(&args.model, &args.serving, (&args.common, &devices))?;
     let template = served.opened.chat_template()?.ok_or_else(|| {
         let folder = served.opened.checkpoint.folder();

@@ -52,9 +52,27 @@ pub(crate) enum Wanted {
     Cpu,
 }
 
+/// Which sums a GPU may make in an order that is not ours, or not always the same.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Sums {
+    /// Those of long prompts may be a library's: for what is served.
+    Any,
+    /// All are ours: for what is compared with a later run.
+    Ours,
+    /// And none depends on how a prompt is cut.
+    Invariant,
+}
+
+impl Sums {
+    /// Of what is served.
+    pub(crate) fn of(invariant: bool) -> Self {
+        if invariant { Self::Invariant } else { Self::Any }
+    }
+}
+
 impl Devices {
     /// Opens what `--device` names, or what is there.
-    pub(crate) fn open(common: &Common, wanted: Wanted, invariant: bool) -> Result<Self, Failure> {
+    pub(crate) fn open(common: &Common, wanted: Wanted, sums: Sums) -> Result<Self, Failure> {
         let cpu = match &common.isa {
             None => Cpu::new(),
             Some(name) => Isa::parse(name)
@@ -70,7 +88,7 @@ impl Devices {
             _ => vec![vec![fastest(common.quiet)]],
         };
         #[cfg(feature = "cuda")]
-        let (places, gpus) = match gpus(&places, invariant) {
+        let (places, gpus) = match gpus(&places, sums) {
             // What was found and not asked for is not insisted on.
             Err(failure) if common.device.as_ref().is_none_or(|Places(asked)| asked.is_empty()) => {
                 if !common.quiet {
@@ -82,7 +100,7 @@ impl Devices {
         };
         #[cfg(not(feature = "cuda"))]
         {
-            let _ = invariant;
+            let _ = sums;
             if places.iter().flatten().any(|place| matches!(place, Place::Cuda(_))) {
                 return Err(Failure::refused("this optimize was built without the feature cuda"));
             }
@@ -197,7 +215,7 @@ fn fastest(_: bool) -> Place {
 
 /// Every GPU of `places`, opened once.
 #[cfg(feature = "cuda")]
-fn gpus(places: &[Vec<Place>], invariant: bool) -> Result<Vec<(usize, Cuda)>, Failure> {
+fn gpus(places: &[Vec<Place>], sums: Sums) -> Result<Vec<(usize, Cuda)>, Failure> {
     let mut gpus: Vec<(usize, Cuda)> = Vec::new();
     for place in places.iter().flatten() {
         let &Place::Cuda(index) = place else { continue };
@@ -207,7 +225,8 @@ fn gpus(places: &[Vec<Place>], invariant: bool) -> Result<Vec<(usize, Cuda)>, Fa
         let driver = Driver::open(index).map_err(|error| {
             Failure::refused(error.to_string()).with_hint("--device cpu computes on the CPU")
         })?;
-        let gpu = Cuda::new(Arc::new(driver), invariant);
+        let gpu = Cuda::new(Arc::new(driver), sums == Sums::Invariant);
+        let gpu = if sums == Sums::Any { gpu.with_library() } else { gpu };
         let wrong = gpu.wrong().map_err(calibration::EvalError::from)?;
         if let Some(first) = wrong.first() {
             let message = format!("cuda:{index} does not compute what it must: {}", first.name);

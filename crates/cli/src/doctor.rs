@@ -1,14 +1,14 @@
 //! `optimize doctor`: the devices of this machine, what they can do, and whether they do it right.
 
 use crate::args::Doctor;
-use crate::device::{Devices, Wanted};
+use crate::device::{Devices, Sums, Wanted};
 use crate::failure::{Code, Failure};
 use crate::output::print;
 use ::bench::Machine;
 use serde_json::{Value, json};
 
 pub(crate) fn run(args: &Doctor) -> Result<(), Failure> {
-    let devices = Devices::open(&args.common, Wanted::Cpu, false)?;
+    let devices = Devices::open(&args.common, Wanted::Cpu, Sums::Ours)?;
     let machine = devices.pool.install(|| devices.cpu_machine())?;
     let threads = devices.pool.current_num_threads();
     let name = format!("{:?}, {threads} threads", devices.cpu.isa());
@@ -85,6 +85,7 @@ impl Examined {
 /// Adds every GPU; says why there is none.
 #[cfg(feature = "cuda")]
 fn gpus(all: &mut Vec<Examined>) -> Result<Option<String>, Failure> {
+    use backend::Backend;
     use backend_cuda::{Cuda, Driver, NoDriver};
     use std::sync::Arc;
     for index in 0.. {
@@ -93,7 +94,7 @@ fn gpus(all: &mut Vec<Examined>) -> Result<Option<String>, Failure> {
             Err(NoDriver::NoDevice { .. }) if index > 0 => break,
             Err(error) => return Ok(Some(error.to_string())),
         };
-        let gpu = Cuda::new(Arc::new(driver), false);
+        let gpu = Cuda::new(Arc::new(driver), false).with_library();
         let failed = |error| Failure::from(calibration::EvalError::from(error));
         let rates = gpu.rates(crate::device::GPU_BYTES, crate::device::GPU_ROUNDS);
         let rates = rates.map_err(failed)?;
@@ -103,7 +104,10 @@ fn gpus(all: &mut Vec<Examined>) -> Result<Option<String>, Failure> {
         let (read, f32, int8) = (rates.read, rates.bf16, rates.int8);
         all.push(Examined {
             place: format!("cuda:{index}"),
-            name: gpu.device().describe(),
+            name: match gpu.numerics() {
+                "cuda" => gpu.device().describe(),
+                _ => format!("{}, cuBLASLt", gpu.device().describe()),
+            },
             machine: Machine { read, f32, bf16: Some(f32), int8 },
             tried: trials.len(),
             wrong: wrong.collect(),

@@ -1,7 +1,7 @@
 //! `optimize eval`: perplexity of a text, with divergence from an original when there is one.
 
 use crate::args;
-use crate::device::{Devices, Wanted};
+use crate::device::{Devices, Sums, Wanted};
 use crate::failure::{Code, Failure};
 use crate::measure::{Models, Path};
 use crate::model::Opened;
@@ -28,7 +28,7 @@ pub(crate) fn run(args: &args::Eval) -> Result<(), Failure> {
     let open_baseline = |model: &String| Opened::open(model, &args.common);
     let baseline = args.baseline.as_ref().map(open_baseline).transpose()?;
     let path = Path::of(args, &opened);
-    let devices = Devices::open(&args.common, Wanted::Fastest, false)?;
+    let devices = Devices::open(&args.common, Wanted::Fastest, Sums::Ours)?;
     let models =
         Models { opened: &opened, baseline: baseline.as_ref(), backend: devices.backend(), path };
     devices.pool.install(|| match &args.task {

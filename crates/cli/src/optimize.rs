@@ -2,7 +2,7 @@
 
 use crate::allocator;
 use crate::args::Compile;
-use crate::device::{Devices, Wanted};
+use crate::device::{Devices, Sums, Wanted};
 use crate::failure::Failure;
 use crate::fault;
 use crate::model::Opened;
@@ -28,7 +28,7 @@ pub(crate) fn run(args: &Compile) -> Result<(), Failure> {
         plan.map_err(|refusals| Failure::from(compiler::CompileError::Refused(refusals)))
     };
     let planned = make(tokens::planned(args, &request.recipe, opened.spec.context))?;
-    let devices = Devices::open(&args.common, Wanted::Cpu, false)?;
+    let devices = Devices::open(&args.common, Wanted::Cpu, Sums::Ours)?;
     if args.dry_run {
         let context = plan::Context { args, opened: &opened, recipe: &request.recipe, out: &out };
         return devices.pool.install(|| plan::show(&context, &planned, devices.backend()));

@@ -1,7 +1,7 @@
 //! `optimize run`: a text, continued.
 
 use crate::args::serve::Run;
-use crate::device::{Devices, Wanted};
+use crate::device::{Devices, Sums, Wanted};
 use crate::failure::Failure;
 use crate::generation::Generation;
 use crate::output::{print, remark, write_stream};
@@ -14,7 +14,7 @@ use std::io::Read;
 const PROMPT_BYTES: u64 = 64 << 20;
 
 pub(crate) fn run(args: &Run) -> Result<(), Failure> {
-    let devices = Devices::open(&args.common, Wanted::Fastest, args.serving.invariant)?;
+    let devices = Devices::open(&args.common, Wanted::Fastest, Sums::of(args.serving.invariant))?;
     let served = Served::open(&args.model, &args.serving, (&args.common, &devices))?;
     let generation = Generation::new(&args.sampling, &served.opened.checkpoint)?;
     let prompt = match args.prompt.as_str() {

@@ -18,7 +18,7 @@ mod queued;
 
 pub use queued::Queued;
 
-use backend_cuda::{Device, DeviceError, Later, Launch, Recorded, Replay};
+use backend_cuda::{Device, DeviceError, Later, Launch, Product, Recorded, Replay};
 use sha2::{Digest, Sha256};
 use std::alloc::{Layout, alloc, dealloc};
 use std::any::Any;
@@ -26,6 +26,7 @@ use std::collections::BTreeMap;
 use std::ffi::{CStr, CString, c_char, c_void};
 use std::path::{Path, PathBuf};
 use std::process::Command;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
 /// What is looked for beside wrong results.
@@ -73,6 +74,9 @@ unsafe impl Sync for Library {}
 #[derive(Debug)]
 pub struct Emulated {
     machine: Machine,
+    /// Whether it has a library of products.
+    library: bool,
+    products: AtomicU64,
 }
 
 /// What runs launches.
@@ -254,7 +258,20 @@ impl Emulated {
     /// A device that runs the kernels of `library`.
     pub fn new(library: &'static Library, order: Order, late_copies: bool) -> Self {
         let (memory, reached) = (Arc::default(), Arc::default());
-        Self { machine: Machine { library, order, late_copies, memory, reached } }
+        let machine = Machine { library, order, late_copies, memory, reached };
+        Self { machine, library: false, products: AtomicU64::new(0) }
+    }
+
+    /// The same with a library of products, which multiplies as anybody would.
+    #[must_use]
+    pub fn with_library(mut self) -> Self {
+        self.library = true;
+        self
+    }
+
+    /// How often the library multiplied.
+    pub fn products(&self) -> u64 {
+        self.products.load(Ordering::Relaxed)
     }
 
     /// Runs a kernel.
@@ -263,6 +280,33 @@ impl Emulated {
     /// What was found wrong.
     pub fn run(&self, launch: &Launch<'_>) -> Result<(), String> {
         self.machine.run(launch)
+    }
+}
+
+impl Emulated {
+    fn product(&self, product: &Product) -> Result<(), DeviceError> {
+        let &Product { weight, x, out, bias, rows, outputs, width } = product;
+        let floats = |at: u64, count: usize| -> Result<Vec<f32>, DeviceError> {
+            let mut bytes = vec![0; count * 2];
+            self.read(at, &mut bytes)?;
+            let one = |b: &[u8]| f32::from_bits(u32::from(u16::from_le_bytes([b[0], b[1]])) << 16);
+            Ok(bytes.chunks_exact(2).map(one).collect())
+        };
+        let (weight, x) = (floats(weight, outputs * width)?, floats(x, rows * width)?);
+        let mut more = vec![0; outputs * 4];
+        if bias != 0 {
+            self.read(bias, &mut more)?;
+        }
+        let more: Vec<f32> =
+            more.chunks_exact(4).map(|b| f32::from_le_bytes([b[0], b[1], b[2], b[3]])).collect();
+        let dot = |x: &[f32], w: &[f32]| x.iter().zip(w).fold(0.0, |sum, (x, w)| sum + x * w);
+        let row = |x: &[f32]| {
+            let all = weight.chunks_exact(width).zip(&more);
+            all.map(|(w, bias)| dot(x, w) + bias).collect::<Vec<f32>>()
+        };
+        let all = x.chunks_exact(width).flat_map(row);
+        let bytes: Vec<u8> = all.flat_map(f32::to_le_bytes).collect();
+        self.write(out, &bytes)
     }
 }
 
@@ -436,6 +480,15 @@ impl Device for Emulated {
             reached.push(Arc::clone(&other.machine.memory));
         }
         true
+    }
+
+    fn has_library(&self) -> bool {
+        self.library
+    }
+
+    fn multiply(&self, product: &Product) -> Result<(), DeviceError> {
+        self.products.fetch_add(1, Ordering::Relaxed);
+        self.product(product)
     }
 
     fn is_checked(&self) -> bool {

@@ -1,9 +1,11 @@
 //! Linears against the plain reference.
 
-use crate::common::{Noise, checked, close, dense, emulated, upload};
+use crate::common::{Noise, checked, close, dense, emulated, library, upload};
 use backend::{Backend, Linear, Reference};
-use backend_cuda::Cuda;
+use backend_cuda::{Cuda, Device};
+use cuda_emulator::{Check, Emulated, Order};
 use ir::{Grid, Quantized, Span};
+use std::sync::Arc;
 use tensor::DType;
 
 const GRIDS: [Grid; 7] = [
@@ -94,6 +96,32 @@ fn dense_weights_and_biases() {
             close(&format!("{rows} x {width} -> {out}"), &got, &want, 1e-5);
         }
     });
+}
+
+/// A library multiplies weights that were unpacked with rows in the same order; few rows are ours.
+#[test]
+fn long_prompts_by_a_library() {
+    let Some(library) = library("long_prompts_by_a_library", Check::Memory) else { return };
+    let device = Arc::new(Emulated::new(library, Order::Reverse, true).with_library());
+    let gpu = || Arc::clone(&device) as Arc<dyn Device>;
+    let cuda = Cuda::new(gpu(), false).with_library();
+    assert_eq!(cuda.numerics(), "cuda-cublaslt");
+    assert_eq!(Cuda::new(gpu(), true).with_library().numerics(), "cuda");
+    for (rows, decode) in [(515, 0), (520, 5)] {
+        quantized_rows(&cuda, rows, 20, 136, decode);
+    }
+    // Int8 goes to the integer kernel.
+    assert_eq!(device.products(), 2 * 4);
+    let (rows, out, width) = (512, 33, 65);
+    let mut noise = Noise::new(1);
+    let (x, w, b) = (noise.bf16(rows * width), noise.bf16(out * width), noise.values(out));
+    let mut want = exact(&x, &w, width);
+    want.chunks_mut(out).for_each(|y| y.iter_mut().zip(&b).for_each(|(y, b)| *y += b));
+    let input = upload(&cuda, width, &x);
+    let (weight, bias) = (dense(&cuda, &[out, width], &w), dense(&cuda, &[out], &b));
+    let args = Linear { input: &input, weight: &weight, bias: Some(&bias), decode: 0 };
+    let got = cuda.download(cuda.linear(&args).unwrap()).unwrap();
+    close("bf16 by a library", &got, &want, 1e-5);
 }
 
 /// Several weights of one input are one launch, whatever their kinds.
