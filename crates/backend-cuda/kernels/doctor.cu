@@ -81,3 +81,52 @@ KERNEL(try_wrappers, WrapperArgs, 32, 1) {
     out[18] = first.x, out[19] = first.w, out[20] = second.y, out[21] = second.z;
     out[22] = float_bits(warp_sum(x)), out[23] = float_bits(warp_max(x));
 }
+
+// As `probe`, by wgmma: two warpgroups of a block, 2 * 64 * 256 * 16 operations a product, four a round.
+KERNEL(probe_wgmma, ProbeArgs, 256, 1) {
+    HOPPER(
+        SHARED(uint4, room);  // [64 + 256][8]
+        for (u32 i = threadIdx.x; i < 320 * 8; i += blockDim.x) room[i] = uint4{i, 0, 0, 0};
+        fence_proxy();
+        sync_threads();
+        float sum[128] = {};
+        for (u32 round = 0; round < args.rounds; round++) {
+            wgmma_fence(sum);
+            for (u32 s = 0; s < 4; s++) wgmma_64x256(sum, room + 2 * s, room + 64 * 8 + 2 * s);
+            wgmma_commit();
+            wgmma_wait<1>(sum);
+        }
+        wgmma_wait<0>(sum);
+        float all = 0.0f;
+        for (u32 i = 0; i < 128; i++) all += sum[i];
+        if (all == 12345.0f) *args.out = 1;
+    )
+}
+
+struct WgmmaArgs {
+    const uint4 *a, *b;  // [64, 64] and [256, 64] bf16
+    float *out;          // [64, 256]
+};
+
+// One warpgroup.
+KERNEL(try_wgmma, WgmmaArgs, 128, 1) {
+    HOPPER(
+        SHARED(uint4, room);
+        for (u32 i = threadIdx.x; i < 320 * 8; i += blockDim.x) {
+            u32 row = i / 8;
+            room[row * 8 + (i % 8 ^ row % 8)] = row < 64 ? args.a[i] : args.b[i - 64 * 8];
+        }
+        fence_proxy();
+        sync_threads();
+        float sum[128];
+        for (u32 i = 0; i < 128; i++) sum[i] = (float)i;
+        wgmma_fence(sum);
+        for (u32 s = 0; s < 4; s++) wgmma_64x256(sum, room + 2 * s, room + 64 * 8 + 2 * s);
+        wgmma_commit();
+        wgmma_wait<0>(sum);
+        for (u32 i = 0; i < 128; i++) {
+            u32 row = warp_id() * 16 + lane_id() / 4 + i / 2 % 2 * 8;
+            args.out[row * 256 + i / 4 * 8 + lane_id() % 4 * 2 + i % 2] = sum[i];
+        }
+    )
+}

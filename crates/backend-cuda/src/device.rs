@@ -105,6 +105,11 @@ pub trait Device: Send + Sync {
         Ok(false)
     }
 
+    /// Whether it has Hopper's products of a warpgroup.
+    fn has_wgmma(&self) -> bool {
+        false
+    }
+
     /// Whether there is a library of products.
     fn has_library(&self) -> bool {
         false

@@ -45,6 +45,14 @@ struct ProbeArgs {
 
 #[repr(C)]
 #[derive(Clone, Copy, Pod, Zeroable)]
+struct WgmmaArgs {
+    a: u64,
+    b: u64,
+    out: u64,
+}
+
+#[repr(C)]
+#[derive(Clone, Copy, Pod, Zeroable)]
 struct WrapperArgs {
     input: u64,
     out: u64,
@@ -107,21 +115,28 @@ impl Cuda {
         let out = Memory::zeros(&self.device, 4)?;
         let (count, blocks) = ((bytes / 16) as u64, 132 * 8);
         let args = ProbeArgs { from: room.at(), out: out.at(), count, rounds, unused: 0 };
+        let shared = |kernel: &str| if kernel == "probe_wgmma" { 320 * 128 } else { 0 };
         let rate = |kernel: &str, work: f64| -> Result<f64, BackendError> {
             let mut best = f64::INFINITY;
             for _ in 0..4 {
                 self.device.finish()?;
                 let begun = Instant::now();
-                self.launch(kernel, [blocks, 1, 1], 256, 0, &args)?;
+                self.launch(kernel, [blocks, 1, 1], 256, shared(kernel), &args)?;
                 self.device.finish()?;
                 best = best.min(begun.elapsed().as_secs_f64());
             }
             Ok(work / best)
         };
         let products = f64::from(blocks) * 8.0 * 8.0 * f64::from(rounds);
+        let mut bf16 = rate("probe_bf16", products * 4096.0)?;
+        if self.wgmma {
+            // Two warpgroups, four products a round.
+            let products = f64::from(blocks) * 8.0 * f64::from(rounds);
+            bf16 = bf16.max(rate("probe_wgmma", products * 2.0 * 64.0 * 256.0 * 16.0)?);
+        }
         Ok(Rates {
             read: rate("probe_read", bytes as f64)?,
-            bf16: rate("probe_bf16", products * 4096.0)?,
+            bf16,
             int8: rate("probe_s8", products * 8192.0)?,
         })
     }
@@ -143,6 +158,9 @@ impl Cuda {
     /// If the device fails, rather than being wrong.
     pub fn trials(&self) -> Result<Vec<Trial>, BackendError> {
         let mut trials = self.wrappers()?;
+        if self.device.has_wgmma() {
+            trials.push(self.wgmma_tried()?);
+        }
         trials.extend(self.linears_tried()?);
         trials.extend(self.attention_tried()?);
         trials.extend(self.rows_tried()?);
@@ -221,6 +239,27 @@ impl Cuda {
         ])
     }
 
+    /// A product of a warpgroup: small integers, so that sums are exact in any order.
+    pub(crate) fn wgmma_tried(&self) -> Result<Trial, BackendError> {
+        let mut noise = Noise(2);
+        let mut matrix = |rows: usize| -> Vec<f32> {
+            (0..rows * 64).map(|_| (noise.bits() % 17) as f32 - 8.0).collect()
+        };
+        let (a, b) = (matrix(64), matrix(256));
+        let bits = |x: &[f32]| x.iter().map(|&x| bf16::from_f32(x).to_bits()).collect::<Vec<_>>();
+        let places = [Memory::of(&self.device, &bits(&a))?, Memory::of(&self.device, &bits(&b))?];
+        let out = Memory::zeros(&self.device, 64 * 256 * 4)?;
+        let args = WgmmaArgs { a: places[0].at(), b: places[1].at(), out: out.at() };
+        self.launch("try_wgmma", [1; 3], 128, 320 * 128, &args)?;
+        // What an element began with says where it lay.
+        let mut want = product(&a, &b, 64);
+        for (at, sum) in want.iter_mut().enumerate() {
+            let (row, column) = (at / 256, at % 256);
+            *sum += (column / 8 * 4 + row % 16 / 8 * 2 + column % 2) as f32;
+        }
+        Ok(Trial::new("wgmma", &out.read(64 * 256)?, &want, 0.0))
+    }
+
     fn linears_tried(&self) -> Result<Vec<Trial>, BackendError> {
         let int = |bits, symmetric, span, scale| Grid::Int { bits, symmetric, span, scale };
         let grids = [
@@ -233,7 +272,7 @@ impl Cuda {
         let mut trials = Vec::new();
         // Long prompts are a library's, where there is one.
         let long = self.library.then_some(LONG);
-        for rows in [1, 11, 30, 64, 150].into_iter().chain(long) {
+        for rows in [1, 11, 30, 64, 100, 300].into_iter().chain(long) {
             let mut noise = Noise(rows as u64);
             let x = noise.values(rows * width);
             for grid in grids {

@@ -67,6 +67,8 @@ const STAGE: usize = 8 << 20;
 #[derive(Debug)]
 pub struct Driver {
     name: String,
+    /// Of its compute capability.
+    major: i32,
     context: sys::CUcontext,
     device: sys::CUdevice,
     stream: sys::CUstream,
@@ -121,6 +123,7 @@ impl Driver {
         let (group, cublas) = Default::default();
         Ok(Self {
             name,
+            major,
             context,
             device,
             stream,
@@ -458,6 +461,10 @@ impl Device for Driver {
         let Some((_, Some(group))) = &*group else { return Ok(false) };
         let streams: Vec<sys::CUstream> = own.iter().map(|driver| driver.stream).collect();
         group.sum(&streams, places, count).map(|()| true)
+    }
+
+    fn has_wgmma(&self) -> bool {
+        self.major == 9
     }
 
     fn has_library(&self) -> bool {

@@ -41,6 +41,7 @@ pub const FAMILIES: &[Family] = &[
     family!("pack", "pack_", "unpack_"),
     family!("linear_rows", "linear_rows_"),
     family!("linear_tiles", "linear_tiles_"),
+    family!("linear_wgmma", "linear_wgmma_"),
     family!("linear_int8", "linear_int8", "round_int8"),
     family!("attend_store", "attend_store_"),
     family!("attend_rows", "attend_rows_", "attend_merge_"),

@@ -58,6 +58,8 @@ pub struct Cuda {
     invariant: bool,
     /// Whether products may be those of a library.
     library: bool,
+    /// Whether products of many rows are a warpgroup's.
+    wgmma: bool,
     layouts: Mutex<Vec<Arc<Layout>>>,
     /// Counters of blocks, and how many.
     arrived: Mutex<Option<(usize, Arc<Memory>)>>,
@@ -111,6 +113,7 @@ impl Cuda {
             replaying,
             invariant,
             library: false,
+            wgmma: false,
             layouts,
             arrived,
             positions,
@@ -124,6 +127,15 @@ impl Cuda {
     pub fn with_library(mut self) -> Self {
         self.library = !self.invariant && self.device.has_library();
         self
+    }
+
+    /// Lets Hopper's warpgroups multiply the rows of prompts, if this is one and they do so rightly.
+    ///
+    /// # Errors
+    /// If the device fails.
+    pub fn with_wgmma(mut self) -> Result<Self, BackendError> {
+        self.wgmma = self.device.has_wgmma() && self.wgmma_tried()?.passed();
+        Ok(self)
     }
 
     /// How often a list of launches was replayed.
@@ -254,7 +266,12 @@ impl Backend for Cuda {
     }
 
     fn numerics(&self) -> &'static str {
-        if self.library { "cuda-cublaslt" } else { "cuda" }
+        match (self.wgmma, self.library) {
+            (false, false) => "cuda",
+            (true, false) => "cuda-wgmma",
+            (false, true) => "cuda-cublaslt",
+            (true, true) => "cuda-wgmma-cublaslt",
+        }
     }
 
     fn is_apart(&self) -> bool {

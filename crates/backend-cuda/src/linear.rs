@@ -1,8 +1,8 @@
 //! Linears: which kernel takes which rows.
 //!
 //! Rows of decoding, and every call of few rows, go to `linear_rows`, whose results do not depend on
-//! how many rows there are. Many rows of prompts go to `linear_tiles`, or to `linear_int8` where the
-//! weight is int8; these are sums in another order.
+//! how many rows there are. Many rows of prompts go to `linear_tiles`, on Hopper to `linear_wgmma`, or to
+//! `linear_int8` where the weight is int8; these are sums in another order.
 
 use crate::Cuda;
 use crate::device::{Memory, Product};
@@ -290,6 +290,11 @@ impl Cuda {
     fn many(&self, input: &Buffer, work: &[Work<'_>], first: usize) -> Result<(), BackendError> {
         let (x, rows) = (self.in_slots(input)?, input.rows() - first);
         let (args, stripes) = self.args(&x, work, (first, rows), 8);
+        if self.wgmma && rows > TILE_ROWS {
+            let kernel = format!("linear_wgmma_{}", work[0].matrix.format.name());
+            let grid = [rows.div_ceil(2 * TILE_ROWS) as u32, stripes.div_ceil(8) as u32, 1];
+            return self.launch(&kernel, grid, 256, (3 * 128 + 4 * 256) * 128, &args);
+        }
         let kernel = format!("linear_tiles_{}", work[0].matrix.format.name());
         let grid = [rows.div_ceil(TILE_ROWS) as u32, stripes.div_ceil(8) as u32, 1];
         self.launch(&kernel, grid, 256, 4 * 128 * 128, &args)
@@ -304,7 +309,9 @@ impl Cuda {
         first: usize,
     ) -> Result<bool, BackendError> {
         let rows = input.rows() - first;
-        if !self.library || rows < LONG {
+        // Codes are as fast by our own kernel where warpgroups multiply.
+        let own = self.wgmma && work[0].matrix.format != Format::Bf16;
+        if !self.library || rows < LONG || own {
             return Ok(false);
         }
         let x = self.in_slots(input)?;

@@ -155,6 +155,10 @@ impl Device for Pool {
         self.inner.sum_all(devices, places, count)
     }
 
+    fn has_wgmma(&self) -> bool {
+        self.inner.has_wgmma()
+    }
+
     fn has_library(&self) -> bool {
         self.inner.has_library()
     }

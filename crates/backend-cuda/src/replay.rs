@@ -151,6 +151,10 @@ impl Device for Replaying {
         self.inner.sum_all(devices, places, count)
     }
 
+    fn has_wgmma(&self) -> bool {
+        self.inner.has_wgmma()
+    }
+
     fn has_library(&self) -> bool {
         self.inner.has_library()
     }

@@ -226,6 +226,7 @@ fn gpus(places: &[Vec<Place>], sums: Sums) -> Result<Vec<(usize, Cuda)>, Failure
             Failure::refused(error.to_string()).with_hint("--device cpu computes on the CPU")
         })?;
         let gpu = Cuda::new(Arc::new(driver), sums == Sums::Invariant);
+        let gpu = gpu.with_wgmma().map_err(calibration::EvalError::from)?;
         let gpu = if sums == Sums::Any { gpu.with_library() } else { gpu };
         let wrong = gpu.wrong().map_err(calibration::EvalError::from)?;
         if let Some(first) = wrong.first() {

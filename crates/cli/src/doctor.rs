@@ -94,8 +94,8 @@ fn gpus(all: &mut Vec<Examined>) -> Result<Option<String>, Failure> {
             Err(NoDriver::NoDevice { .. }) if index > 0 => break,
             Err(error) => return Ok(Some(error.to_string())),
         };
-        let gpu = Cuda::new(Arc::new(driver), false).with_library();
         let failed = |error| Failure::from(calibration::EvalError::from(error));
+        let gpu = Cuda::new(Arc::new(driver), false).with_wgmma().map_err(failed)?.with_library();
         let rates = gpu.rates(crate::device::GPU_BYTES, crate::device::GPU_ROUNDS);
         let rates = rates.map_err(failed)?;
         let trials = gpu.trials().map_err(failed)?;
@@ -105,8 +105,10 @@ fn gpus(all: &mut Vec<Examined>) -> Result<Option<String>, Failure> {
         all.push(Examined {
             place: format!("cuda:{index}"),
             name: match gpu.numerics() {
-                "cuda" => gpu.device().describe(),
-                _ => format!("{}, cuBLASLt", gpu.device().describe()),
+                class if class.ends_with("cublaslt") => {
+                    format!("{}, cuBLASLt", gpu.device().describe())
+                }
+                _ => gpu.device().describe(),
             },
             machine: Machine { read, f32, bf16: Some(f32), int8 },
             tried: trials.len(),

@@ -65,13 +65,16 @@ enum class State : uint8_t { Ready, AtBarrier, InWarp, Done };
 enum class Order : uint32_t { Forward, Reverse, Random };
 
 /// What a warp does together.
-enum class Kind : uint8_t { Sync, Xor, Bf16, S8 };
+enum class Kind : uint8_t { Sync, Xor, Bf16, S8, Wgmma };
 
 struct Copy { unsigned char *to; const unsigned char *from; unsigned bytes, size; };
 
 /// What a thread of another block did before it let others see it: everything of its block from earlier
 /// epochs, and what the thread itself did in this one.
 struct Released { uint32_t block, epoch; uint16_t thread; };
+
+/// This thread's part of a product of a warpgroup.
+struct Wgmma { float *c; uintptr_t a, b; };
 
 struct Fiber : Self {
     void *stack;
@@ -81,6 +84,9 @@ struct Fiber : Self {
     unsigned index, phase;
     std::vector<Copy> open;
     std::vector<std::vector<Copy>> groups;
+    std::vector<Wgmma> products;               // asked for and not committed
+    std::vector<std::vector<Wgmma>> committed;  // and those that are
+    int64_t published;                         // the epoch of the last fence of proxies
     bool fenced;                          // since the last barrier
     std::vector<Released> taken, seen;  // by atomics; and those that a fence followed
 };
@@ -202,7 +208,7 @@ void mark(Cell &cell, bool write, bool atomic) {
     first = now;
 }
 
-enum class Flight { None, Begins, Lands, Atomic };
+enum class Flight { None, Begins, Lands, Atomic, Proxy };
 
 void access(const void *at, size_t bytes, bool write, Flight flight = Flight::None) {
     if (!self || !block->launch->checked) return;
@@ -226,6 +232,8 @@ void access(const void *at, size_t bytes, bool write, Flight flight = Flight::No
             else if (c.write.valid && !(c.write.atomic && flight == Flight::Atomic) &&
                      same_place(c.write, fiber(), s.shared))
                 hazard = write ? "write after write" : "read after write";
+            else if (flight == Flight::Proxy && c.write.valid && c.write.epoch > block->fibers[c.write.thread].published)
+                hazard = "read before a fence of proxies";
             else if (write)
                 for (const Access &r : c.reads)
                     if (r.valid && same_place(r, fiber(), s.shared)) hazard = "write after read";
@@ -291,7 +299,8 @@ void multiply(Slots &s, T (*value)(const uint32_t *, int)) {
 
 void together(Kind kind, Slots &s) {
     switch (kind) {
-        case Kind::Sync: return;
+        case Kind::Sync:
+        case Kind::Wgmma: return;
         case Kind::Xor:
             for (unsigned lane = 0; lane < WARP; lane++) {
                 uint32_t from;
@@ -344,6 +353,7 @@ void entry() {
     Fiber &f = fiber();
     block->launch->kernel(block->launch->args);
     if (!f.open.empty() || !f.groups.empty()) report("copies in flight at the end");
+    if (!f.products.empty() || !f.committed.empty()) report("products in flight at the end");
     f.state = State::Done;
     yield();
 }
@@ -365,6 +375,7 @@ void begin(Block &b, Dim at, uint32_t number) {
         f.lane = i % WARP, f.index = i, f.phase = 0, f.line = 0, f.state = State::Ready;
         f.shared = b.shared;
         f.open.clear(), f.groups.clear();
+        f.products.clear(), f.committed.clear(), f.published = -1;
         f.fenced = false, f.taken.clear(), f.seen.clear();
         void **top = (void **)(b.stacks + (i + 1) * STACK);
         *--top = nullptr;
@@ -429,8 +440,8 @@ void blocks(const Launch &l, std::atomic<uint32_t> &next) {
     self = nullptr;
     b.fibers.resize(threads);
     b.warps.resize((threads + WARP - 1) / WARP);
-    b.shared_room.resize(l.shared + 256);
-    b.shared = (unsigned char *)(((uintptr_t)b.shared_room.data() + 255) & ~(uintptr_t)255);
+    b.shared_room.resize(l.shared + 1024);
+    b.shared = (unsigned char *)(((uintptr_t)b.shared_room.data() + 1023) & ~(uintptr_t)1023);
     void *stacks = mmap(nullptr, threads * STACK, PROT_READ | PROT_WRITE,
                         MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
     if (stacks == MAP_FAILED) return report("no memory for stacks");
@@ -497,6 +508,68 @@ void copy_async(void *to, const void *from, unsigned bytes, int line) {
     access(to, 16, true, Flight::Begins);
     if (block->launch->late) f.open.push_back(c);
     else land(c);
+}
+
+void fence_proxy() { fiber().published = block->epoch; }
+
+namespace {
+/// Element k of a row of a matrix that begins at a multiple of 1024 bytes, but for whole steps of 16 columns.
+uintptr_t swizzled(uintptr_t matrix, unsigned row, unsigned k) {
+    uintptr_t at = matrix + row / 8 * 1024 + row % 8 * 128 + 2 * k;
+    return at ^ (at >> 7 & 7) << 4;
+}
+
+/// Sixteen bf16 of a row.
+void read_row(float (&to)[16], uintptr_t matrix, unsigned row) {
+    for (unsigned k = 0; k < 16; k += 8) {
+        uintptr_t at = swizzled(matrix, row, k);
+        access((const void *)at, 16, false, Flight::Proxy);
+        for (unsigned i = 0; i < 8; i++) {
+            uint16_t bits;
+            memcpy(&bits, (const void *)(at + 2 * i), 2);
+            to[k + i] = bf16(bits);
+        }
+    }
+}
+
+void multiply(const Wgmma &p) {
+    Fiber &f = fiber();
+    unsigned g = f.lane / 4, t = f.lane % 4, first = f.index / WARP % 4 * 16;
+    float a[2][16], b[16];
+    for (unsigned half = 0; half < 2; half++) read_row(a[half], p.a, first + g + 8 * half);
+    for (unsigned column = 0; column < 64; column++) {
+        read_row(b, p.b, column / 2 * 8 + 2 * t + column % 2);
+        for (unsigned half = 0; half < 2; half++)
+            for (unsigned k = 0; k < 16; k++)
+                p.c[column / 2 * 4 + 2 * half + column % 2] += a[half][k] * b[k];
+    }
+}
+}  // namespace
+
+void wgmma_fence(int line) { meet(Kind::Wgmma, "", 0, line); }
+
+/// Late products are made when they are waited for, of what is then in shared memory.
+void wgmma_64x256(float (&c)[128], const void *a, const void *b, int line) {
+    meet(Kind::Wgmma, "", 0, line);
+    Wgmma product{c, (uintptr_t)a, (uintptr_t)b};
+    if (block->launch->late) fiber().products.push_back(product);
+    else multiply(product);
+}
+
+void wgmma_commit(int line) {
+    meet(Kind::Wgmma, "", 0, line);
+    Fiber &f = fiber();
+    f.committed.push_back(std::move(f.products));
+    f.products.clear();
+}
+
+void wgmma_wait(unsigned pending, int line) {
+    meet(Kind::Wgmma, "", 0, line);
+    Fiber &f = fiber();
+    while (f.committed.size() > pending) {
+        for (const Wgmma &product : f.committed.front()) multiply(product);
+        f.committed.erase(f.committed.begin());
+    }
 }
 
 void fence() {

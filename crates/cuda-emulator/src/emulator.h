@@ -26,6 +26,11 @@ void mma_bf16(float (&c)[4], const uint32_t (&a)[4], const uint32_t (&b)[2], int
 void mma_s8(int (&c)[4], const uint32_t (&a)[4], const uint32_t (&b)[2], int line);
 void copy_async(void *shared, const void *global, unsigned bytes, int line);
 void fence();
+void fence_proxy();
+void wgmma_fence(int line);
+void wgmma_64x256(float (&c)[128], const void *a, const void *b, int line);
+void wgmma_commit(int line);
+void wgmma_wait(unsigned pending, int line);
 uint32_t atomic_add(uint32_t *at, uint32_t value, int line);
 void commit_copies();
 void wait_copies(unsigned pending);

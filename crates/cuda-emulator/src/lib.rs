@@ -4,11 +4,11 @@
 //! What it does to find what is wrong:
 //! - shared memory is full of NaN when a block begins;
 //! - threads run forward, in reverse, or in an order of their own at every turn;
-//! - asynchronous copies land when they are waited for, and not before;
+//! - asynchronous copies land, and products of warpgroups are made, when they are waited for;
 //! - barriers that not all threads reach, or not the same, and warps whose lanes part, are errors;
 //! - [`Check::Memory`] follows every access (g++ instruments it as for its thread sanitizer, and calls
-//!   us): races within a block and between blocks, what is outside of everything that is allocated,
-//!   misaligned vectors.
+//!   us): races within a block and between blocks (which atomics between fences order), what `wgmma` reads
+//!   before a fence of proxies, what is outside of everything that is allocated, misaligned vectors.
 //!
 //! What it cannot see: the PTX itself (assembled for every architecture by `.ci/cuda`, tried against
 //! these host bodies by `optimize doctor` on a GPU), and how long anything takes.
@@ -76,6 +76,8 @@ pub struct Emulated {
     machine: Machine,
     /// Whether it has a library of products.
     library: bool,
+    /// Whether it is a Hopper.
+    wgmma: bool,
     products: AtomicU64,
 }
 
@@ -259,13 +261,20 @@ impl Emulated {
     pub fn new(library: &'static Library, order: Order, late_copies: bool) -> Self {
         let (memory, reached) = (Arc::default(), Arc::default());
         let machine = Machine { library, order, late_copies, memory, reached };
-        Self { machine, library: false, products: AtomicU64::new(0) }
+        Self { machine, library: false, wgmma: false, products: AtomicU64::new(0) }
     }
 
     /// The same with a library of products, which multiplies as anybody would.
     #[must_use]
     pub fn with_library(mut self) -> Self {
         self.library = true;
+        self
+    }
+
+    /// The same with Hopper's products of a warpgroup.
+    #[must_use]
+    pub fn with_wgmma(mut self) -> Self {
+        self.wgmma = true;
         self
     }
 
@@ -480,6 +489,10 @@ impl Device for Emulated {
             reached.push(Arc::clone(&other.machine.memory));
         }
         true
+    }
+
+    fn has_wgmma(&self) -> bool {
+        self.wgmma
     }
 
     fn has_library(&self) -> bool {

@@ -8,7 +8,7 @@ use std::path::Path;
 
 /// The kernel with the bug, the one without, and what finds it: the first of the ways to run it that
 /// does, and a word of what is said.
-const PLANTED: [(&str, &str, Found, &str); 11] = [
+const PLANTED: [(&str, &str, Found, &str); 13] = [
     ("neighbour_without_barrier", "neighbour", Found::Result, ""),
     ("refill_without_barrier", "refill", Found::Checker, "write after read"),
     ("copies_with_weak_wait", "copies", Found::LateCopies, ""),
@@ -18,6 +18,8 @@ const PLANTED: [(&str, &str, Found, &str); 11] = [
     ("blocks_last_without_release", "blocks_last", Found::Checker, "read after write"),
     ("blocks_last_without_acquire", "blocks_last", Found::Checker, "read after write"),
     ("blocks_last_without_barrier", "blocks_last", Found::Checker, "read after write"),
+    ("product_unpublished", "product_of_four", Found::Checker, "fence of proxies"),
+    ("product_overwritten", "product_of_four", Found::LateCopies, "read"),
     ("barrier_of_some", "barrier_of_all", Found::Machine, "deadlock"),
     ("warp_parted", "warp_whole", Found::Machine, "lanes part"),
 ];
@@ -60,10 +62,14 @@ fn run(
     device.write(input, &values).unwrap();
     let n = (N as u64).to_le_bytes();
     let args = [input.to_le_bytes(), out.to_le_bytes(), n].concat();
-    let threads = if kernel.starts_with("vectors") { 8 } else { 64 };
+    let (threads, shared) = match kernel {
+        kernel if kernel.starts_with("vectors") => (8, 4 * N as u32),
+        kernel if kernel.starts_with("product") => (128, 320 * 128),
+        _ => (64, 4 * N as u32),
+    };
     let blocks = if kernel.starts_with("blocks") { 2 } else { 1 };
     let grid = [blocks, 1, 1];
-    device.run(&Launch { kernel, grid, threads, shared: 4 * N as u32, args: &args })?;
+    device.run(&Launch { kernel, grid, threads, shared, args: &args })?;
     let mut bytes = vec![0; 4 * N];
     device.read(out, &mut bytes).unwrap();
     Ok(bytes.chunks_exact(4).map(|b| f32::from_le_bytes(b.try_into().unwrap())).collect())

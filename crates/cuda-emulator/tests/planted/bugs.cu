@@ -82,6 +82,26 @@ KERNEL(blocks_last_without_release, Args, 64, 1) { last<false, true, true>(args)
 KERNEL(blocks_last_without_acquire, Args, 64, 1) { last<true, false, true>(args); }
 KERNEL(blocks_last_without_barrier, Args, 64, 1) { last<true, true, false>(args); }
 
+// A product of a warpgroup, of what its threads wrote; and what they write while it is under way.
+template <bool PUBLISHED, bool WAITED> DEVICE void product(const Args &args) {
+    SHARED(uint4, room);
+    for (u32 i = threadIdx.x; i < 320 * 8; i += blockDim.x) room[i] = ((const uint4 *)args.in)[i % 128];
+    if (PUBLISHED) fence_proxy();
+    sync_threads();
+    float sum[128] = {};
+    wgmma_fence(sum);
+    wgmma_64x256(sum, room, room + 64 * 8);
+    wgmma_commit();
+    if (WAITED) wgmma_wait<0>(sum);
+    sync_threads();
+    room[threadIdx.x] = uint4{0, 0, 0, 0};
+    wgmma_wait<0>(sum);
+    for (u32 i = 0; i < 4; i++) args.out[4 * threadIdx.x + i] = sum[i];
+}
+KERNEL(product_of_four, Args, 128, 1) { product<true, true>(args); }
+KERNEL(product_unpublished, Args, 128, 1) { product<false, true>(args); }
+KERNEL(product_overwritten, Args, 128, 1) { product<true, false>(args); }
+
 KERNEL(barrier_of_all, Args, 64, 1) {
     sync_threads();
     args.out[threadIdx.x] = args.in[threadIdx.x];
