@@ -231,6 +231,9 @@ fn draws_are_those_of_the_reference_sampler() {
         engine::Sampling { temperature: 2.0, ..penalties },
         engine::Sampling { temperature: 0.9, top_k: 40, top_p: 0.8, ..plain() },
         engine::Sampling { temperature: 1.5, top_k: 1, ..plain() },
+        engine::Sampling { temperature: 1.0, top_p: 0.9, ..plain() },
+        engine::Sampling { temperature: 0.7, top_p: 0.3, min_p: 0.01, ..plain() },
+        engine::Sampling { temperature: 1.8, top_p: 0.999, ..plain() },
     ];
     let (mut settled, mut all) = (0, 0);
     for seed in 0..24 {

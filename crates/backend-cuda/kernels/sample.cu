@@ -17,6 +17,8 @@ struct Ask {
     float temperature, min_score; // of what is scaled by it
     float repetition, frequency, presence;
     u32 mode, first_change, changes, alternatives, wants_sum;
+    float share;  // of all exponentials, that the most likely tokens must have; 1: no matter
+    u32 unused;
 };
 
 struct Pair { u32 token; float logit; };
@@ -134,14 +136,66 @@ DEVICE float scaled(float x, float top, float temperature) {
     return x == top ? 0.0f : fmaxf((x - top) / temperature, -3.402823466e38f);
 }
 
+// Exponentials as integers, so that their sum has no order.
+DEVICE u64 weight(float x, float top, float temperature) {
+    return (u64)(exp2_fast(scaled(x, top, temperature) * 1.4426950408889634f) * 1099511627776.0f);
+}
+
+DEVICE u64 block_sum_64(u64 x, u32 *room) {
+    // In three parts, of which none carries over: 2^57 at most.
+    u32 low = block_sum((u32)(x & 0xfffffu), room), middle = block_sum((u32)(x >> 20 & 0xfffffu), room);
+    return (u64)low + ((u64)middle << 20) + ((u64)block_sum((u32)(x >> 40), room) << 40);
+}
+
+// The most likely tokens that have `ask.share` of all exponentials, as far as sums tell that differ in their
+// last digits: certainly those whose order is at least `certain`, none below `possible`.
+struct Nucleus { u32 possible, certain; };
+
+DEVICE Nucleus nucleus(const Ask &ask, const float *x, u32 n, float top, u32 *room) {
+    u64 all = 0;
+    for (u32 i = threadIdx.x; i < n; i += THREADS) all += weight(x[i], top, ask.temperature);
+    all = block_sum_64(all, room);
+    // A share of it is far more than sums of 2^-24 parts of exponentials can differ by.
+    u64 wanted = (u64)((double)all * ask.share), margin = all >> 13;
+    u64 bounds[2] = {wanted > margin ? wanted - margin : 0, wanted + margin}, at_first = 0;
+    u32 thresholds[2] = {0, 0};
+    for (u32 bit = 32; bit-- > 0;) {
+        u64 sums[2] = {0, 0};
+        for (u32 i = threadIdx.x; i < n; i += THREADS) {
+            u32 order = order_of(x[i]);
+            bool above[2] = {order >= (thresholds[0] | 1u << bit), order >= (thresholds[1] | 1u << bit)};
+            if (!above[0] && !above[1]) continue;
+            u64 w = weight(x[i], top, ask.temperature);
+            for (u32 k = 0; k < 2; k++) sums[k] += above[k] ? w : 0;
+        }
+        for (u32 k = 0; k < 2; k++) {
+            u64 sum = block_sum_64(sums[k], room);
+            if (sum < bounds[k]) continue;
+            thresholds[k] |= 1u << bit;
+            if (k == 0) at_first = sum;
+        }
+    }
+    // The last token that may be the one with which the share is reached. Of several that equal it some may
+    // be left out, unless all but one of them do not reach it.
+    u32 equal = 0;
+    u64 own = 0;
+    for (u32 i = threadIdx.x; i < n; i += THREADS)
+        if (order_of(x[i]) == thresholds[0]) equal++, own += weight(x[i], top, ask.temperature);
+    equal = block_sum(equal, room);
+    own = equal ? block_sum_64(own, room) / equal : 0;
+    bool certain = equal == 1 || (equal > 1 && at_first - own < bounds[0]);
+    return Nucleus{thresholds[1], certain ? thresholds[0] : thresholds[0] + 1};
+}
+
 // The tokens whose logit plus noise is next to the largest there is.
-DEVICE u32 near_winner(const Ask &ask, const float *x, u32 n, float top, Pair *list, u32 *winner, u32 *room) {
+DEVICE u32 near_winner(const Ask &ask, const float *x, u32 n, float top, u32 least, Pair *list, u32 *winner, u32 *room) {
     const float margin = 1e-3f;  // far above what two logarithms can differ by
     float best = LEAST;
     for (u32 i = threadIdx.x; i < n; i += THREADS) {
         float score = scaled(x[i], top, ask.temperature);
         u32 bits = noise_of(ask.key, i);
-        if (x[i] == LEAST || score < ask.min_score || score + gumbel_bound(bits) < best) continue;
+        if (x[i] == LEAST || order_of(x[i]) < least || score < ask.min_score) continue;
+        if (score + gumbel_bound(bits) < best) continue;
         best = fmaxf(best, score + gumbel(bits));
     }
     best = block_max(best, room);
@@ -151,7 +205,8 @@ DEVICE u32 near_winner(const Ask &ask, const float *x, u32 n, float top, Pair *l
         for (u32 i = threadIdx.x; i < n; i += THREADS) {
             float score = scaled(x[i], top, ask.temperature);
             u32 bits = noise_of(ask.key, i);
-            if (x[i] == LEAST || score < ask.min_score || score + gumbel_bound(bits) < best - margin) continue;
+            if (x[i] == LEAST || order_of(x[i]) < least || score < ask.min_score) continue;
+            if (score + gumbel_bound(bits) < best - margin) continue;
             float sum = score + gumbel(bits);
             if (sum < best - margin) continue;
             if (sum == best) at = smaller(at, i);
@@ -212,7 +267,15 @@ KERNEL(sample, SampleArgs, THREADS, 2) {
     Best best = block_best(x, args.width, room);
     u32 count = 0, token = smaller(best.at, args.width - 1);
     if (best.value != LEAST) {
-        if (ask.mode == NOISE) count = near_winner(ask, x, args.width, best.value, found->list, &token, room);
+        if (ask.mode == NOISE) {
+            Nucleus of = {0, 0};
+            if (ask.share < 1.0f) of = nucleus(ask, x, args.width, best.value, room);
+            count = near_winner(ask, x, args.width, best.value, of.possible, found->list, &token, room);
+            u32 unsure = 0;
+            for (u32 i = threadIdx.x; i < smaller(count, MOST); i += THREADS)
+                unsure += order_of(found->list[i].logit) < of.certain;
+            if (block_sum(unsure, room)) count = MOST + 1;
+        }
         if (ask.mode == LARGEST) count = largest(x, args.width, smaller(MOST, args.width), found->list, room);
     }
     if (threadIdx.x == 0) found->token = token, args.tokens[blockIdx.x] = token;

@@ -32,6 +32,8 @@ struct Ask {
     changes: u32,
     alternatives: u32,
     wants_sum: u32,
+    share: f32,
+    unused: u32,
 }
 
 #[repr(C)]
@@ -100,6 +102,8 @@ impl Cuda {
                 changes: row.changes.len() as u32,
                 alternatives: row.raw.unwrap_or(0).min(SHORTLIST) as u32,
                 wants_sum: row.raw.is_some().into(),
+                share: row.share,
+                unused: 0,
             });
             first_change += row.changes.len() as u32;
         }

@@ -19,6 +19,9 @@ pub struct Seek<'a> {
     pub temperature: f32,
     /// What is below this is left out.
     pub min_score: f32,
+    /// Below 1, `NearWinner` is among the most likely tokens that together have this share of all
+    /// exponentials; there is no list where it is not certain which these are.
+    pub share: f32,
     /// Divides positive and multiplies negative logits of repeated tokens.
     pub repetition: f32,
     /// Taken from a token's logit `count` times.

@@ -21,6 +21,8 @@ pub struct Wish {
     pub temperature: f32,
     /// Tokens below this, relative to the best and scaled, are cut.
     pub min_score: f32,
+    /// Only the most likely tokens that together have this share of all may win; 1 for all.
+    pub share: f32,
     /// [`Sampling::repetition_penalty`].
     pub repetition: f32,
     /// [`Sampling::frequency_penalty`].
@@ -84,7 +86,7 @@ pub fn wish(
 ) -> Option<Wish> {
     let of = match (sampling.temperature, sampling.top_k, sampling.top_p) {
         (0.0, ..) => Kind::Best,
-        (_, 0, 1.0..) => Kind::NearWinner,
+        (_, 0, _) => Kind::NearWinner,
         (_, 1..=SHORTLIST, _) => Kind::Largest,
         _ => return None,
     };
@@ -127,6 +129,7 @@ pub fn wish(
         key: Noise::new(sampling.seed, history.len() as u64).key(),
         temperature: sampling.temperature,
         min_score: least(sampling),
+        share: if sampling.top_k == 0 { sampling.top_p.min(1.0) } else { 1.0 },
         repetition,
         frequency: sampling.frequency_penalty,
         presence: sampling.presence_penalty,

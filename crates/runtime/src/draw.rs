@@ -90,6 +90,7 @@ pub fn seek<'a>(wish: &Wish, changes: &'a [SeekChange]) -> Seek<'a> {
         key: wish.key,
         temperature: wish.temperature,
         min_score: wish.min_score,
+        share: wish.share,
         repetition: wish.repetition,
         frequency: wish.frequency,
         presence: wish.presence,

@@ -224,6 +224,7 @@ fn shortlists_touch_only_what_is_theirs() {
             key: 5,
             temperature: 0.7,
             min_score: -3.0,
+            share: 0.6,
             repetition: 1.0,
             frequency: 0.0,
             presence: 0.0,
