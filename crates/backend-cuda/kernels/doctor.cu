@@ -1,6 +1,6 @@
 // What `optimize doctor` and `bench` ask of a GPU: how fast it reads and multiplies, and whether every
 // wrapper of PTX does what its host body does.
-#include "dev.cuh"
+#include "wgmma.cuh"
 
 struct ProbeArgs {
     const uint4 *from;

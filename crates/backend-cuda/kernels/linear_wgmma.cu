@@ -2,6 +2,7 @@
 // shared memory. Rows are fetched two tiles ahead; a warp makes bf16 of the next tile of its stripe while
 // the tensor cores are at this one, and the product of the last is waited for after that of this one began.
 #include "linear.cuh"
+#include "wgmma.cuh"
 
 #define ROWS 256
 #define STRIPES 8

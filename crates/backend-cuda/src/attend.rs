@@ -31,8 +31,9 @@ const MOST_ITEMS: usize = 65_535;
 /// What a block works on: first row, rows, position of the first, place of the table, first pair.
 type Item = [u32; 5];
 
-/// Rows of a block of `kernels/attend_tiles.cu`.
+/// Rows of a block of `kernels/attend_tiles.cu`, and of `kernels/attend_wgmma.cu`.
 const TILE_ROWS: usize = 64;
+const WGMMA_ROWS: usize = 128;
 
 /// Keys and values of one layer.
 pub(crate) struct Pages {
@@ -102,7 +103,8 @@ struct AttendArgs {
 /// of a cache group.
 pub(crate) struct Layout {
     spans: Vec<(Range<usize>, usize, Vec<u32>)>,
-    group: usize,
+    /// Query heads a key head, and rows of a tile.
+    kind: (usize, usize),
     positions: Memory,
     places: Memory,
     tables: Memory,
@@ -207,7 +209,9 @@ impl Cuda {
         if rows == 0 {
             return Ok(Buffer::new(0, width, Rows::slots(out)));
         }
-        let layout = self.layout(args.spans, rows, heads.query / heads.kv)?;
+        let wgmma = self.wgmma && dim <= MOST_OUT;
+        let tile = if wgmma { WGMMA_ROWS } else { TILE_ROWS };
+        let layout = self.layout(args.spans, rows, (heads.query / heads.kv, tile))?;
         let queries = self.room(rows * heads.query * dim * 2)?;
         self.store(args, pages, &layout, &queries)?;
         let (query_heads, kv_heads) = (heads.query as u32, heads.kv as u32);
@@ -254,8 +258,13 @@ impl Cuda {
         if let Some(items) = &layout.tiles {
             let args = AttendArgs { items: items.at(), ..base };
             let grid = [layout.tile_items as u32, query_heads * parts as u32, 1];
-            let shared = 2 * 64 * (dim + dim / parts) * 2;
-            self.launch(&format!("attend_tiles_{kind}"), grid, 128, shared, &args)?;
+            if wgmma {
+                let shared = 4 * 2 * 64 * dim * 2;
+                self.launch(&format!("attend_wgmma_{kind}"), grid, 256, shared, &args)?;
+            } else {
+                let shared = 2 * 64 * (dim + dim / parts) * 2;
+                self.launch(&format!("attend_tiles_{kind}"), grid, 128, shared, &args)?;
+            }
         }
         Ok(Buffer::new(rows, width, Rows::slots(out)))
     }
@@ -336,13 +345,13 @@ impl Cuda {
         &self,
         spans: &[Span<'_>],
         rows: usize,
-        group: usize,
+        kind: (usize, usize),
     ) -> Result<Arc<Layout>, BackendError> {
         let mut kept = self.layouts.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(layout) = kept.iter().find(|l| l.group == group && l.is_of(spans, rows)) {
+        if let Some(layout) = kept.iter().find(|l| l.kind == kind && l.is_of(spans, rows)) {
             return Ok(Arc::clone(layout));
         }
-        let layout = Arc::new(Layout::new(self, spans, rows, group)?);
+        let layout = Arc::new(Layout::new(self, spans, rows, kind)?);
         if kept.len() == LAYOUTS {
             kept.remove(0);
         }
@@ -368,8 +377,9 @@ impl Layout {
         cuda: &Cuda,
         spans: &[Span<'_>],
         rows: usize,
-        group: usize,
+        kind: (usize, usize),
     ) -> Result<Self, BackendError> {
+        let (group, tile) = kind;
         let (mut positions, mut places) = (vec![0u32; rows], vec![0u32; rows]);
         let mut tables: Vec<u32> = Vec::new();
         let (mut few, mut many): (Vec<Item>, Vec<Item>) = (Vec::new(), Vec::new());
@@ -392,7 +402,7 @@ impl Layout {
                 // Cut at absolute positions, so that a tile's rows do not depend on the chunk.
                 let mut begin = start;
                 while begin < start + count {
-                    let end = ((begin / TILE_ROWS + 1) * TILE_ROWS).min(start + count);
+                    let end = ((begin / tile + 1) * tile).min(start + count);
                     let item = [first + begin - start, end - begin, begin, table, 0];
                     many.push(item.map(|n| n as u32));
                     begin = end;
@@ -408,7 +418,7 @@ impl Layout {
         };
         Ok(Self {
             spans: spans.iter().map(|s| (s.rows.clone(), s.start, s.blocks.to_vec())).collect(),
-            group,
+            kind,
             positions: Memory::of(&cuda.steps, &positions)?,
             places: Memory::of(&cuda.steps, &places)?,
             tables: {

@@ -46,6 +46,7 @@ pub const FAMILIES: &[Family] = &[
     family!("attend_store", "attend_store_"),
     family!("attend_rows", "attend_rows_", "attend_merge_"),
     family!("attend_tiles", "attend_tiles_"),
+    family!("attend_wgmma", "attend_wgmma_"),
     family!("score", "fold_"),
     family!("sample", "sample"),
     family!("doctor", "probe_", "try_"),

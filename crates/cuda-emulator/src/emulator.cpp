@@ -65,7 +65,7 @@ enum class State : uint8_t { Ready, AtBarrier, InWarp, Done };
 enum class Order : uint32_t { Forward, Reverse, Random };
 
 /// What a warp does together.
-enum class Kind : uint8_t { Sync, Xor, Bf16, S8, Wgmma };
+enum class Kind : uint8_t { Sync, Xor, Bf16, S8, Wgmma, Quad };
 
 struct Copy { unsigned char *to; const unsigned char *from; unsigned bytes, size; };
 
@@ -74,7 +74,7 @@ struct Copy { unsigned char *to; const unsigned char *from; unsigned bytes, size
 struct Released { uint32_t block, epoch; uint16_t thread; };
 
 /// This thread's part of a product of a warpgroup.
-struct Wgmma { float *c; uintptr_t a, b; };
+struct Wgmma { float *c; unsigned columns; uintptr_t a, b; float rows[2][16]; };
 
 struct Fiber : Self {
     void *stack;
@@ -308,6 +308,10 @@ void together(Kind kind, Slots &s) {
                 memcpy(s.out[lane], s.in[from % WARP], 4);
             }
             return;
+        case Kind::Quad:
+            for (unsigned lane = 0; lane < WARP; lane++)
+                for (unsigned i = 0; i < 4; i++) memcpy(s.out[lane] + 16 * i, s.in[lane / 4 * 4 + i], 16);
+            return;
         case Kind::Bf16:
             return multiply<float, float, 16>(s, [](const uint32_t *r, int i) { return bf16(*r >> 16 * i); });
         case Kind::S8:
@@ -536,8 +540,10 @@ void multiply(const Wgmma &p) {
     Fiber &f = fiber();
     unsigned g = f.lane / 4, t = f.lane % 4, first = f.index / WARP % 4 * 16;
     float a[2][16], b[16];
-    for (unsigned half = 0; half < 2; half++) read_row(a[half], p.a, first + g + 8 * half);
-    for (unsigned column = 0; column < 64; column++) {
+    memcpy(a, p.rows, sizeof a);
+    if (p.a)
+        for (unsigned half = 0; half < 2; half++) read_row(a[half], p.a, first + g + 8 * half);
+    for (unsigned column = 0; column < p.columns / 4; column++) {
         read_row(b, p.b, column / 2 * 8 + 2 * t + column % 2);
         for (unsigned half = 0; half < 2; half++)
             for (unsigned k = 0; k < 16; k++)
@@ -549,9 +555,19 @@ void multiply(const Wgmma &p) {
 void wgmma_fence(int line) { meet(Kind::Wgmma, "", 0, line); }
 
 /// Late products are made when they are waited for, of what is then in shared memory.
-void wgmma_64x256(float (&c)[128], const void *a, const void *b, int line) {
-    meet(Kind::Wgmma, "", 0, line);
-    Wgmma product{c, (uintptr_t)a, (uintptr_t)b};
+void wgmma_of(float *c, unsigned columns, const void *a, const uint32_t *registers, const void *b, int line) {
+    Wgmma product{c, columns, (uintptr_t)a, (uintptr_t)b, {}};
+    if (registers) {
+        // Of rows g and g + 8 each lane of four has four columns.
+        const unsigned char *quad = meet(Kind::Quad, registers, 16, line);
+        for (unsigned lane = 0; lane < 4; lane++)
+            for (unsigned r = 0; r < 4; r++)
+                for (unsigned i = 0; i < 2; i++) {
+                    uint16_t bits;
+                    memcpy(&bits, quad + 16 * lane + 4 * r + 2 * i, 2);
+                    product.rows[r % 2][r / 2 * 8 + 2 * lane + i] = bf16(bits);
+                }
+    } else meet(Kind::Wgmma, "", 0, line);
     if (block->launch->late) fiber().products.push_back(product);
     else multiply(product);
 }

@@ -28,7 +28,13 @@ void copy_async(void *shared, const void *global, unsigned bytes, int line);
 void fence();
 void fence_proxy();
 void wgmma_fence(int line);
-void wgmma_64x256(float (&c)[128], const void *a, const void *b, int line);
+void wgmma_of(float *c, unsigned columns, const void *a, const uint32_t *registers, const void *b, int line);
+template <unsigned N> inline void wgmma(float (&c)[N], const void *a, const void *b, int line) {
+    wgmma_of(c, 2 * N, a, nullptr, b, line);
+}
+template <unsigned N> inline void wgmma(float (&c)[N], const uint32_t (&a)[4], const void *b, int line) {
+    wgmma_of(c, 2 * N, nullptr, a, b, line);
+}
 void wgmma_commit(int line);
 void wgmma_wait(unsigned pending, int line);
 uint32_t atomic_add(uint32_t *at, uint32_t value, int line);

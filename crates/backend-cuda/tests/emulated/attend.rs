@@ -1,6 +1,8 @@
 //! Attention against the plain reference: few rows and many, norms and rotations on the way.
 
-use crate::common::{Noise, checked, close, dense, emulated, invariant, upload};
+use crate::common::{
+    Noise, checked, close, dense, emulated, hopper, hopper_checked, invariant, upload,
+};
 use backend::{
     Attend, AttendPaged, Backend, Buffer, DeviceWeight, KV_BLOCK, KvCache, KvDType, Reference,
     Rope, RopeTable, Span,
@@ -122,6 +124,28 @@ fn long_sequences_have_several_splits() {
         for heads in &SHAPES[..2] {
             run(cuda, &case(*heads, KvDType::Bf16, None, &[250, 3, 4, 1, 20, 1]));
             run(cuda, &case(*heads, KvDType::Int8, Some(260), &[300, 1, 7, 1]));
+        }
+    });
+}
+
+#[test]
+fn long_prompts_by_warpgroups() {
+    hopper("long_prompts_by_warpgroups", |cuda| {
+        for heads in SHAPES {
+            for dtype in [KvDType::Bf16, KvDType::Int8] {
+                run(cuda, &case(heads, dtype, None, &[150, 1, 17, 70, 3]));
+                run(cuda, &case(heads, dtype, Some(50), &[40, 1, 190, 20]));
+            }
+        }
+    });
+}
+
+#[test]
+fn warpgroups_attend_to_what_is_their_own() {
+    hopper_checked("warpgroups_attend_to_what_is_their_own", |cuda| {
+        for dtype in [KvDType::Bf16, KvDType::Int8] {
+            run(cuda, &case(SHAPES[0], dtype, None, &[70, 1, 18]));
+            run(cuda, &case(SHAPES[2], dtype, Some(10), &[18, 1]));
         }
     });
 }

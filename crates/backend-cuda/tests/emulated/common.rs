@@ -54,6 +54,27 @@ fn run(name: &str, check: Check, orders: &[(Order, bool)], invariant: bool, test
     }
 }
 
+/// Runs `test` on devices whose warpgroups multiply.
+pub(crate) fn hopper(name: &str, test: impl Fn(&Cuda)) {
+    let orders = [(Order::Forward, true), (Order::Reverse, false), (Order::Random(5), true)];
+    run_hopper(name, Check::Barriers, &orders, test);
+}
+
+/// Runs `test` on such a device with every access to memory followed.
+pub(crate) fn hopper_checked(name: &str, test: impl Fn(&Cuda)) {
+    run_hopper(name, Check::Memory, &[(Order::Random(3), true)], test);
+}
+
+fn run_hopper(name: &str, check: Check, orders: &[(Order, bool)], test: impl Fn(&Cuda)) {
+    let Some(library) = library(name, check) else { return };
+    for &(order, late) in orders {
+        let device = Arc::new(Emulated::new(library, order, late).with_wgmma());
+        let cuda = Cuda::new(device, false).with_wgmma().unwrap();
+        assert_eq!(cuda.numerics(), "cuda-wgmma");
+        test(&cuda);
+    }
+}
+
 /// Numbers that are the same everywhere.
 pub(crate) struct Noise(u64);
 

@@ -1,6 +1,8 @@
 //! Linears against the plain reference.
 
-use crate::common::{Noise, checked, close, dense, emulated, library, upload};
+use crate::common::{
+    Noise, checked, close, dense, emulated, hopper, hopper_checked, library, upload,
+};
 use backend::{Backend, Linear, Reference};
 use backend_cuda::{Cuda, Device};
 use cuda_emulator::{Check, Emulated, Order};
@@ -98,38 +100,27 @@ fn dense_weights_and_biases() {
     });
 }
 
-/// A device whose warpgroups multiply.
-fn hopper(name: &str, check: Check, order: Order, late: bool) -> Option<Cuda> {
-    let device = Emulated::new(library(name, check)?, order, late).with_wgmma();
-    let cuda = Cuda::new(Arc::new(device), false).with_wgmma().unwrap();
-    assert_eq!(cuda.numerics(), "cuda-wgmma");
-    Some(cuda)
-}
-
 #[test]
 fn many_rows_by_warpgroups() {
-    for (order, late) in [(Order::Forward, true), (Order::Reverse, false), (Order::Random(5), true)]
-    {
-        let name = "many_rows_by_warpgroups";
-        let Some(cuda) = hopper(name, Check::Barriers, order, late) else { return };
+    hopper("many_rows_by_warpgroups", |cuda| {
         for (rows, out, width) in [(129, 200, 200), (300, 136, 450)] {
-            quantized_rows(&cuda, rows, out, width, 0);
+            quantized_rows(cuda, rows, out, width, 0);
         }
         let trials = cuda.trials().unwrap();
         let failed: Vec<_> = trials.iter().filter(|trial| !trial.passed()).collect();
         assert!(failed.is_empty() && trials.iter().any(|t| t.name == "wgmma"), "{failed:?}");
-    }
+    });
 }
 
 #[test]
 fn warpgroups_touch_only_what_is_theirs() {
-    let name = "warpgroups_touch_only_what_is_theirs";
-    let Some(cuda) = hopper(name, Check::Memory, Order::Random(3), true) else { return };
-    let mut noise = Noise::new(1);
-    let (rows, out, width) = (140, 20, 200);
-    let (weight, x) = (noise.quantized(GRIDS[1], out, width), noise.bf16(rows * width));
-    let want = exact(&x, &weight.dequantize(), width);
-    close("checked", &linear(&cuda, &x, weight, 0), &want, 1e-2);
+    hopper_checked("warpgroups_touch_only_what_is_theirs", |cuda| {
+        let mut noise = Noise::new(1);
+        let (rows, out, width) = (140, 20, 200);
+        let (weight, x) = (noise.quantized(GRIDS[1], out, width), noise.bf16(rows * width));
+        let want = exact(&x, &weight.dequantize(), width);
+        close("checked", &linear(cuda, &x, weight, 0), &want, 1e-2);
+    });
 }
 
 /// A library multiplies weights that were unpacked with rows in the same order; few rows are ours.

@@ -1,5 +1,5 @@
 // Kernels with one bug each, and the same without it. What finds which is in ../bugs.rs.
-#include "dev.cuh"
+#include "wgmma.cuh"
 
 struct Args { const float *in; float *out; u32 n, unused; };
 
