@@ -105,28 +105,40 @@ KERNEL(probe_wgmma, ProbeArgs, 256, 1) {
 
 struct WgmmaArgs {
     const uint4 *a, *b;  // [64, 64] and [256, 64] bf16
-    float *out;          // [64, 256]
+    float *out;          // [64, 256], or less
 };
 
-// One warpgroup.
-KERNEL(try_wgmma, WgmmaArgs, 128, 1) {
-    HOPPER(
-        SHARED(uint4, room);
-        for (u32 i = threadIdx.x; i < 320 * 8; i += blockDim.x) {
-            u32 row = i / 8;
-            room[row * 8 + (i % 8 ^ row % 8)] = row < 64 ? args.a[i] : args.b[i - 64 * 8];
-        }
-        fence_proxy();
-        sync_threads();
-        float sum[128];
-        for (u32 i = 0; i < 128; i++) sum[i] = (float)i;
-        wgmma_fence(sum);
-        for (u32 s = 0; s < 4; s++) wgmma_64x256(sum, room + 2 * s, room + 64 * 8 + 2 * s);
-        wgmma_commit();
-        wgmma_wait<0>(sum);
-        for (u32 i = 0; i < 128; i++) {
-            u32 row = warp_id() * 16 + lane_id() / 4 + i / 2 % 2 * 8;
-            args.out[row * 256 + i / 4 * 8 + lane_id() % 4 * 2 + i % 2] = sum[i];
-        }
-    )
+DEVICE void product(float (&sum)[128], const uint4 *a, const u32 (&)[4], const uint4 *b) { wgmma_64x256(sum, a, b); }
+DEVICE void product(float (&sum)[64], const uint4 *, const u32 (&a)[4], const uint4 *b) { wgmma_64x128(sum, a, b); }
+DEVICE void product(float (&sum)[32], const uint4 *, const u32 (&a)[4], const uint4 *b) { wgmma_64x64(sum, a, b); }
+
+// A product of one warpgroup, in which every element begins with its place in a thread.
+template <u32 COLUMNS> DEVICE void try_wgmma(const WgmmaArgs &args) {
+    SHARED(uint4, room);
+    for (u32 i = threadIdx.x; i < 320 * 8; i += blockDim.x) {
+        u32 row = i / 8;
+        room[row * 8 + (i % 8 ^ row % 8)] = row < 64 ? args.a[i] : args.b[i - 64 * 8];
+    }
+    fence_proxy();
+    sync_threads();
+    u32 row = warp_id() * 16 + lane_id() / 4, t = lane_id() % 4, a[4][4];
+#pragma unroll
+    for (u32 s = 0; s < 4; s++)
+#pragma unroll
+        for (u32 j = 0; j < 4; j++) a[s][j] = ((const u32 *)args.a)[(row + j % 2 * 8) * 32 + 8 * s + t + j / 2 * 4];
+    float sum[COLUMNS / 2];
+#pragma unroll
+    for (u32 i = 0; i < COLUMNS / 2; i++) sum[i] = (float)i;
+    wgmma_fence(sum);
+#pragma unroll
+    for (u32 s = 0; s < 4; s++) product(sum, room + 2 * s, a[s], room + 64 * 8 + 2 * s);
+    wgmma_commit();
+    wgmma_wait<0>(sum);
+#pragma unroll
+    for (u32 i = 0; i < COLUMNS / 2; i++)
+        args.out[(row + i / 2 % 2 * 8) * COLUMNS + i / 4 * 8 + 2 * t + i % 2] = sum[i];
 }
+
+KERNEL(try_wgmma_256, WgmmaArgs, 128, 1) { HOPPER(try_wgmma<256>(args);) }
+KERNEL(try_wgmma_128, WgmmaArgs, 128, 1) { HOPPER(try_wgmma<128>(args);) }
+KERNEL(try_wgmma_64, WgmmaArgs, 128, 1) { HOPPER(try_wgmma<64>(args);) }

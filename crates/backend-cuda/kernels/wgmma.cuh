@@ -70,18 +70,6 @@ DEVICE void wgmma_64x256(float (&c)[128], const void *a, const void *b) {
                    "+f"(c[120]), "+f"(c[121]), "+f"(c[122]), "+f"(c[123]), "+f"(c[124]), "+f"(c[125]), "+f"(c[126]), "+f"(c[127])
                  : "l"(wgmma_matrix(a)), "l"(wgmma_matrix(b)));
 }
-DEVICE void wgmma_64x64(float (&c)[32], const void *a, const void *b) {
-    asm volatile("{ .reg .pred p; setp.eq.u32 p, 0, 0; "
-                 "wgmma.mma_async.sync.aligned.m64n64k16.f32.bf16.bf16 "
-                 "{%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15, "
-                 "%16, %17, %18, %19, %20, %21, %22, %23, %24, %25, %26, %27, %28, %29, %30, %31}, "
-                 "%32, %33, p, 1, 1, 0, 0; }"
-                 : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3]), "+f"(c[4]), "+f"(c[5]), "+f"(c[6]), "+f"(c[7]),
-                   "+f"(c[8]), "+f"(c[9]), "+f"(c[10]), "+f"(c[11]), "+f"(c[12]), "+f"(c[13]), "+f"(c[14]), "+f"(c[15]),
-                   "+f"(c[16]), "+f"(c[17]), "+f"(c[18]), "+f"(c[19]), "+f"(c[20]), "+f"(c[21]), "+f"(c[22]), "+f"(c[23]),
-                   "+f"(c[24]), "+f"(c[25]), "+f"(c[26]), "+f"(c[27]), "+f"(c[28]), "+f"(c[29]), "+f"(c[30]), "+f"(c[31])
-                 : "l"(wgmma_matrix(a)), "l"(wgmma_matrix(b)));
-}
 // a in registers, as mma.m16n8k16 has it.
 DEVICE void wgmma_64x128(float (&c)[64], const u32 (&a)[4], const void *b) {
     asm volatile("{ .reg .pred p; setp.eq.u32 p, 0, 0; "

@@ -248,16 +248,22 @@ impl Cuda {
         let (a, b) = (matrix(64), matrix(256));
         let bits = |x: &[f32]| x.iter().map(|&x| bf16::from_f32(x).to_bits()).collect::<Vec<_>>();
         let places = [Memory::of(&self.device, &bits(&a))?, Memory::of(&self.device, &bits(&b))?];
-        let out = Memory::zeros(&self.device, 64 * 256 * 4)?;
-        let args = WgmmaArgs { a: places[0].at(), b: places[1].at(), out: out.at() };
-        self.launch("try_wgmma", [1; 3], 128, 320 * 128, &args)?;
-        // What an element began with says where it lay.
-        let mut want = product(&a, &b, 64);
-        for (at, sum) in want.iter_mut().enumerate() {
-            let (row, column) = (at / 256, at % 256);
-            *sum += (column / 8 * 4 + row % 16 / 8 * 2 + column % 2) as f32;
+        let whole = product(&a, &b, 64);
+        let (mut got, mut want) = (Vec::new(), Vec::new());
+        for columns in [256, 128, 64] {
+            let out = Memory::zeros(&self.device, 64 * columns * 4)?;
+            let args = WgmmaArgs { a: places[0].at(), b: places[1].at(), out: out.at() };
+            let kernel = format!("try_wgmma_{columns}");
+            self.launch(&kernel, [1; 3], 128, 320 * 128, &args)?;
+            got.extend(out.read::<f32>(64 * columns)?);
+            // What an element began with says where it lay.
+            let began = |row: usize, column: usize| column / 8 * 4 + row % 16 / 8 * 2 + column % 2;
+            want.extend((0..64 * columns).map(|at| {
+                let (row, column) = (at / columns, at % columns);
+                whole[row * 256 + column] + began(row, column) as f32
+            }));
         }
-        Ok(Trial::new("wgmma", &out.read(64 * 256)?, &want, 0.0))
+        Ok(Trial::new("wgmma", &got, &want, 0.0))
     }
 
     fn linears_tried(&self) -> Result<Vec<Trial>, BackendError> {
