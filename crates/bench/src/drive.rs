@@ -15,8 +15,8 @@ pub struct Record {
     pub started: f64,
     /// How long it took to encode its text, if it came as one.
     pub tokenize: Option<f64>,
-    /// Tokens of its prompt.
-    pub prompt: usize,
+    /// Its prompt.
+    pub prompt: Vec<u32>,
     /// Each of its tokens came.
     pub tokens: Vec<f64>,
     /// What they were.
@@ -83,7 +83,7 @@ impl Drive<'_> {
                 let index = state.next;
                 let arrival = workload.requests[index];
                 let Asked { request, tokenize } = ask(index, arrival.prompt, arrival.output)?;
-                let prompt = request.prompt.len();
+                let prompt = request.prompt.clone();
                 state.records[index] = Record { arrived, prompt, tokenize, ..Record::default() };
                 state.held.push_back((index, request));
                 state.next += 1;

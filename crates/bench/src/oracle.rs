@@ -29,9 +29,9 @@ impl Oracle {
         Self { known: HashMap::new(), sequences: HashMap::new(), acceptance, vocab }
     }
 
-    /// Learns what follows `prompt`. The same prompt is always followed by the same.
-    pub fn learn(&mut self, prompt: Vec<u32>, record: &Record) {
-        self.known.insert(prompt, record.output.clone());
+    /// Learns what follows a prompt. The same prompt is always followed by the same.
+    pub fn learn(&mut self, record: &Record) {
+        self.known.insert(record.prompt.clone(), record.output.clone());
     }
 
     /// The token at `position` of what is known, or another one.
@@ -104,13 +104,13 @@ mod tests {
     #[test]
     fn a_sure_oracle_says_what_comes_and_one_that_knows_nothing_says_nothing() {
         let mut oracle = Oracle::new(1.0, 10);
-        let record = Record { output: vec![3, 4, 5, 6], ..Record::default() };
-        oracle.learn(vec![1, 2], &record);
+        let record = |prompt| Record { prompt, output: vec![3, 4, 5, 6], ..Record::default() };
+        oracle.learn(&record(vec![1, 2]));
         assert_eq!(propose(&mut oracle, 0, &[1, 2], 3), [3, 4, 5]);
         assert_eq!(propose(&mut oracle, 0, &[1, 2, 3, 4, 5], 3), [6]);
         assert!(propose(&mut oracle, 1, &[2, 2], 3).is_empty());
         oracle.forget(SeqId(1));
-        oracle.learn(vec![2, 2], &record);
+        oracle.learn(&record(vec![2, 2]));
         assert_eq!(propose(&mut oracle, 1, &[2, 2], 1), [3]);
         let mut never = Oracle { acceptance: 0.0, ..oracle };
         assert_eq!(propose(&mut never, 0, &[1, 2], 4), [4, 5, 6, 7]);
@@ -120,7 +120,8 @@ mod tests {
     fn acceptance_is_what_was_asked_and_the_same_at_every_look() {
         let mut oracle = Oracle::new(0.8, 1000);
         let output: Vec<u32> = (0..10_000).map(|i| i % 1000).collect();
-        oracle.learn(vec![1, 2], &Record { output: output.clone(), ..Record::default() });
+        let prompt = vec![1, 2];
+        oracle.learn(&Record { prompt, output: output.clone(), ..Record::default() });
         let all = propose(&mut oracle, 0, &[1, 2], 10_000);
         let right = all.iter().zip(&output).filter(|(a, b)| a == b).count();
         assert!((right as f64 / 10_000.0 - 0.8).abs() < 0.015, "{right}");

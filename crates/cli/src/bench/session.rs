@@ -87,7 +87,6 @@ pub(crate) struct Gain {
 struct Ran {
     records: Vec<Record>,
     paces: Vec<Pace>,
-    prompts: Vec<Vec<u32>>,
 }
 
 /// A loaded model and how it is measured.
@@ -195,8 +194,8 @@ impl Session<'_, '_> {
         let batching = batching(self.args, users);
         let stepper = &mut executor;
         let drive = Drive { engine, stepper, speculator, batching, clock: &clock };
-        let (records, prompts) = driven(self.subject, drive, workload)?;
-        Ok(Ran { records, paces: executor.paces, prompts })
+        let records = driven(self.subject, drive, workload)?;
+        Ok(Ran { records, paces: executor.paces })
     }
 
     /// Runs a workload whose prompts are computed as `how` says.
@@ -234,8 +233,8 @@ impl Session<'_, '_> {
         let speculator = speculator.as_mut().map(|s| &mut **s as &mut dyn Speculator);
         let (clock, batching) = (Wall::start(), batching(self.args, users(self.args)));
         let drive = Drive { engine, stepper, speculator, batching, clock: &clock };
-        let (records, prompts) = driven(self.subject, drive, workload)?;
-        Ok(Ran { records, paces: Vec::new(), prompts })
+        let records = driven(self.subject, drive, workload)?;
+        Ok(Ran { records, paces: Vec::new() })
     }
 
     /// Goes on with a new engine: what an earlier one found in the cache is not there any more.
@@ -257,11 +256,7 @@ impl Session<'_, '_> {
         plain: [&Ran; 2],
     ) -> Result<Speculation, Failure> {
         let mut oracle = Oracle::new(acceptance, self.answerer.runner.limits().vocab);
-        for ran in plain {
-            for (prompt, record) in ran.prompts.iter().zip(&ran.records) {
-                oracle.learn(prompt.clone(), record);
-            }
-        }
+        plain.into_iter().flat_map(|ran| &ran.records).for_each(|record| oracle.learn(record));
         self.say("measuring one request at a time, speculating");
         let one = self.run(&alone(self.args), Some(&mut oracle))?;
         let before = self.answerer.engine.stats().drafted;
@@ -321,20 +316,14 @@ impl Session<'_, '_> {
     }
 }
 
-/// Runs a workload; its records and its prompts.
+/// Runs a workload; its records.
 fn driven(
     subject: &Subject,
     drive: Drive<'_>,
     workload: &Workload,
-) -> Result<(Vec<Record>, Vec<Vec<u32>>), Failure> {
+) -> Result<Vec<Record>, Failure> {
     let prompts = Prompts::new(workload, subject.spec().vocab, subject.tokenizer.as_ref())?;
-    let mut asked = Vec::new();
-    let records = drive.run(workload, |index, prompt, output| {
-        let ask = prompts.ask(index, prompt, output)?;
-        asked.push(ask.request.prompt.clone());
-        Ok(ask)
-    })?;
-    Ok((records, asked))
+    Ok(drive.run(workload, |index, prompt, output| prompts.ask(index, prompt, output))?)
 }
 
 fn pool(threads: usize) -> Result<ThreadPool, Failure> {
