@@ -3,6 +3,7 @@
 
 mod batching;
 mod clock;
+mod deal;
 mod drive;
 mod kernels;
 mod machine;
@@ -18,7 +19,8 @@ mod workload;
 
 pub use batching::Batching;
 pub use clock::{Clock, Wall};
-pub use drive::{Asked, Drive, DriveError, Record};
+pub use deal::Deal;
+pub use drive::{Asked, Drive, DriveError, Record, in_order};
 pub use kernels::{Scale, Timed, kernels};
 pub use machine::{Machine, Probe, measure};
 pub use metrics::{Limits, Spread, Summary};

@@ -7,13 +7,14 @@ use crate::failure::{Code, Failure};
 use crate::output::remark;
 use crate::serve::Answerer;
 use ::bench::{
-    Decoding, Drive, Kind, Oracle, Pace, Phase, Profiled, Record, Spread, Summary, Tally, Wall,
-    Watched, Workload, drafted_in_both, first_difference,
+    Deal, Decoding, Drive, Kind, Oracle, Pace, Phase, Profiled, Record, Spread, Summary, Tally,
+    Wall, Watched, Workload, drafted_in_both, first_difference, in_order,
 };
 use engine::{Engine, Executor, Limits, Options, Speculator, Stats, Stepper};
 use rayon::{ThreadPool, ThreadPoolBuilder};
 use runtime::{Cost, InPool, Settings, apart};
 use std::collections::BTreeMap;
+use std::sync::Mutex;
 
 /// Requests of the phases that are measured alone; the first is not counted.
 const ALONE: usize = 4;
@@ -189,12 +190,13 @@ impl Session<'_, '_> {
             Some(oracle) => Some(oracle as &mut dyn Speculator),
             None => speculator.as_mut().map(|s| &mut **s as &mut dyn Speculator),
         };
-        let clock = Wall::start();
+        let prompts = prompts(self.subject, workload)?;
+        let (clock, deal) = (Wall::start(), Mutex::new(Deal::new(workload, 1)));
         let mut executor = Watched::new(runner, &clock, self.profiled);
-        let batching = batching(self.args, users);
+        let (batching, clock, deal) = (batching(self.args, users), &clock, &deal);
         let stepper = &mut executor;
-        let drive = Drive { engine, stepper, speculator, batching, clock: &clock };
-        let records = driven(self.subject, drive, workload)?;
+        let drive = Drive { engine, stepper, speculator, batching, clock, deal, replica: 0 };
+        let records = in_order([drive.run(|i, prompt, output| prompts.ask(i, prompt, output))?]);
         Ok(Ran { records, paces: executor.paces })
     }
 
@@ -231,9 +233,11 @@ impl Session<'_, '_> {
     fn step_by(&mut self, stepper: &mut dyn Stepper, workload: &Workload) -> Result<Ran, Failure> {
         let Answerer { engine, speculator, .. } = &mut *self.answerer;
         let speculator = speculator.as_mut().map(|s| &mut **s as &mut dyn Speculator);
-        let (clock, batching) = (Wall::start(), batching(self.args, users(self.args)));
-        let drive = Drive { engine, stepper, speculator, batching, clock: &clock };
-        let records = driven(self.subject, drive, workload)?;
+        let prompts = prompts(self.subject, workload)?;
+        let (clock, deal) = (Wall::start(), Mutex::new(Deal::new(workload, 1)));
+        let (batching, clock, deal) = (batching(self.args, users(self.args)), &clock, &deal);
+        let drive = Drive { engine, stepper, speculator, batching, clock, deal, replica: 0 };
+        let records = in_order([drive.run(|i, prompt, output| prompts.ask(i, prompt, output))?]);
         Ok(Ran { records, paces: Vec::new() })
     }
 
@@ -316,14 +320,8 @@ impl Session<'_, '_> {
     }
 }
 
-/// Runs a workload; its records.
-fn driven(
-    subject: &Subject,
-    drive: Drive<'_>,
-    workload: &Workload,
-) -> Result<Vec<Record>, Failure> {
-    let prompts = Prompts::new(workload, subject.spec().vocab, subject.tokenizer.as_ref())?;
-    Ok(drive.run(workload, |index, prompt, output| prompts.ask(index, prompt, output))?)
+fn prompts<'a>(subject: &'a Subject, workload: &Workload) -> Result<Prompts<'a>, Failure> {
+    Ok(Prompts::new(workload, subject.spec().vocab, subject.tokenizer.as_ref())?)
 }
 
 fn pool(threads: usize) -> Result<ThreadPool, Failure> {
