@@ -24,7 +24,7 @@ pub use drive::{Asked, Drive, DriveError, Record, in_order};
 pub use kernels::{Scale, Timed, kernels};
 pub use machine::{Machine, Probe, measure};
 pub use metrics::{Limits, Spread, Summary};
-pub use oracle::{Oracle, drafted_in_both, first_difference};
+pub use oracle::{Oracle, first_difference};
 pub use plot::{Drawn, Point, page};
 pub use profile::{Kind, Phase, Profiled, Tally};
 pub use roof::{Bound, Roof};

@@ -72,14 +72,6 @@ impl Speculator for Oracle {
     }
 }
 
-/// How often each place of a draft was offered and stood in two runs together.
-pub fn drafted_in_both(one: &[(u64, u64)], other: &[(u64, u64)]) -> Vec<(u64, u64)> {
-    let at = |counts: &[(u64, u64)], place| counts.get(place).copied().unwrap_or_default();
-    let both = |place| (at(one, place), at(other, place));
-    let places = (0..one.len().max(other.len())).map(both);
-    places.map(|(one, other)| (one.0 + other.0, one.1 + other.1)).collect()
-}
-
 /// The first request whose output is not the same in both runs.
 pub fn first_difference(one: &[Record], other: &[Record]) -> Option<usize> {
     let same = |(one, other): (&Record, &Record)| one.output == other.output;
@@ -90,7 +82,7 @@ pub fn first_difference(one: &[Record], other: &[Record]) -> Option<usize> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use engine::Sampling;
+    use engine::{Sampling, Stats};
 
     fn propose(oracle: &mut Oracle, seq: u64, tokens: &[u32], most: usize) -> Vec<u32> {
         let (sampling, mut drafts) = (Sampling::default(), [Vec::new()]);
@@ -130,8 +122,11 @@ mod tests {
     }
 
     #[test]
-    fn counts_and_texts_are_compared() {
-        assert_eq!(drafted_in_both(&[(5, 3)], &[(9, 4), (2, 1)]), [(14, 7), (2, 1)]);
+    fn counts_add_up_and_texts_are_compared() {
+        let stats = |drafted| Stats { steps: 2, drafted, ..Stats::default() };
+        let both: Stats = [stats(vec![(5, 3)]), stats(vec![(9, 4), (2, 1)])].into_iter().sum();
+        assert_eq!((both.steps, both.drafted), (4, vec![(14, 7), (2, 1)]));
+
         let record = |output: &[u32]| Record { output: output.to_vec(), ..Record::default() };
         let (one, two) = (record(&[1, 2]), record(&[1, 3]));
         let twice = [one.clone(), one.clone()];
