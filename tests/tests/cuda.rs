@@ -6,6 +6,7 @@
 use backend::{Backend, KvDType, Sharded};
 use backend_cpu::Cpu;
 use backend_cuda::Cuda;
+use bench::{Arrival, Arrivals, Asked, Batching, Deal, Drive, Wall, Workload, in_order};
 use checkpoint::Checkpoint;
 use compiler::Tensors;
 use cuda_emulator::{Emulated, Library, Order, Queued};
@@ -15,7 +16,7 @@ use std::collections::BTreeMap;
 use std::fs;
 use std::io::Write;
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, OnceLock};
+use std::sync::{Arc, Mutex, OnceLock};
 use tensor::DType;
 use tests::agreement::{Agreement, kernels};
 
@@ -191,6 +192,54 @@ fn layers_on_several_devices() {
     let mixed = say(&[&first, &cpu]);
     assert!(mixed.iter().all(|tokens| tokens.len() == 12));
     assert_eq!(say(&[&cpu, &cpu]), say(&[&cpu]));
+}
+
+/// Whole models on two devices, each with an engine of its own, say together what one says.
+#[test]
+fn replicas_on_devices_of_their_own() {
+    let cudas = [(); 2].map(|()| cuda("replicas_on_devices_of_their_own", false));
+    let [Some(first), Some(second)] = &cudas else { return };
+    let (checkpoint, spec) = open(&stories());
+    let (checkpoint, spec) = (&checkpoint, &spec);
+    let arrival = |i: usize| Arrival { at: 0.0, prompt: 3 + i % 4, output: 3 + i % 3 };
+    let requests: Vec<Arrival> = (0..6).map(arrival).collect();
+    let say = |cudas: &[&Cuda], arrivals| {
+        let workload = Workload { requests: requests.clone(), arrivals };
+        let deal = Mutex::new(Deal::new(&workload, cudas.len()));
+        let (clock, dealer) = (&Wall::start(), &deal);
+        let parts = std::thread::scope(|scope| {
+            let drive = |(replica, &cuda): (usize, &&'_ Cuda)| {
+                let model = Model::on(cuda, checkpoint, spec, false).unwrap();
+                let plan = KvPlan::new(spec, KvDType::Bf16, 1 << 20, 4).unwrap();
+                let mut runner = Runner::new(&[cuda], &model, plan, &Settings::default()).unwrap();
+                let mut engine = Engine::new(runner.limits(), Options::default());
+                let drive = Drive {
+                    engine: &mut engine,
+                    stepper: &mut runner,
+                    speculator: None,
+                    batching: Batching::Continuous,
+                    clock,
+                    deal: dealer,
+                    replica,
+                };
+                let ask = |index: usize, prompt, output| {
+                    let request = Request::new(tokens(prompt + index, spec.vocab), output);
+                    Ok(Asked { request, tokenize: None })
+                };
+                drive.run(ask).unwrap()
+            };
+            let threads: Vec<_> =
+                cudas.iter().enumerate().map(|one| scope.spawn(move || drive(one))).collect();
+            threads.into_iter().map(|thread| thread.join().unwrap()).collect::<Vec<_>>()
+        });
+        let said = in_order(parts).into_iter().map(|record| record.output).collect::<Vec<_>>();
+        (said, deal.into_inner().unwrap().dealt())
+    };
+    let (one, dealt) = say(&[first], Arrivals::Open);
+    assert_eq!((one.len(), dealt), (6, vec![6]));
+    let (open, dealt) = say(&[first, second], Arrivals::Open);
+    assert_eq!((open, dealt), (one.clone(), vec![3, 3]));
+    assert_eq!(say(&[second, first], Arrivals::Closed(3)).0, one);
 }
 
 /// Logits of several kinds: flat, peaked, with equals, with what cannot come.

@@ -105,6 +105,52 @@ fn a_drawing_is_one_whole_page() {
 }
 
 #[test]
+fn replicas_answer_a_workload_together() {
+    let (one, stories) = (report(&stories(), &["--device", "cpu"]), stories());
+    assert_eq!(one["replicas"].to_string(), r#"[{"device":"cpu","requests":6}]"#);
+    for more in [
+        &["--concurrency", "3", "--sweep", "1,3"][..],
+        &["--rate", "2000"],
+        &["--rate", "2000", "--batching", "static", "--batch", "2", "--threads", "1"],
+        &["--draft", &stories, "--threads", "4"],
+    ] {
+        let two = report(&stories, &[&["--device", "cpu", "--device", "cpu"], more].concat());
+        for count in ["requests", "prompt_tokens", "output_tokens"] {
+            assert_eq!(two["workload"][count], one["workload"][count], "{more:?}: {count}");
+        }
+        assert!(number(&two["workload"]["mfu"]) > 0.0 && number(&two["workload"]["mbu"]) > 0.0);
+        let replicas = two["replicas"].as_array().unwrap();
+        assert!(replicas.len() == 2 && replicas.iter().all(|replica| replica["device"] == "cpu"));
+        let dealt: f64 = replicas.iter().map(|replica| number(&replica["requests"])).sum();
+        assert_eq!(dealt, 6.0, "{more:?}");
+        for row in two["sweep"].as_array().unwrap() {
+            assert_eq!(row["output_tokens"].as_u64(), Some(72));
+        }
+    }
+}
+
+#[test]
+fn replicas_are_refused_where_one_is_measured_or_asked() {
+    let (stories, both) = (stories(), ["--device", "cpu", "--device", "cpu"]);
+    for (arguments, rule) in [
+        (&["bench", &stories, "--profile"][..], "--profile is of one replica"),
+        (&["bench", &stories, "--kernels"], "--kernels is of one replica"),
+        (&["bench", &stories, "--prefill", "chunked,whole"], "other than chunked is of one"),
+        (&["bench", &stories, "--synthetic-acceptance", "1"], "acceptance is of one replica"),
+        (&["bench", &stories, "--kv-memory", "1k"], "replica 1 of 2, on cpu, has failed"),
+        (&["run", &stories, "x"], "--device is given more than once"),
+        (&["chat", &stories], "--device is given more than once"),
+        (&["eval", &stories], "--device is given more than once"),
+        (&["--quant", "int4", &stories, "-o", "/nowhere/out"], "--device is given more than once"),
+    ] {
+        let out = run(&[arguments, &both].concat());
+        let remarks = String::from_utf8_lossy(&out.stderr);
+        assert_eq!(out.status.code(), Some(2), "{arguments:?}: {remarks}");
+        assert!(out.stdout.is_empty() && remarks.contains(rule), "{arguments:?}: {remarks}");
+    }
+}
+
+#[test]
 fn every_synthetic_shape_is_a_model_that_is_read_without_a_word() {
     for name in Synthetic::names() {
         for grid in [SyntheticGrid::Bf16, SyntheticGrid::Int8, SyntheticGrid::Int4] {

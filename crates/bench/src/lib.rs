@@ -3,6 +3,7 @@
 
 mod batching;
 mod clock;
+mod deal;
 mod drive;
 mod kernels;
 mod machine;
@@ -18,11 +19,12 @@ mod workload;
 
 pub use batching::Batching;
 pub use clock::{Clock, Wall};
-pub use drive::{Asked, Drive, DriveError, Record};
+pub use deal::Deal;
+pub use drive::{Asked, Drive, DriveError, Record, in_order};
 pub use kernels::{Scale, Timed, kernels};
 pub use machine::{Machine, Probe, measure};
 pub use metrics::{Limits, Spread, Summary};
-pub use oracle::{Oracle, drafted_in_both, first_difference};
+pub use oracle::{Oracle, first_difference};
 pub use plot::{Drawn, Point, page};
 pub use profile::{Kind, Phase, Profiled, Tally};
 pub use roof::{Bound, Roof};

@@ -16,6 +16,20 @@ pub struct Machine {
     pub int8: f64,
 }
 
+impl Machine {
+    /// What both can do at the same time.
+    #[must_use]
+    pub fn and(self, other: Self) -> Self {
+        let bf16 = match (self.bf16, other.bf16) {
+            (None, None) => None,
+            (one, two) => Some(one.unwrap_or(self.f32) + two.unwrap_or(other.f32)),
+        };
+        let (read, f32, int8) =
+            (self.read + other.read, self.f32 + other.f32, self.int8 + other.int8);
+        Self { read, f32, bf16, int8 }
+    }
+}
+
 /// Work of a known size on all threads.
 pub trait Probe {
     /// Reads every word.
@@ -62,4 +76,18 @@ fn best(work: impl Fn() -> f64) -> f64 {
         work() / begun.elapsed().as_secs_f64()
     };
     (0..REPEATS).map(rate).fold(0.0, f64::max)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_one_lacks_it_does_in_floats() {
+        let one = Machine { read: 1.0, f32: 2.0, bf16: None, int8: 3.0 };
+        let two = Machine { read: 10.0, f32: 20.0, bf16: Some(40.0), int8: 30.0 };
+        let both = Machine { read: 11.0, f32: 22.0, bf16: Some(42.0), int8: 33.0 };
+        assert_eq!((one.and(two), two.and(one)), (both, both));
+        assert_eq!(one.and(one).bf16, None);
+    }
 }

@@ -109,7 +109,7 @@ impl Summary {
         };
         Self {
             requests: answered().count(),
-            prompt: answered().map(|r| r.prompt).sum(),
+            prompt: answered().map(|r| r.prompt.len()).sum(),
             output: answered().map(|r| r.tokens.len()).sum(),
             seconds,
             ttft: Spread::new(answered().map(ttft)),
@@ -165,6 +165,7 @@ mod tests {
     }
 
     fn record(arrived: f64, started: f64, prompt: usize, tokens: &[f64]) -> Record {
+        let prompt = vec![0; prompt];
         Record { arrived, started, prompt, tokens: tokens.to_vec(), ..Record::default() }
     }
 

@@ -29,9 +29,9 @@ impl Oracle {
         Self { known: HashMap::new(), sequences: HashMap::new(), acceptance, vocab }
     }
 
-    /// Learns what follows `prompt`. The same prompt is always followed by the same.
-    pub fn learn(&mut self, prompt: Vec<u32>, record: &Record) {
-        self.known.insert(prompt, record.output.clone());
+    /// Learns what follows a prompt. The same prompt is always followed by the same.
+    pub fn learn(&mut self, record: &Record) {
+        self.known.insert(record.prompt.clone(), record.output.clone());
     }
 
     /// The token at `position` of what is known, or another one.
@@ -72,14 +72,6 @@ impl Speculator for Oracle {
     }
 }
 
-/// How often each place of a draft was offered and stood in two runs together.
-pub fn drafted_in_both(one: &[(u64, u64)], other: &[(u64, u64)]) -> Vec<(u64, u64)> {
-    let at = |counts: &[(u64, u64)], place| counts.get(place).copied().unwrap_or_default();
-    let both = |place| (at(one, place), at(other, place));
-    let places = (0..one.len().max(other.len())).map(both);
-    places.map(|(one, other)| (one.0 + other.0, one.1 + other.1)).collect()
-}
-
 /// The first request whose output is not the same in both runs.
 pub fn first_difference(one: &[Record], other: &[Record]) -> Option<usize> {
     let same = |(one, other): (&Record, &Record)| one.output == other.output;
@@ -90,7 +82,7 @@ pub fn first_difference(one: &[Record], other: &[Record]) -> Option<usize> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use engine::Sampling;
+    use engine::{Sampling, Stats};
 
     fn propose(oracle: &mut Oracle, seq: u64, tokens: &[u32], most: usize) -> Vec<u32> {
         let (sampling, mut drafts) = (Sampling::default(), [Vec::new()]);
@@ -104,13 +96,13 @@ mod tests {
     #[test]
     fn a_sure_oracle_says_what_comes_and_one_that_knows_nothing_says_nothing() {
         let mut oracle = Oracle::new(1.0, 10);
-        let record = Record { output: vec![3, 4, 5, 6], ..Record::default() };
-        oracle.learn(vec![1, 2], &record);
+        let record = |prompt| Record { prompt, output: vec![3, 4, 5, 6], ..Record::default() };
+        oracle.learn(&record(vec![1, 2]));
         assert_eq!(propose(&mut oracle, 0, &[1, 2], 3), [3, 4, 5]);
         assert_eq!(propose(&mut oracle, 0, &[1, 2, 3, 4, 5], 3), [6]);
         assert!(propose(&mut oracle, 1, &[2, 2], 3).is_empty());
         oracle.forget(SeqId(1));
-        oracle.learn(vec![2, 2], &record);
+        oracle.learn(&record(vec![2, 2]));
         assert_eq!(propose(&mut oracle, 1, &[2, 2], 1), [3]);
         let mut never = Oracle { acceptance: 0.0, ..oracle };
         assert_eq!(propose(&mut never, 0, &[1, 2], 4), [4, 5, 6, 7]);
@@ -120,7 +112,8 @@ mod tests {
     fn acceptance_is_what_was_asked_and_the_same_at_every_look() {
         let mut oracle = Oracle::new(0.8, 1000);
         let output: Vec<u32> = (0..10_000).map(|i| i % 1000).collect();
-        oracle.learn(vec![1, 2], &Record { output: output.clone(), ..Record::default() });
+        let prompt = vec![1, 2];
+        oracle.learn(&Record { prompt, output: output.clone(), ..Record::default() });
         let all = propose(&mut oracle, 0, &[1, 2], 10_000);
         let right = all.iter().zip(&output).filter(|(a, b)| a == b).count();
         assert!((right as f64 / 10_000.0 - 0.8).abs() < 0.015, "{right}");
@@ -129,8 +122,11 @@ mod tests {
     }
 
     #[test]
-    fn counts_and_texts_are_compared() {
-        assert_eq!(drafted_in_both(&[(5, 3)], &[(9, 4), (2, 1)]), [(14, 7), (2, 1)]);
+    fn counts_add_up_and_texts_are_compared() {
+        let stats = |drafted| Stats { steps: 2, drafted, ..Stats::default() };
+        let both: Stats = [stats(vec![(5, 3)]), stats(vec![(9, 4), (2, 1)])].into_iter().sum();
+        assert_eq!((both.steps, both.drafted), (4, vec![(14, 7), (2, 1)]));
+
         let record = |output: &[u32]| Record { output: output.to_vec(), ..Record::default() };
         let (one, two) = (record(&[1, 2]), record(&[1, 3]));
         let twice = [one.clone(), one.clone()];

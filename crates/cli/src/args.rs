@@ -4,6 +4,7 @@ pub(crate) mod bench;
 pub(crate) mod serve;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
+use std::fmt;
 use std::path::PathBuf;
 
 /// Compile a Hugging Face checkpoint into the smallest, fastest model that still answers right.
@@ -337,12 +338,41 @@ pub(crate) enum Protocol {
 pub(crate) struct Places(pub(crate) Vec<Vec<Place>>);
 
 /// One device.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) enum Place {
     /// The CPU.
     Cpu,
     /// A GPU, by its number.
     Cuda(usize),
+}
+
+impl Places {
+    /// All layers on one device.
+    pub(crate) fn one(place: Place) -> Self {
+        Self(vec![vec![place]])
+    }
+
+    /// Each device, in order.
+    pub(crate) fn all(&self) -> impl Iterator<Item = Place> {
+        self.0.iter().flatten().copied()
+    }
+}
+
+impl fmt::Display for Place {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Cpu => f.write_str("cpu"),
+            Self::Cuda(index) => write!(f, "cuda:{index}"),
+        }
+    }
+}
+
+impl fmt::Display for Places {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let stage =
+            |stage: &Vec<Place>| stage.iter().map(Place::to_string).collect::<Vec<_>>().join("+");
+        f.write_str(&self.0.iter().map(stage).collect::<Vec<_>>().join(","))
+    }
 }
 
 /// `cuda:0,cpu`.
@@ -370,9 +400,10 @@ pub(crate) struct Common {
     pub(crate) json: bool,
     /// Where to compute: cpu, cuda, cuda:1 for the second GPU, or auto [default: auto; cpu for the main
     /// job]. Several, such as cuda:0,cuda:1,cpu, split a model's layers among them; cuda:0+cuda:1
-    /// divides every layer between two.
+    /// divides every layer between two. Given more than once, to bench, each is a replica: a whole model
+    /// with an engine of its own.
     #[arg(long, value_name = "DEVICE", value_parser = places)]
-    pub(crate) device: Option<Places>,
+    pub(crate) device: Vec<Places>,
     /// Worker threads [default: all cores]. Use fewer to leave room for others; the result is the
     /// same.
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=1024))]
@@ -391,4 +422,21 @@ pub(crate) struct Common {
     /// Force an instruction set. Use it to test that kernels agree.
     #[arg(long, hide = true)]
     pub(crate) isa: Option<String>,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn places_are_written_as_they_are_read() {
+        for text in ["cpu", "cuda:0,cuda:1,cpu", "cuda:0+cuda:1", "cuda:3+cpu,cpu"] {
+            assert_eq!(places(text).unwrap().to_string(), text);
+        }
+        assert_eq!(places("cuda").unwrap().to_string(), "cuda:0");
+        assert_eq!(places("auto").unwrap(), Places::default());
+        for wrong in ["", "gpu", "cuda:x", "cpu,", "cpu++cpu"] {
+            assert!(places(wrong).unwrap_err().contains("is no device"), "{wrong}");
+        }
+    }
 }

@@ -8,14 +8,20 @@ use backend::{Backend, Sharded};
 use backend_cpu::{Cpu, Isa};
 #[cfg(feature = "cuda")]
 use backend_cuda::{Cuda, Driver, NoDriver};
+use rayon::{ThreadPool, ThreadPoolBuilder};
+use std::collections::BTreeSet;
 #[cfg(feature = "cuda")]
 use std::sync::Arc;
 
-/// The devices of a command, in the order of a model's layers, and the CPU's threads.
+/// The devices of a model, in the order of its layers, and the CPU's threads.
 pub(crate) struct Devices {
     pub(crate) cpu: Cpu,
-    pub(crate) pool: rayon::ThreadPool,
-    places: Vec<Vec<Place>>,
+    pub(crate) pool: ThreadPool,
+    pub(crate) places: Places,
+    /// Models on the device that most share, this one included.
+    pub(crate) sharing: u64,
+    /// Which replica of the model it is on, if there are several.
+    pub(crate) replica: Option<String>,
     #[cfg(feature = "cuda")]
     gpus: Vec<(usize, Cuda)>,
 }
@@ -73,50 +79,95 @@ impl Sums {
 impl Devices {
     /// Opens what `--device` names, or what is there.
     pub(crate) fn open(common: &Common, wanted: Wanted, sums: Sums) -> Result<Self, Failure> {
+        let ([] | [_]) = common.device[..] else {
+            let message = "--device is given more than once, which makes replicas, and only bench \
+                           measures those";
+            return Err(Failure::refused(message)
+                .with_hint("name the devices of one model together: --device cuda:0,cuda:1"));
+        };
+        let threads = common.threads.map_or(0, usize::from);
+        Self::opened(common, common.device.first(), wanted, (threads, sums))
+    }
+
+    /// Opens the devices of each replica: one a `--device`, or the one that is there. Threads are
+    /// divided.
+    pub(crate) fn replicas(common: &Common, sums: Sums) -> Result<Vec<Self>, Failure> {
+        let count = common.device.len();
+        if count < 2 {
+            return Ok(vec![Self::open(common, Wanted::Fastest, sums)?]);
+        }
+        let cores = || std::thread::available_parallelism().map_or(1, usize::from);
+        let threads = common.threads.map_or_else(cores, usize::from);
+        let threads = (threads / count).max(1);
+        let open = |places| Self::opened(common, Some(places), Wanted::Fastest, (threads, sums));
+        let mut all = common.device.iter().map(open).collect::<Result<Vec<Self>, Failure>>()?;
+        let named: Vec<BTreeSet<Place>> =
+            all.iter().map(|one| one.places.all().collect()).collect();
+        for (index, one) in all.iter_mut().enumerate() {
+            let sharing = |place| named.iter().filter(|named| named.contains(&place)).count();
+            one.sharing = one.places.all().map(sharing).max().unwrap_or(1) as u64;
+            one.replica = Some(format!("replica {} of {count}, on {}", index + 1, one.places));
+        }
+        Ok(all)
+    }
+
+    fn opened(
+        common: &Common,
+        asked: Option<&Places>,
+        wanted: Wanted,
+        (threads, sums): (usize, Sums),
+    ) -> Result<Self, Failure> {
         let cpu = match &common.isa {
             None => Cpu::new(),
             Some(name) => Isa::parse(name)
                 .and_then(Cpu::with_isa)
                 .ok_or_else(|| Failure::refused(format!("no instruction set {name:?} here")))?,
         };
-        let threads = common.threads.map_or(0, usize::from);
-        let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build();
-        let pool = pool.map_err(|error| Failure::new(Code::Machine, error))?;
-        let places = match &common.device {
-            Some(Places(places)) if !places.is_empty() => places.clone(),
-            None if wanted == Wanted::Cpu => vec![vec![Place::Cpu]],
-            _ => vec![vec![fastest(common.quiet)]],
+        let asked = asked.filter(|Places(stages)| !stages.is_empty());
+        let places = match (asked, wanted) {
+            (Some(places), _) => places.clone(),
+            (None, Wanted::Cpu) if common.device.is_empty() => Places::one(Place::Cpu),
+            (None, _) => Places::one(fastest(common.quiet)),
         };
         #[cfg(feature = "cuda")]
         let (places, gpus) = match gpus(&places, sums) {
             // What was found and not asked for is not insisted on.
-            Err(failure) if common.device.as_ref().is_none_or(|Places(asked)| asked.is_empty()) => {
+            Err(failure) if asked.is_none() => {
                 if !common.quiet {
                     remark(&format!("warning: {}; computing on the CPU", failure.error));
                 }
-                (vec![vec![Place::Cpu]], Vec::new())
+                (Places::one(Place::Cpu), Vec::new())
             }
             gpus => (places, gpus?),
         };
         #[cfg(not(feature = "cuda"))]
         {
             let _ = sums;
-            if places.iter().flatten().any(|place| matches!(place, Place::Cuda(_))) {
+            if places.all().any(|place| matches!(place, Place::Cuda(_))) {
                 return Err(Failure::refused("this optimize was built without the feature cuda"));
             }
         }
+        let (pool, sharing, replica) = (pool(threads)?, 1, None);
         Ok(Self {
             cpu,
             pool,
             places,
+            sharing,
+            replica,
             #[cfg(feature = "cuda")]
             gpus,
         })
     }
 
+    /// Says of a failure on which replica it was.
+    pub(crate) fn named(&self, failure: Failure) -> Failure {
+        let Some(replica) = &self.replica else { return failure };
+        Failure { error: failure.error.context(format!("{replica}, has failed")), ..failure }
+    }
+
     /// The device of the first layers, which is that of everything that has no layers.
     pub(crate) fn backend(&self) -> &dyn Backend {
-        self.places.first().and_then(|stage| stage.first()).map_or(&self.cpu, |p| self.place(*p))
+        self.places.all().next().map_or(&self.cpu, |place| self.place(place))
     }
 
     /// The devices of a model's layers, in order.
@@ -125,7 +176,7 @@ impl Devices {
             [one] => Joined::One(self.place(*one)),
             all => Joined::Several(Sharded::new(all.iter().map(|p| self.place(*p)).collect())),
         };
-        self.places.iter().map(stage).collect()
+        self.places.0.iter().map(stage).collect()
     }
 
     fn place(&self, place: Place) -> &dyn Backend {
@@ -140,14 +191,40 @@ impl Devices {
 
     /// What the first device can do, measured.
     pub(crate) fn machine(&self) -> Result<Machine, Failure> {
-        #[cfg(feature = "cuda")]
-        if let Some(gpu) = self.first_gpu() {
-            let rates = gpu.rates(GPU_BYTES, GPU_ROUNDS).map_err(calibration::EvalError::from)?;
-            // Linears multiply on tensor cores, whatever the weights are.
-            let (read, bf16, int8) = (rates.read, rates.bf16, rates.int8);
-            return Ok(Machine { read, f32: bf16, bf16: Some(bf16), int8 });
+        self.measured(self.places.all().next().unwrap_or(Place::Cpu))
+    }
+
+    /// What the devices of all `replicas` can do together, each of them measured once.
+    pub(crate) fn together(replicas: &[Self]) -> Result<Machine, Failure> {
+        let pool = pool(Self::threads(replicas))?;
+        let (mut seen, mut sum) = (BTreeSet::new(), None);
+        for replica in replicas {
+            for place in replica.places.all().filter(|place| seen.insert(*place)) {
+                let machine = pool.install(|| replica.measured(place))?;
+                sum = Some(sum.map_or(machine, |sum: Machine| sum.and(machine)));
+            }
         }
-        self.cpu_machine()
+        sum.ok_or_else(|| Failure::refused("no device is given"))
+    }
+
+    /// The threads of all `replicas`.
+    pub(crate) fn threads(replicas: &[Self]) -> usize {
+        replicas.iter().map(|replica| replica.pool.current_num_threads()).sum()
+    }
+
+    /// What one of the devices can do, measured.
+    fn measured(&self, place: Place) -> Result<Machine, Failure> {
+        match place {
+            #[cfg(feature = "cuda")]
+            Place::Cuda(index) if let Some(gpu) = self.gpu(index) => {
+                let rates =
+                    gpu.rates(GPU_BYTES, GPU_ROUNDS).map_err(calibration::EvalError::from)?;
+                // Linears multiply on tensor cores, whatever the weights are.
+                let (read, bf16, int8) = (rates.read, rates.bf16, rates.int8);
+                Ok(Machine { read, f32: bf16, bf16: Some(bf16), int8 })
+            }
+            _ => self.cpu_machine(),
+        }
     }
 
     /// What the CPU can do, measured.
@@ -160,15 +237,12 @@ impl Devices {
     fn gpu(&self, index: usize) -> Option<&Cuda> {
         self.gpus.iter().find(|(of, _)| *of == index).map(|(_, gpu)| gpu)
     }
+}
 
-    /// The GPU of the first layers, if that is one.
-    #[cfg(feature = "cuda")]
-    pub(crate) fn first_gpu(&self) -> Option<&Cuda> {
-        match self.places.first().and_then(|stage| stage.first()) {
-            Some(Place::Cuda(index)) => self.gpu(*index),
-            _ => None,
-        }
-    }
+/// So many threads; 0 for one a core.
+pub(crate) fn pool(threads: usize) -> Result<ThreadPool, Failure> {
+    let pool = ThreadPoolBuilder::new().num_threads(threads).build();
+    pool.map_err(|error| Failure::new(Code::Machine, error))
 }
 
 /// The work of a [`::bench::Probe`], by our own kernels.
@@ -215,10 +289,10 @@ fn fastest(_: bool) -> Place {
 
 /// Every GPU of `places`, opened once.
 #[cfg(feature = "cuda")]
-fn gpus(places: &[Vec<Place>], sums: Sums) -> Result<Vec<(usize, Cuda)>, Failure> {
+fn gpus(places: &Places, sums: Sums) -> Result<Vec<(usize, Cuda)>, Failure> {
     let mut gpus: Vec<(usize, Cuda)> = Vec::new();
-    for place in places.iter().flatten() {
-        let &Place::Cuda(index) = place else { continue };
+    for place in places.all() {
+        let Place::Cuda(index) = place else { continue };
         if gpus.iter().any(|(of, _)| *of == index) {
             continue;
         }

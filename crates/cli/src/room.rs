@@ -33,6 +33,12 @@ pub(crate) struct Room {
     pub(crate) measured: bool,
 }
 
+/// Weights, laid out for the devices of one model.
+pub(crate) struct Loaded {
+    model: Model,
+    draft: Option<Model>,
+}
+
 /// What the buffers of a step may take on a GPU.
 const STEP: u64 = 1 << 30;
 
@@ -73,8 +79,9 @@ impl Room {
         if !common.quiet {
             let bytes = plan.bytes + draft.as_ref().map_or(0, |(_, plan)| plan.bytes);
             let tokens = plan.bytes / plan.token.max(1);
-            let size = size(bytes);
-            remark(&format!("keys and values: {size} for {tokens} tokens, {}", dtype.name()));
+            let of = devices.replica.as_ref().map_or(String::new(), |one| format!("{one}: "));
+            let (size, dtype) = (size(bytes), dtype.name());
+            remark(&format!("{of}keys and values: {size} for {tokens} tokens, {dtype}"));
         }
         let ngram = args.speculate == Speculate::Ngram;
         let (exact, gpu_layers) = (args.exact, args.gpu_layers);
@@ -106,13 +113,12 @@ impl Room {
         Engine::new(limits, Options::default())
     }
 
-    /// Loads the weights and hands what answers to `use_it`.
-    pub(crate) fn load<T>(
+    /// Loads the weights.
+    pub(crate) fn load(
         &self,
         backends: &[&dyn Backend],
         weights: Weights<'_>,
-        use_it: impl FnOnce(&mut Answerer<'_>) -> Result<T, Failure>,
-    ) -> Result<T, Failure> {
+    ) -> Result<Loaded, Failure> {
         let Some(&first) = backends.first() else {
             return Err(Failure::refused("no device is given"));
         };
@@ -126,38 +132,50 @@ impl Room {
         let model = Model::load(backends, stages, source, spec, self.exact)?;
         // A draft is small: it is whole on the first device.
         let load = |opened: &Opened| Model::on(first, &opened.checkpoint, &opened.spec, self.exact);
-        let draft_model = self.draft.as_ref().map(|(opened, _)| load(opened)).transpose()?;
+        let draft = self.draft.as_ref().map(|(opened, _)| load(opened)).transpose()?;
+        Ok(Loaded { model, draft })
+    }
+
+    /// What answers with weights that were loaded for these backends.
+    pub(crate) fn answerer<'m>(
+        &self,
+        backends: &[&'m dyn Backend],
+        loaded: &'m Loaded,
+        spec: &ModelSpec,
+    ) -> Result<Answerer<'m>, Failure> {
         let settings = Settings::default();
-        let mut runner = Runner::new(backends, &model, self.plan.clone(), &settings)?;
-        let draft = draft_model.as_ref().zip(self.draft.as_ref());
+        let mut runner = Runner::new(backends, &loaded.model, self.plan.clone(), &settings)?;
+        let draft = loaded.draft.as_ref().zip(self.draft.as_ref());
         let draft = draft.map(|(model, (_, plan))| {
-            let runner = Runner::new(&[first], model, plan.clone(), &settings)?;
+            let first = backends.get(..1).unwrap_or_default();
+            let runner = Runner::new(first, model, plan.clone(), &settings)?;
             let mut runner = runner.never_ahead();
             runner.measure_cost()?;
             Ok::<_, Failure>(DraftModel::new(runner))
         });
-        let speculator: Option<Box<dyn Speculator + '_>> = match (draft.transpose()?, self.ngram) {
-            (Some(draft), _) => Some(Box::new(draft)),
-            (None, true) => Some(Box::new(NGram::default())),
-            (None, false) => None,
-        };
+        let speculator: Option<Box<dyn Speculator + Send + 'm>> =
+            match (draft.transpose()?, self.ngram) {
+                (Some(draft), _) => Some(Box::new(draft)),
+                (None, true) => Some(Box::new(NGram::default())),
+                (None, false) => None,
+            };
         let mut engine = self.engine(spec);
         if speculator.is_some() || self.measured {
             runner.measure_cost()?;
             engine.set_cost(runner.limits().cost);
         }
-        use_it(&mut Answerer { engine, runner, speculator })
+        Ok(Answerer { engine, runner, speculator })
     }
 }
 
 /// What keys and values may take: half of what is free on the host; on GPUs nearly all that weights
-/// leave, but for what a step needs.
+/// leave, but for what a step needs. Models that share a device have a part each.
 fn free(devices: &Devices, weights: u64) -> u64 {
     let gpus: Option<u64> =
         devices.stages().iter().map(|stage| stage.backend().free_memory()).sum();
     match gpus {
-        Some(free) => free.saturating_sub(weights + STEP) / 10 * 9,
-        None => free_memory().unwrap_or(UNKNOWN) / 2,
+        Some(free) => (free / devices.sharing).saturating_sub(weights + STEP) / 10 * 9,
+        None => free_memory().unwrap_or(UNKNOWN) / 2 / devices.sharing,
     }
 }
 

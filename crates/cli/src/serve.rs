@@ -54,7 +54,8 @@ impl Served {
         let weights = Weights { spec, source, bytes: self.opened.weight_bytes() };
         let stages = devices.stages();
         let backends: Vec<_> = stages.iter().map(Joined::backend).collect();
-        self.room.load(&backends, weights, use_it)
+        let loaded = self.room.load(&backends, weights)?;
+        use_it(&mut self.room.answerer(&backends, &loaded, spec)?)
     }
 }
 
@@ -62,7 +63,7 @@ impl Served {
 pub(crate) struct Answerer<'m> {
     pub(crate) engine: Engine,
     pub(crate) runner: Runner<'m>,
-    pub(crate) speculator: Option<Box<dyn Speculator + 'm>>,
+    pub(crate) speculator: Option<Box<dyn Speculator + Send + 'm>>,
 }
 
 /// An answer, and what it took.

@@ -9,6 +9,7 @@ use crate::schedule::{Lane, Queues};
 use crate::sequence::{SeqId, Sequence};
 use crate::speculate::{Ask, Speculator};
 use crate::step::{ExecError, Executor, Limits, Outputs, Row, RowOutput, Step};
+use std::iter::Sum;
 
 /// How steps are made up. No option changes what a sequence says.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -91,6 +92,26 @@ pub struct Stats {
     pub preemptions: u64,
     /// Of each place in a draft: how often it was offered, and how often it stood.
     pub drafted: Vec<(u64, u64)>,
+}
+
+impl Sum for Stats {
+    /// What several engines have done together.
+    fn sum<I: Iterator<Item = Self>>(engines: I) -> Self {
+        engines.fold(Self::default(), |mut sum, one| {
+            sum.steps += one.steps;
+            sum.computed += one.computed;
+            sum.prompt += one.prompt;
+            sum.cached += one.cached;
+            sum.generated += one.generated;
+            sum.preemptions += one.preemptions;
+            let places = sum.drafted.len().max(one.drafted.len());
+            sum.drafted.resize(places, (0, 0));
+            for (all, (offered, stood)) in sum.drafted.iter_mut().zip(one.drafted) {
+                *all = (all.0 + offered, all.1 + stood);
+            }
+            sum
+        })
+    }
 }
 
 /// The engine: what was asked of it, and what it holds of the cache.

@@ -79,8 +79,8 @@ pub(crate) struct Serving {
     /// to compare with eval.
     #[arg(long, value_enum, value_name = "DTYPE", default_value_t)]
     pub(crate) kv_dtype: KvDType,
-    /// Memory for keys and values, such as 2G [default: half of what is free]. Use less to leave
-    /// room for others.
+    /// Memory for keys and values, such as 2G, of each replica [default: half of what is free, divided
+    /// among them]. Use less to leave room for others.
     #[arg(long, value_name = "SIZE", value_parser = size)]
     pub(crate) kv_memory: Option<u64>,
     /// Compute with float activations where weights have 8 bits or fewer. Use it to see what

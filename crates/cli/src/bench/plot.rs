@@ -45,13 +45,17 @@ fn workload(args: &Bench) -> String {
         None => format!("{} at once", super::session::users(args)),
         Some(rate) => format!("{rate} a second (Poisson)"),
     };
+    let replicas = match args.common.device.len() {
+        0 | 1 => String::new(),
+        several => format!(", on {several} replicas"),
+    };
     match &args.trace {
         Some(path) => {
             let name = path.file_name().unwrap_or_default().to_string_lossy();
-            format!("Workload: the first {requests} requests of {name}{batches}.")
+            format!("Workload: the first {requests} requests of {name}{batches}{replicas}.")
         }
         None => format!(
-            "Workload: {requests} requests, {how}{batches}; {prompt} tokens of prompt, {output} \
+            "Workload: {requests} requests, {how}{batches}{replicas}; {prompt} tokens of prompt, {output} \
              generated."
         ),
     }

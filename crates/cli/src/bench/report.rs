@@ -2,25 +2,57 @@
 
 use super::session::{Gain, Measured, Profile, Speculation, StepCost};
 use crate::args::bench::Bench;
+use crate::device::Devices;
+use crate::failure::Failure;
 use crate::output::size;
 use ::bench::{Machine, Roof, Spread, Tally};
 use serde_json::{Value, json};
 use std::fmt::{Result, Write};
 
-/// Everything.
-pub(crate) fn json(args: &Bench, machine: &Machine, models: &[Measured]) -> Value {
-    let models: Vec<Value> = models.iter().map(|m| model_json(args, machine, m)).collect();
-    let machine = json!({
-        "read_bytes_per_second": machine.read,
-        "f32_operations_per_second": machine.f32,
-        "bf16_operations_per_second": machine.bf16,
-        "int8_operations_per_second": machine.int8,
-        "threads": rayon::current_num_threads(),
-    });
-    json!({ "machine": machine, "models": models })
+/// What work is held against.
+pub(crate) struct Ceilings {
+    /// The first device's: one request at a time.
+    one: Machine,
+    /// Those of all devices together: the load.
+    all: Machine,
+    /// The CPU's threads of both.
+    threads: [usize; 2],
+    /// Whether they are not the same.
+    differ: bool,
 }
 
-fn model_json(args: &Bench, machine: &Machine, model: &Measured) -> Value {
+impl Ceilings {
+    /// Measures what `one`, which was measured, does not say.
+    pub(crate) fn of(one: Machine, replicas: &[Devices]) -> std::result::Result<Self, Failure> {
+        let differ = replicas.iter().flat_map(|replica| replica.places.all()).count() > 1;
+        let all = if differ { Devices::together(replicas)? } else { one };
+        let threads = [&replicas[..replicas.len().min(1)], replicas].map(Devices::threads);
+        Ok(Self { one, all, threads, differ })
+    }
+}
+
+/// Everything.
+pub(crate) fn json(args: &Bench, ceilings: &Ceilings, models: &[Measured]) -> Value {
+    let models: Vec<Value> = models.iter().map(|m| model_json(args, ceilings, m)).collect();
+    let machine_json = |machine: &Machine, threads: usize| {
+        json!({
+            "read_bytes_per_second": machine.read,
+            "f32_operations_per_second": machine.f32,
+            "bf16_operations_per_second": machine.bf16,
+            "int8_operations_per_second": machine.int8,
+            "threads": threads,
+        })
+    };
+    let [one, all] = ceilings.threads;
+    json!({
+        "machine": machine_json(&ceilings.all, all),
+        "first_device": machine_json(&ceilings.one, one),
+        "models": models,
+    })
+}
+
+fn model_json(args: &Bench, ceilings: &Ceilings, model: &Measured) -> Value {
+    let machine = &ceilings.one;
     let (prefill, decode) = (model.prefill(args), model.decode(args));
     let mut prefill_json = tally_json(&prefill, machine);
     prefill_json["tokens"] = json!(args.prompt.max(1));
@@ -38,13 +70,22 @@ fn model_json(args: &Bench, machine: &Machine, model: &Measured) -> Value {
         row["prefill"] = json!(how.name());
         row
     });
+    let replicas = model
+        .replicas
+        .iter()
+        .map(|(device, requests)| json!({ "device": device, "requests": requests }));
+    let mut workload = model.load.json();
+    let roof = Roof::new(&model.whole(), &ceilings.all);
+    workload["mfu"] = json!(roof.mfu);
+    workload["mbu"] = json!(roof.mbu);
     let stats = &model.stats;
     json!({
         "model": model.model,
         "prefill": prefill_json,
         "decode": decode_json,
         "alone": model.alone.json(),
-        "workload": model.load.json(),
+        "workload": workload,
+        "replicas": replicas.collect::<Vec<Value>>(),
         "prefills": prefills.collect::<Vec<Value>>(),
         "sweep": sweep.collect::<Vec<Value>>(),
         "speculation": model.speculation.as_ref().map(speculation_json),
@@ -113,24 +154,33 @@ fn profile_json(profile: &[Profile], machine: &Machine) -> Value {
 }
 
 /// The same for people.
-pub(crate) fn table(args: &Bench, machine: &Machine, models: &[Measured]) -> String {
-    let bf16 =
-        machine.bf16.map_or(String::new(), |bf16| format!("{:.0} GFLOP/s bf16, ", bf16 / 1e9));
-    let mut text = format!(
-        "machine   {:.1} GB/s read, {:.0} GFLOP/s f32, {bf16}{:.0} GOP/s int8, {} threads\n",
-        machine.read / 1e9,
-        machine.f32 / 1e9,
-        machine.int8 / 1e9,
-        rayon::current_num_threads()
-    );
+pub(crate) fn table(args: &Bench, ceilings: &Ceilings, models: &[Measured]) -> String {
+    let [one, all] = ceilings.threads;
+    let mut text = format!("machine   {}\n", rates(&ceilings.all, all));
+    if ceilings.differ {
+        text += &format!("first     {}: what prefill and decode have\n", rates(&ceilings.one, one));
+    }
     for model in models {
         // Writing to a string does not fail.
-        let _ = write_model(&mut text, args, machine, model);
+        let _ = write_model(&mut text, args, ceilings, model);
     }
     text
 }
 
-fn write_model(text: &mut String, args: &Bench, machine: &Machine, model: &Measured) -> Result {
+/// `70 GB/s read, 540 GFLOP/s f32`, and so on.
+fn rates(machine: &Machine, threads: usize) -> String {
+    let bf16 =
+        machine.bf16.map_or(String::new(), |bf16| format!("{:.0} GFLOP/s bf16, ", bf16 / 1e9));
+    format!(
+        "{:.1} GB/s read, {:.0} GFLOP/s f32, {bf16}{:.0} GOP/s int8, {threads} threads",
+        machine.read / 1e9,
+        machine.f32 / 1e9,
+        machine.int8 / 1e9,
+    )
+}
+
+fn write_model(text: &mut String, args: &Bench, ceilings: &Ceilings, model: &Measured) -> Result {
+    let machine = &ceilings.one;
     writeln!(text, "\n{}", model.model)?;
     let tally = model.prefill(args);
     let tokens = args.prompt.max(1);
@@ -140,15 +190,8 @@ fn write_model(text: &mut String, args: &Bench, machine: &Machine, model: &Measu
     let (rate, bytes, roof) =
         (1.0 / tally.seconds, size(tally.bytes as u64), under(&tally, machine));
     writeln!(text, "decode    {rate:.1} tokens/s, one sequence: {bytes} a token; {roof}")?;
+    write_load(text, ceilings, model)?;
     let load = &model.load;
-    writeln!(
-        text,
-        "workload  {} requests in {:.1} s: {:.1} generated tokens/s, {:.1} with prompts",
-        load.requests,
-        load.seconds,
-        load.throughput(),
-        (load.prompt + load.output) as f64 / load.seconds
-    )?;
     writeln!(text, "ms               mean       p50       p90       p99")?;
     writeln!(text, "{}", spread_line("TTFT", &load.ttft))?;
     if let Some(tokenize) = load.tokenize.some() {
@@ -177,6 +220,25 @@ fn write_model(text: &mut String, args: &Bench, machine: &Machine, model: &Measu
     write_prefills(text, model)?;
     write_sweep(text, model)?;
     model.profile.iter().try_for_each(|profile| write_profile(text, profile, machine))
+}
+
+fn write_load(text: &mut String, ceilings: &Ceilings, model: &Measured) -> Result {
+    if let [_, _, ..] = model.replicas[..] {
+        let dealt =
+            |(device, requests): &(String, usize)| format!("{requests} requests on {device}");
+        let dealt: Vec<String> = model.replicas.iter().map(dealt).collect();
+        writeln!(text, "replicas  {}: {}", dealt.len(), dealt.join(", "))?;
+    }
+    let load = &model.load;
+    writeln!(
+        text,
+        "workload  {} requests in {:.1} s: {:.1} generated tokens/s, {:.1} with prompts; {}",
+        load.requests,
+        load.seconds,
+        load.throughput(),
+        (load.prompt + load.output) as f64 / load.seconds,
+        under(&model.whole(), &ceilings.all)
+    )
 }
 
 /// `compute-bound, MFU 41 %, MBU 7 %`.

@@ -1,19 +1,22 @@
 //! A model that is loaded, measured.
 
 use super::prompts::Prompts;
+use super::replica::{Replica, together};
 use super::subject::Subject;
 use crate::args::bench::{Batching, Bench, Prefill};
+use crate::device::pool;
 use crate::failure::{Code, Failure};
 use crate::output::remark;
 use crate::serve::Answerer;
 use ::bench::{
-    Decoding, Drive, Kind, Oracle, Pace, Phase, Profiled, Record, Spread, Summary, Tally, Wall,
-    Watched, Workload, drafted_in_both, first_difference,
+    Deal, Decoding, Drive, Kind, Oracle, Pace, Phase, Profiled, Record, Spread, Summary, Tally,
+    Wall, Watched, Workload, first_difference, in_order,
 };
 use engine::{Engine, Executor, Limits, Options, Speculator, Stats, Stepper};
-use rayon::{ThreadPool, ThreadPoolBuilder};
 use runtime::{Cost, InPool, Settings, apart};
 use std::collections::BTreeMap;
+use std::iter::once;
+use std::sync::{Mutex, PoisonError};
 
 /// Requests of the phases that are measured alone; the first is not counted.
 const ALONE: usize = 4;
@@ -40,7 +43,12 @@ pub(crate) struct Measured {
     pub(crate) sweep: Vec<(usize, Summary)>,
     pub(crate) speculation: Option<Speculation>,
     pub(crate) profile: Vec<Profile>,
+    /// Of the load, all replicas together.
     pub(crate) stats: Stats,
+    /// The positions that those of the load looked back at, and those that decoded among them.
+    pub(crate) seen: [f64; 2],
+    /// Of each replica: its devices, and the requests of the load that it was dealt.
+    pub(crate) replicas: Vec<(String, usize)>,
 }
 
 /// What a phase's ops came to.
@@ -87,14 +95,22 @@ pub(crate) struct Gain {
 struct Ran {
     records: Vec<Record>,
     paces: Vec<Pace>,
-    prompts: Vec<Vec<u32>>,
+    stats: Stats,
+    /// Requests of each replica.
+    dealt: Vec<usize>,
 }
+
+/// What a replica answered, and how.
+type Part = (Vec<(usize, Record)>, Vec<Pace>, Stats);
 
 /// A loaded model and how it is measured.
 pub(crate) struct Session<'a, 'm> {
     pub(crate) args: &'a Bench,
     pub(crate) subject: &'a Subject,
-    pub(crate) answerer: &'a mut Answerer<'m>,
+    /// What is measured alone.
+    pub(crate) first: &'a mut Replica<'m>,
+    /// Those that answer the load with it.
+    pub(crate) others: &'a mut [Replica<'m>],
     /// The backend that the model runs on, if ops are counted.
     pub(crate) profiled: Option<&'a Profiled<'a>>,
 }
@@ -130,7 +146,6 @@ impl Session<'_, '_> {
         let how = self.args.prefill.first().copied().unwrap_or(Prefill::Chunked);
         self.say(&format!("measuring the workload, prefill {}", how.name()));
         let all = self.run_prefill(how, workload)?;
-        let stats = self.answerer.engine.stats();
         let load = Summary::new(&all.records, self.args.slo);
         let mut prefills = vec![(how, load.clone())];
         for &how in self.args.prefill.iter().skip(1) {
@@ -146,10 +161,12 @@ impl Session<'_, '_> {
             self.say(&format!("measuring {users} at once"));
             let Bench { requests, prompt, output, .. } = *self.args;
             let closed = Workload::closed(users, requests.max(users), prompt.max(1), output.max(1));
-            let ran = self.run_at(&closed, None, users)?;
+            let ran = self.run_all(&closed, users)?;
             sweep.push((users, Summary::new(&ran.records, self.args.slo)));
         }
         let profile = self.profiled.map_or(Ok(Vec::new()), |profiled| self.profile(profiled))?;
+        let devices = once(&*self.first).chain(&*self.others).map(|one| one.devices);
+        let places = devices.map(|devices| devices.places.to_string());
         Ok(Measured {
             model: self.subject.name.clone(),
             cost: self.subject.cost(),
@@ -161,7 +178,9 @@ impl Session<'_, '_> {
             sweep,
             speculation,
             profile,
-            stats,
+            seen: seen(&all.records),
+            replicas: places.zip(all.dealt).collect(),
+            stats: all.stats,
         })
     }
 
@@ -171,76 +190,99 @@ impl Session<'_, '_> {
         }
     }
 
-    /// Runs a workload, `oracle` guessing if there is one, else whoever guesses for the model.
+    /// Runs a workload on the first replica, `oracle` guessing if there is one, else whoever guesses for
+    /// the model.
     fn run(&mut self, workload: &Workload, oracle: Option<&mut Oracle>) -> Result<Ran, Failure> {
-        self.run_at(workload, oracle, users(self.args))
+        self.run_on(1, workload, oracle, users(self.args))
     }
 
-    /// As [`Self::run`], a batch being of so many unless the arguments say.
-    fn run_at(
+    /// Runs a workload on all replicas, a batch being of so many unless the arguments say.
+    fn run_all(&mut self, workload: &Workload, users: usize) -> Result<Ran, Failure> {
+        self.run_on(1 + self.others.len(), workload, None, users)
+    }
+
+    fn run_on(
         &mut self,
+        replicas: usize,
         workload: &Workload,
-        oracle: Option<&mut Oracle>,
+        mut oracle: Option<&mut Oracle>,
         users: usize,
     ) -> Result<Ran, Failure> {
-        let limits = self.answerer.runner.limits();
-        self.begin(Engine::new(limits, self.options(usize::MAX)));
-        let Answerer { engine, runner, speculator } = &mut *self.answerer;
-        let speculator = match oracle {
-            Some(oracle) => Some(oracle as &mut dyn Speculator),
-            None => speculator.as_mut().map(|s| &mut **s as &mut dyn Speculator),
-        };
-        let clock = Wall::start();
-        let mut executor = Watched::new(runner, &clock, self.profiled);
-        let batching = batching(self.args, users);
-        let stepper = &mut executor;
-        let drive = Drive { engine, stepper, speculator, batching, clock: &clock };
-        let (records, prompts) = driven(self.subject, drive, workload)?;
-        Ok(Ran { records, paces: executor.paces, prompts })
+        let prompts = prompts(self.subject, workload)?;
+        let (options, batching) = (self.options(usize::MAX), batching(self.args, users));
+        let (clock, deal) = (Wall::start(), Mutex::new(Deal::new(workload, replicas)));
+        let (profiled, clock, deal) = (self.profiled, &clock, &deal);
+        let all = once(&mut *self.first).chain(&mut *self.others).take(replicas);
+        let all = all.map(|one| (one.devices, (&mut one.answerer, oracle.take())));
+        let parts = together(all, |replica, (answerer, oracle)| {
+            let limits = answerer.runner.limits();
+            // What an earlier engine found in the cache is not there any more.
+            answerer.engine = Engine::new(limits, options.clone());
+            let Answerer { engine, runner, speculator } = answerer;
+            let speculator = match oracle {
+                Some(oracle) => Some(oracle as &mut dyn Speculator),
+                None => speculator.as_mut().map(|s| &mut **s as &mut dyn Speculator),
+            };
+            let mut executor = Watched::new(runner, clock, profiled);
+            let stepper = &mut executor;
+            let drive = Drive { engine, stepper, speculator, batching, clock, deal, replica };
+            let records = drive.run(|i, prompt, output| prompts.ask(i, prompt, output))?;
+            Ok((records, executor.paces, answerer.engine.stats()))
+        })?;
+        Ok(ran(parts, deal))
     }
 
     /// Runs a workload whose prompts are computed as `how` says.
     fn run_prefill(&mut self, how: Prefill, workload: &Workload) -> Result<Ran, Failure> {
-        let limits = self.answerer.runner.limits();
+        let devices = self.first.devices;
         match how {
-            Prefill::Chunked => self.run(workload, None),
-            Prefill::Whole => {
-                let tokens = limits.context.saturating_add(limits.rows);
-                let mut whole =
-                    self.answerer.runner.beside(&Settings { tokens, ..Settings::default() });
-                self.begin(Engine::new(Limits { tokens, ..limits }, self.options(tokens)));
-                self.step_by(&mut whole, workload)
-            }
-            Prefill::Split => {
-                let threads = rayon::current_num_threads();
-                let prompts = pool((threads / 2).max(1))?;
-                let others = pool(threads.saturating_sub(threads / 2).max(1))?;
-                // Rows that decode are few tokens, whatever waits.
-                let few = Settings { tokens: limits.rows, ..Settings::default() };
-                let both = [&Settings::default(), &few];
-                let [mut prefill, mut decode] = both.map(|s| self.answerer.runner.beside(s));
-                let options = self.options(usize::MAX);
-                self.begin(Engine::apart(decode.limits(), prefill.limits(), options));
-                let prefill = InPool { executor: &mut prefill, pool: &prompts };
-                let mut decode = InPool { executor: &mut decode, pool: &others };
-                apart(prefill, &mut decode, |both| self.step_by(both, workload))
-            }
+            Prefill::Chunked => self.run_all(workload, users(self.args)),
+            Prefill::Whole => devices.pool.install(|| self.run_whole(workload)),
+            Prefill::Split => devices.pool.install(|| self.run_split(workload)),
         }
     }
 
-    /// Runs a workload on the engine as it is, `stepper` taking it further.
-    fn step_by(&mut self, stepper: &mut dyn Stepper, workload: &Workload) -> Result<Ran, Failure> {
-        let Answerer { engine, speculator, .. } = &mut *self.answerer;
-        let speculator = speculator.as_mut().map(|s| &mut **s as &mut dyn Speculator);
-        let (clock, batching) = (Wall::start(), batching(self.args, users(self.args)));
-        let drive = Drive { engine, stepper, speculator, batching, clock: &clock };
-        let (records, prompts) = driven(self.subject, drive, workload)?;
-        Ok(Ran { records, paces: Vec::new(), prompts })
+    fn run_whole(&mut self, workload: &Workload) -> Result<Ran, Failure> {
+        let limits = self.first.answerer.runner.limits();
+        let tokens = limits.context.saturating_add(limits.rows);
+        let settings = Settings { tokens, ..Settings::default() };
+        let mut whole = self.first.answerer.runner.beside(&settings);
+        let engine = Engine::new(Limits { tokens, ..limits }, self.options(tokens));
+        self.step_by(engine, &mut whole, workload)
     }
 
-    /// Goes on with a new engine: what an earlier one found in the cache is not there any more.
-    fn begin(&mut self, engine: Engine) {
-        self.answerer.engine = engine;
+    fn run_split(&mut self, workload: &Workload) -> Result<Ran, Failure> {
+        let limits = self.first.answerer.runner.limits();
+        let threads = rayon::current_num_threads();
+        let prompts = pool((threads / 2).max(1))?;
+        let others = pool(threads.saturating_sub(threads / 2).max(1))?;
+        // Rows that decode are few tokens, whatever waits.
+        let few = Settings { tokens: limits.rows, ..Settings::default() };
+        let both = [&Settings::default(), &few];
+        let [mut prefill, mut decode] = both.map(|s| self.first.answerer.runner.beside(s));
+        let options = self.options(usize::MAX);
+        let engine = Engine::apart(decode.limits(), prefill.limits(), options);
+        let prefill = InPool { executor: &mut prefill, pool: &prompts };
+        let mut decode = InPool { executor: &mut decode, pool: &others };
+        apart(prefill, &mut decode, |both| self.step_by(engine, both, workload))
+    }
+
+    /// Runs a workload on the first replica with a new engine, `stepper` taking it further.
+    fn step_by(
+        &mut self,
+        engine: Engine,
+        stepper: &mut dyn Stepper,
+        workload: &Workload,
+    ) -> Result<Ran, Failure> {
+        self.first.answerer.engine = engine;
+        let Answerer { engine, speculator, .. } = &mut self.first.answerer;
+        let speculator = speculator.as_mut().map(|s| &mut **s as &mut dyn Speculator);
+        let prompts = prompts(self.subject, workload)?;
+        let (clock, deal) = (Wall::start(), Mutex::new(Deal::new(workload, 1)));
+        let (batching, clock, deal) = (batching(self.args, users(self.args)), &clock, &deal);
+        let drive = Drive { engine, stepper, speculator, batching, clock, deal, replica: 0 };
+        let records = drive.run(|i, prompt, output| prompts.ask(i, prompt, output))?;
+        Ok(ran(vec![(records, Vec::new(), self.first.answerer.engine.stats())], deal))
     }
 
     /// Steps of so many tokens, unless the arguments say.
@@ -256,18 +298,13 @@ impl Session<'_, '_> {
         workload: &Workload,
         plain: [&Ran; 2],
     ) -> Result<Speculation, Failure> {
-        let mut oracle = Oracle::new(acceptance, self.answerer.runner.limits().vocab);
-        for ran in plain {
-            for (prompt, record) in ran.prompts.iter().zip(&ran.records) {
-                oracle.learn(prompt.clone(), record);
-            }
-        }
+        let mut oracle = Oracle::new(acceptance, self.first.answerer.runner.limits().vocab);
+        plain.into_iter().flat_map(|ran| &ran.records).for_each(|record| oracle.learn(record));
         self.say("measuring one request at a time, speculating");
         let one = self.run(&alone(self.args), Some(&mut oracle))?;
-        let before = self.answerer.engine.stats().drafted;
         self.say("measuring the workload, speculating");
         let all = self.run(workload, Some(&mut oracle))?;
-        let places = drafted_in_both(&before, &self.answerer.engine.stats().drafted);
+        let places = [&one, &all].map(|ran| ran.stats.clone()).into_iter().sum::<Stats>().drafted;
         let [alone, load] = [self.gain(plain[0], &one)?, self.gain(plain[1], &all)?];
         let steps = self.step_costs([plain[0], &one]);
         Ok(Speculation { acceptance, alone, load, places, steps })
@@ -275,7 +312,7 @@ impl Session<'_, '_> {
 
     /// What steps that decode took, beside what was expected of them.
     fn step_costs(&self, runs: [&Ran; 2]) -> Vec<StepCost> {
-        let costs = self.answerer.runner.limits().cost;
+        let costs = self.first.answerer.runner.limits().cost;
         let mut took: BTreeMap<usize, Vec<f64>> = BTreeMap::new();
         let paces = runs.into_iter().flat_map(|ran| &ran.paces);
         for pace in paces.filter(|pace| pace.phase == Phase::Decode) {
@@ -295,7 +332,7 @@ impl Session<'_, '_> {
             let message = format!("speculation has changed the text of request {index}");
             return Err(Failure::new(Code::Bug, anyhow::Error::msg(message)));
         }
-        let costs = self.answerer.runner.limits().cost;
+        let costs = self.first.answerer.runner.limits().cost;
         let decoding = |ran: &Ran| Decoding::new(&ran.paces, &costs);
         let throughput = |ran: &Ran| Summary::new(&ran.records, None).throughput();
         let (before, after) = (decoding(plain), decoding(speculated));
@@ -321,25 +358,32 @@ impl Session<'_, '_> {
     }
 }
 
-/// Runs a workload; its records and its prompts.
-fn driven(
-    subject: &Subject,
-    drive: Drive<'_>,
-    workload: &Workload,
-) -> Result<(Vec<Record>, Vec<Vec<u32>>), Failure> {
-    let prompts = Prompts::new(workload, subject.spec().vocab, subject.tokenizer.as_ref())?;
-    let mut asked = Vec::new();
-    let records = drive.run(workload, |index, prompt, output| {
-        let ask = prompts.ask(index, prompt, output)?;
-        asked.push(ask.request.prompt.clone());
-        Ok(ask)
-    })?;
-    Ok((records, asked))
+fn prompts<'a>(subject: &'a Subject, workload: &Workload) -> Result<Prompts<'a>, Failure> {
+    Ok(Prompts::new(workload, subject.spec().vocab, subject.tokenizer.as_ref())?)
 }
 
-fn pool(threads: usize) -> Result<ThreadPool, Failure> {
-    let pool = ThreadPoolBuilder::new().num_threads(threads).build();
-    pool.map_err(|error| Failure::new(Code::Machine, error))
+/// What came of a workload's parts.
+fn ran(parts: Vec<Part>, deal: &Mutex<Deal>) -> Ran {
+    let dealt = deal.lock().unwrap_or_else(PoisonError::into_inner).dealt();
+    let (mut records, mut paces, mut stats) = (Vec::new(), Vec::new(), Vec::new());
+    for (answered, steps, done) in parts {
+        records.push(answered);
+        paces.extend(steps);
+        stats.push(done);
+    }
+    Ran { records: in_order(records), paces, stats: stats.into_iter().sum(), dealt }
+}
+
+/// Positions that those of `records` look back at, themselves included: all of them, and those of
+/// generated tokens. The last token of a request is not computed further.
+fn seen(records: &[Record]) -> [f64; 2] {
+    let sum = |positions: usize| positions as f64 * (positions as f64 + 1.0) / 2.0;
+    let answered = records.iter().filter(|record| !record.tokens.is_empty());
+    answered.fold([0.0; 2], |[all, decode], record| {
+        let prompt = record.prompt.len();
+        let whole = sum(prompt + record.tokens.len() - 1);
+        [all + whole, decode + whole - sum(prompt)]
+    })
 }
 
 fn batching(args: &Bench, users: usize) -> ::bench::Batching {
@@ -370,6 +414,19 @@ impl Measured {
         let linears = [self.cost.layers as f64, self.cost.head as f64];
         let bytes = self.cost.weights as f64 + self.token as f64 * seen;
         self.tally(median(&self.alone.tpot), linears, self.cost.seen as f64 * seen, bytes)
+    }
+
+    /// The whole load. Its weights are read once a step.
+    pub(crate) fn whole(&self) -> Tally {
+        let ([seen, decode], load) = (self.seen, &self.load);
+        // What is computed again, or in vain, is no work.
+        let needed = (load.prompt + load.output).saturating_sub(load.requests) as f64;
+        let positions = needed.min(self.stats.computed as f64);
+        let linears =
+            [self.cost.layers as f64 * positions, self.cost.head as f64 * load.output as f64];
+        let weights = self.cost.weights as f64 * self.stats.steps as f64;
+        let bytes = weights + self.token as f64 * (positions + decode);
+        self.tally(load.seconds, linears, self.cost.seen as f64 * seen, bytes)
     }
 
     fn tally(&self, seconds: f64, linears: [f64; 2], attention: f64, bytes: f64) -> Tally {
