@@ -99,6 +99,32 @@ struct AttendArgs {
     arrived: u64,
 }
 
+/// Which kernels attend.
+struct Kernels {
+    dtype: KvDType,
+    /// A head's size with its padding.
+    dim: usize,
+    /// Blocks that share a head.
+    parts: usize,
+    wgmma: bool,
+}
+
+impl Kernels {
+    fn tile_rows(&self) -> usize {
+        if self.wgmma { WGMMA_ROWS } else { TILE_ROWS }
+    }
+
+    /// The kernel of many rows, its threads, and its shared memory.
+    fn tiles(&self) -> (String, u32, usize) {
+        let &Self { dtype, dim, parts, wgmma } = self;
+        let kind = format!("{}_{dim}", dtype.name());
+        match wgmma {
+            true => (format!("attend_wgmma_{kind}"), 256, 4 * 2 * 64 * dim * 2),
+            false => (format!("attend_tiles_{kind}"), 128, 2 * 64 * (dim + dim / parts) * 2),
+        }
+    }
+}
+
 /// What the kernels are told about the spans of a step, on the device. It is the same for every layer
 /// of a cache group.
 pub(crate) struct Layout {
@@ -209,13 +235,16 @@ impl Cuda {
         if rows == 0 {
             return Ok(Buffer::new(0, width, Rows::slots(out)));
         }
-        let wgmma = self.wgmma && dim <= MOST_OUT;
-        let tile = if wgmma { WGMMA_ROWS } else { TILE_ROWS };
-        let layout = self.layout(args.spans, rows, (heads.query / heads.kv, tile))?;
+        let kernels = Kernels {
+            dtype: pages.dtype,
+            dim,
+            parts: dim.div_ceil(MOST_OUT),
+            wgmma: self.wgmma && dim <= MOST_OUT,
+        };
+        let group = heads.query / heads.kv;
+        let layout = self.layout(args.spans, rows, (group, kernels.tile_rows()))?;
         let queries = self.room(rows * heads.query * dim * 2)?;
         self.store(args, pages, &layout, &queries)?;
-        let (query_heads, kv_heads) = (heads.query as u32, heads.kv as u32);
-        let kind = format!("{}_{dim}", pages.dtype.name());
         let base = AttendArgs {
             queries: queries.at(),
             cache: pages.raw(),
@@ -225,48 +254,57 @@ impl Cuda {
             out: out.at(),
             scale: args.scale * std::f32::consts::LOG2_E,
             window: args.window.unwrap_or(0),
-            query_heads,
-            kv_heads,
+            query_heads: heads.query as u32,
+            kv_heads: heads.kv as u32,
             dim: heads.dim as u32,
             splits: layout.splits as u32,
             stride: wide as u32,
             unused: 0,
             arrived: 0,
         };
-        let parts = dim.div_ceil(MOST_OUT);
         if let Some(items) = &layout.rows {
-            let partial = self.room(rows * heads.query * layout.splits * (2 + dim) * 4)?;
-            let arrived = match layout.splits <= MERGED {
-                true => Some(self.arrived(layout.row_items.min(MOST_ITEMS) * heads.kv)?),
-                false => None,
-            };
-            // A grid has so many blocks in its third dimension.
-            for first in (0..layout.row_items).step_by(MOST_ITEMS) {
-                let items = items.at() + (first * size_of::<Item>()) as u64;
-                let arrived = arrived.as_ref().map_or(0, |arrived| arrived.at());
-                let args = AttendArgs { items, partial: partial.at(), arrived, ..base };
-                let count = (layout.row_items - first).min(MOST_ITEMS) as u32;
-                let shared = 8 * PAIRS * (2 + dim / parts) * 4;
-                let grid = [base.splits, kv_heads * parts as u32, count];
-                self.launch(&format!("attend_rows_{kind}"), grid, 256, shared, &args)?;
-                if arrived == 0 {
-                    let grid = [PAIRS as u32, kv_heads, count];
-                    self.launch(&format!("attend_merge_{dim}"), grid, dim as u32, 0, &args)?;
-                }
-            }
+            self.attend_few(&kernels, &layout, (items, rows), &base)?;
         }
         if let Some(items) = &layout.tiles {
             let args = AttendArgs { items: items.at(), ..base };
-            let grid = [layout.tile_items as u32, query_heads * parts as u32, 1];
-            if wgmma {
-                let shared = 4 * 2 * 64 * dim * 2;
-                self.launch(&format!("attend_wgmma_{kind}"), grid, 256, shared, &args)?;
-            } else {
-                let shared = 2 * 64 * (dim + dim / parts) * 2;
-                self.launch(&format!("attend_tiles_{kind}"), grid, 128, shared, &args)?;
-            }
+            let heads = base.query_heads * kernels.parts as u32;
+            let (kernel, threads, shared) = kernels.tiles();
+            self.launch(&kernel, [layout.tile_items as u32, heads, 1], threads, shared, &args)?;
         }
         Ok(Buffer::new(rows, width, Rows::slots(out)))
+    }
+
+    /// The items of few rows, and the merge of their splits.
+    fn attend_few(
+        &self,
+        kernels: &Kernels,
+        layout: &Layout,
+        (items, rows): (&Memory, usize),
+        base: &AttendArgs,
+    ) -> Result<(), BackendError> {
+        let &Kernels { dtype, dim, parts, .. } = kernels;
+        let (query_heads, kv_heads) = (base.query_heads as usize, base.kv_heads);
+        let partial = self.room(rows * query_heads * layout.splits * (2 + dim) * 4)?;
+        let arrived = match layout.splits <= MERGED {
+            true => Some(self.arrived(layout.row_items.min(MOST_ITEMS) * kv_heads as usize)?),
+            false => None,
+        };
+        let arrived = arrived.as_ref().map_or(0, |arrived| arrived.at());
+        // A grid has so many blocks in its third dimension.
+        for first in (0..layout.row_items).step_by(MOST_ITEMS) {
+            let items = items.at() + (first * size_of::<Item>()) as u64;
+            let args = AttendArgs { items, partial: partial.at(), arrived, ..*base };
+            let count = (layout.row_items - first).min(MOST_ITEMS) as u32;
+            let shared = 8 * PAIRS * (2 + dim / parts) * 4;
+            let grid = [base.splits, kv_heads * parts as u32, count];
+            let kernel = format!("attend_rows_{}_{dim}", dtype.name());
+            self.launch(&kernel, grid, 256, shared, &args)?;
+            if arrived == 0 {
+                let grid = [PAIRS as u32, kv_heads, count];
+                self.launch(&format!("attend_merge_{dim}"), grid, dim as u32, 0, &args)?;
+            }
+        }
+        Ok(())
     }
 
     /// At least so many zeros, which every launch leaves as zeros.

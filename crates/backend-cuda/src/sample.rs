@@ -71,6 +71,32 @@ struct SampleArgs {
     unused: u32,
 }
 
+impl Ask {
+    /// What is looked for in a row whose changes begin there in the list.
+    fn new(row: &Seek<'_>, first_change: u32) -> Self {
+        let mode = match row.of {
+            Sought::Best => 0,
+            Sought::NearWinner => 1,
+            Sought::Largest => 2,
+        };
+        Self {
+            key: row.key,
+            temperature: row.temperature,
+            min_score: row.min_score,
+            repetition: row.repetition,
+            frequency: row.frequency,
+            presence: row.presence,
+            mode,
+            first_change,
+            changes: row.changes.len() as u32,
+            alternatives: row.raw.unwrap_or(0).min(SHORTLIST) as u32,
+            wants_sum: row.raw.is_some().into(),
+            share: row.share,
+            unused: 0,
+        }
+    }
+}
+
 impl Cuda {
     pub(crate) fn begin(
         &self,
@@ -85,26 +111,7 @@ impl Cuda {
         }
         let (mut asks, mut first_change) = (Vec::new(), 0);
         for row in rows {
-            let mode = match row.of {
-                Sought::Best => 0,
-                Sought::NearWinner => 1,
-                Sought::Largest => 2,
-            };
-            asks.push(Ask {
-                key: row.key,
-                temperature: row.temperature,
-                min_score: row.min_score,
-                repetition: row.repetition,
-                frequency: row.frequency,
-                presence: row.presence,
-                mode,
-                first_change,
-                changes: row.changes.len() as u32,
-                alternatives: row.raw.unwrap_or(0).min(SHORTLIST) as u32,
-                wants_sum: row.raw.is_some().into(),
-                share: row.share,
-                unused: 0,
-            });
+            asks.push(Ask::new(row, first_change));
             first_change += row.changes.len() as u32;
         }
         let mut list: Vec<Change> = changes()
