@@ -1,8 +1,8 @@
 //! How far the CUDA kernels are from the CPU's exact path, teacher-forced on the first tokens of a text:
 //!
-//!     cargo run --release -p tests --example cuda_agreement -- emulated|cuda TOKENS TEXT MODEL...
+//!     cargo run --release -p tests --example cuda_agreement -- emulated|hopper|cuda TOKENS TEXT MODEL...
 //!
-//! `emulated` runs them on the CPU, `cuda` on the first GPU.
+//! `emulated` runs them on the CPU, `hopper` those with `wgmma` too, `cuda` on the first GPU.
 #![expect(clippy::print_stdout, clippy::unwrap_used, reason = "an experiment")]
 
 use backend_cuda::{Cuda, Device, Driver};
@@ -16,17 +16,19 @@ use tests::agreement::{Agreement, kernels};
 fn main() {
     let args: Vec<String> = std::env::args().skip(1).collect();
     let [place, count, text, models @ ..] = &args[..] else {
-        panic!("emulated|cuda TOKENS TEXT MODEL...");
+        panic!("emulated|hopper|cuda TOKENS TEXT MODEL...");
     };
     let device: Arc<dyn Device> = match place.as_str() {
         "cuda" => Arc::new(Driver::open(0).unwrap()),
         _ => {
             let library = kernels(&std::env::temp_dir()).expect("g++ is installed");
-            Arc::new(Emulated::new(Box::leak(Box::new(library)), Order::Forward, true))
+            let device = Emulated::new(Box::leak(Box::new(library)), Order::Forward, true);
+            Arc::new(if place == "hopper" { device.with_wgmma() } else { device })
         }
     };
-    println!("on {}", device.describe());
-    let cuda = Cuda::new(device, false);
+    let name = device.describe();
+    let cuda = Cuda::new(device, false).with_wgmma().unwrap();
+    println!("on {name}, {}", backend::Backend::numerics(&cuda));
     let text = std::fs::read_to_string(text).unwrap();
     for model in models {
         let checkpoint = Checkpoint::open(Path::new(model)).unwrap();
