@@ -8,7 +8,16 @@
 
 #if defined(__CUDACC__)
 #define DEVICE static __device__ __forceinline__
-#define KERNEL(name, Args, threads, blocks) \
+// A kernel may begin while the one before it ends, and waits for that before it does anything; so its start is
+// hidden. EARLY_KERNEL waits itself, once it has asked for what no kernel of a step writes.
+#define KERNEL(name, Args, threads, blocks)                                                                  \
+    DEVICE void name##_body(const Args &args);                                                               \
+    extern "C" __global__ void __launch_bounds__(threads, blocks) name(const __grid_constant__ Args args) { \
+        wait_before();                                                                                       \
+        name##_body(args);                                                                                   \
+    }                                                                                                        \
+    DEVICE void name##_body(const Args &args)
+#define EARLY_KERNEL(name, Args, threads, blocks) \
     extern "C" __global__ void __launch_bounds__(threads, blocks) name(const __grid_constant__ Args args)
 #define SHARED(T, name)                                          \
     extern __shared__ __align__(1024) unsigned char shared_bytes[]; \
@@ -26,6 +35,15 @@ typedef unsigned long long u64;
 #define WARP 32
 
 #if defined(__CUDACC__)
+
+// Until the launch before this one is done and what it wrote is seen; then the next may begin. Older
+// architectures begin a launch when the one before it has ended.
+DEVICE void wait_before() {
+#if __CUDA_ARCH__ >= 900
+    asm volatile("griddepcontrol.wait;" ::: "memory");
+    asm volatile("griddepcontrol.launch_dependents;" ::: "memory");
+#endif
+}
 
 DEVICE void sync_threads() { __syncthreads(); }
 DEVICE void sync_warp() { __syncwarp(); }
@@ -109,6 +127,9 @@ DEVICE void mma_s8(int (&c)[4], const u32 (&a)[4], const u32 (&b)[2]) {
 #define copy_async(shared, global, bytes) emulator::copy_async(shared, global, bytes, __LINE__)
 #define fence() emulator::fence()
 #define atomic_add(at, value) emulator::atomic_add(at, value, __LINE__)
+#define EARLY_KERNEL KERNEL
+// Emulated launches follow each other.
+DEVICE void wait_before() {}
 #define commit_copies() emulator::commit_copies()
 #define mma_bf16(c, a, b) emulator::mma_bf16(c, a, b, __LINE__)
 #define mma_s8(c, a, b) emulator::mma_s8(c, a, b, __LINE__)

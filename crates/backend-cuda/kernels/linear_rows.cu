@@ -16,6 +16,8 @@ DEVICE void sum_tiles(const LinearArgs &args, const Part &part, u32 stripe, u32 
             for (u32 n = 0; n < STRIPES; n++)
                 if (base + d * WARPS < args.tiles)
                     load_tile<W>(w[d][n], part.weight, (u64)(stripe + n) * args.tiles + base + d * WARPS);
+        // The first weights are on their way while the rows are still being made.
+        if (base == warp_id()) wait_before();
 #pragma unroll
         for (u32 d = 0; d < DEPTH; d++) {
             u32 tile = base + d * WARPS;
@@ -71,13 +73,16 @@ DEVICE void sum_tiles(const LinearArgs &args, const Part &part, u32 stripe, u32 
 
 template <class W, u32 STRIPES, u32 COLUMNS, u32 DEPTH> DEVICE void linear_rows(const LinearArgs &args) {
     SHARED(float, sums);  // [WARPS][2][128]
-    u32 at = blockIdx.x * STRIPES, p = 0, first_row = blockIdx.y * COLUMNS * 8;
+    // Blocks of other rows and the same weights come one after the other: memory is read once.
+    u32 at = blockIdx.y * STRIPES, p = 0, first_row = blockIdx.x * COLUMNS * 8;
     for (u32 i = 1; i < args.part_count; i++)
         if (at >= args.parts[i].first_stripe) p = i;
     const Part &part = args.parts[p];
     u32 stripe = at - part.first_stripe;
     float total[STRIPES][COLUMNS][4] = {};
     sum_tiles<W, STRIPES, COLUMNS, DEPTH>(args, part, stripe, first_row, total);
+    // Warps that have no tiles; the others are done with it.
+    if (warp_id() >= args.tiles) wait_before();
     u32 half = threadIdx.x / 128, e = threadIdx.x % 128;
 #pragma unroll
     for (u32 pair = 0; pair < STRIPES * COLUMNS; pair += 2) {
@@ -107,10 +112,10 @@ template <class W, u32 STRIPES, u32 COLUMNS, u32 DEPTH> DEVICE void linear_rows(
 
 // For up to 8, 16, 32 and 64 rows a block. The more rows, the more outputs share what is read of them.
 #define ROWS(name, W, DEPTH)                                                                             \
-    KERNEL(linear_rows_##name##_8, LinearArgs, 256, 2) { linear_rows<W, 1, 1, DEPTH>(args); }             \
-    KERNEL(linear_rows_##name##_16, LinearArgs, 256, 2) { linear_rows<W, 1, 2, DEPTH>(args); }            \
-    KERNEL(linear_rows_##name##_32, LinearArgs, 256, 1) { linear_rows<W, 4, 4, 1>(args); }                \
-    KERNEL(linear_rows_##name##_64, LinearArgs, 256, 1) { linear_rows<W, 2, 8, 1>(args); }
+    EARLY_KERNEL(linear_rows_##name##_8, LinearArgs, 256, 2) { linear_rows<W, 1, 1, DEPTH>(args); }             \
+    EARLY_KERNEL(linear_rows_##name##_16, LinearArgs, 256, 2) { linear_rows<W, 1, 2, DEPTH>(args); }            \
+    EARLY_KERNEL(linear_rows_##name##_32, LinearArgs, 256, 1) { linear_rows<W, 4, 4, 1>(args); }                \
+    EARLY_KERNEL(linear_rows_##name##_64, LinearArgs, 256, 1) { linear_rows<W, 2, 8, 1>(args); }
 
 ROWS(int4, Int4, 4)
 ROWS(int8, Int8, 2)

@@ -9,6 +9,7 @@ use cudarc::driver::{result, sys};
 use std::any::Any;
 use std::collections::HashMap;
 use std::ffi::{CString, c_void};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 /// The oldest driver whose CUDA version runs the kernels: R580.
@@ -74,6 +75,8 @@ pub struct Driver {
     stream: sys::CUstream,
     modules: Vec<sys::CUmodule>,
     functions: Mutex<HashMap<String, Function>>,
+    /// Whether a kernel may begin while the one before it ends: each waits for that itself.
+    begins_early: AtomicBool,
     /// What weights go through.
     stages: Mutex<Vec<Flight>>,
     /// What results came through, to be used again.
@@ -129,6 +132,7 @@ impl Driver {
             stream,
             modules,
             functions,
+            begins_early: AtomicBool::new(major >= 9),
             stages,
             flights,
             group,
@@ -198,6 +202,40 @@ impl Driver {
             }
         }
         Ok(())
+    }
+
+    /// Starts a kernel that may begin while the one before it ends.
+    fn start_early(
+        &self,
+        function: sys::CUfunction,
+        launch: &Launch<'_>,
+        params: &mut [*mut c_void],
+    ) -> Result<(), result::DriverError> {
+        let mut early = sys::CUlaunchAttribute {
+            id: sys::CUlaunchAttributeID::CU_LAUNCH_ATTRIBUTE_PROGRAMMATIC_STREAM_SERIALIZATION,
+            pad: Default::default(),
+            value: sys::CUlaunchAttributeValue { programmaticStreamSerializationAllowed: 1 },
+        };
+        let [x, y, z] = launch.grid;
+        let config = sys::CUlaunchConfig {
+            gridDimX: x,
+            gridDimY: y,
+            gridDimZ: z,
+            blockDimX: launch.threads,
+            blockDimY: 1,
+            blockDimZ: 1,
+            sharedMemBytes: launch.shared,
+            hStream: self.stream,
+            attrs: &raw mut early,
+            numAttrs: 1,
+        };
+        let nothing = std::ptr::null_mut();
+        // SAFETY: a kernel takes one struct, which its launcher laid out; the driver copies it and the
+        // configuration.
+        unsafe {
+            sys::cuLaunchKernelEx(&raw const config, function, params.as_mut_ptr(), nothing)
+                .result()
+        }
     }
 
     /// cuBLASLt, loaded now if it was not; the context is current.
@@ -380,10 +418,18 @@ impl Device for Driver {
         let mut args = launch.args.to_vec();
         let mut params = [args.as_mut_ptr().cast::<c_void>()];
         let (grid, threads) = ((x, y, z), (launch.threads, 1, 1));
-        // SAFETY: a kernel takes one struct, which its launcher laid out; the driver copies it.
-        let started = unsafe {
-            result::launch_kernel(function, grid, threads, launch.shared, self.stream, &mut params)
-        };
+        let mut started = Err(result::DriverError(sys::CUresult::CUDA_ERROR_NOT_SUPPORTED));
+        if self.begins_early.load(Ordering::Relaxed) {
+            started = self.start_early(function, launch, &mut params);
+        }
+        if started.is_err_and(not_supported) {
+            self.begins_early.store(false, Ordering::Relaxed);
+            // SAFETY: a kernel takes one struct, which its launcher laid out; the driver copies it.
+            started = unsafe {
+                let (shared, stream) = (launch.shared, self.stream);
+                result::launch_kernel(function, grid, threads, shared, stream, &mut params)
+            };
+        }
         started.map_err(|error| DeviceError::Kernel {
             kernel: launch.kernel.to_owned(),
             what: said(error),
@@ -623,6 +669,12 @@ impl Drop for Driver {
             }
         }
     }
+}
+
+/// Whether the driver does not know what is asked of it, rather than fails at it.
+fn not_supported(error: result::DriverError) -> bool {
+    use sys::CUresult as Code;
+    matches!(error.0, Code::CUDA_ERROR_NOT_SUPPORTED | Code::CUDA_ERROR_INVALID_VALUE)
 }
 
 /// What the driver calls an error.

@@ -271,7 +271,7 @@ impl Cuda {
         (args, stripes)
     }
 
-    /// The first `rows` rows, weights read once for up to 64 of them.
+    /// The first `rows` rows, 64 a block, by which weights are read at the same time.
     fn few(&self, input: &Buffer, work: &[Work<'_>], rows: usize) -> Result<(), BackendError> {
         let x = self.in_slots(input)?;
         let (block_rows, step) = match rows {
@@ -282,7 +282,7 @@ impl Cuda {
         };
         let (args, stripes) = self.args(&x, work, (0, rows), step);
         let kernel = format!("linear_rows_{}_{block_rows}", work[0].matrix.format.name());
-        let grid = [(stripes / step) as u32, rows.div_ceil(block_rows) as u32, 1];
+        let grid = [rows.div_ceil(block_rows) as u32, (stripes / step) as u32, 1];
         self.launch(&kernel, grid, 256, 8 * 2 * 128 * 4, &args)
     }
 
