@@ -24,8 +24,8 @@ struct LinearArgs {
     Part parts[PARTS];
     const u16 *x;  // [rows, stride] bf16 in slots
     u32 rows, stride, tiles, part_count;
-    u32 groups, group_tiles;  // tiles that share a scale; 0: a tile has two, of 32 inputs each
-    u32 scale_kind, unused;
+    u32 groups, group_tiles;  // tiles that share a scale, a power of two or all; 0: a tile has two, of 32 inputs each
+    u32 scale_kind, staged;  // whether scales and zeros of a block go to shared memory, of `linear_rows`
 };
 
 DEVICE float f16_float(u16 bits) {
@@ -35,12 +35,15 @@ DEVICE float f16_float(u16 bits) {
     return mul_rn(bits_float(sign | magnitude << 13), bits_float(0x77800000u));
 }
 
+DEVICE float scale_at(u32 kind, const void *scales, u32 at) {
+    if (kind == SCALE_F32) return ((const float *)scales)[at];
+    u16 bits = ((const u16 *)scales)[at];
+    return kind == SCALE_BF16 ? bf16_float(bits) : f16_float(bits);
+}
+
 // Of arguments that say how many groups there are, and what kind of scales.
 template <class Args> DEVICE float load_scale(const Args &args, const Part &part, u32 stripe, u32 group, u32 row) {
-    u32 at = (stripe * args.groups + group) * STRIPE + row;
-    if (args.scale_kind == SCALE_F32) return ((const float *)part.scales)[at];
-    u16 bits = ((const u16 *)part.scales)[at];
-    return args.scale_kind == SCALE_BF16 ? bf16_float(bits) : f16_float(bits);
+    return scale_at(args.scale_kind, part.scales, (stripe * args.groups + group) * STRIPE + row);
 }
 
 template <class Args> DEVICE float load_zero(const Args &args, const Part &part, u32 stripe, u32 group, u32 row) {
@@ -48,7 +51,8 @@ template <class Args> DEVICE float load_zero(const Args &args, const Part &part,
 }
 
 DEVICE u32 group_of(const LinearArgs &args, u32 tile, u32 half) {
-    return args.group_tiles ? tile / args.group_tiles : smaller(2 * tile + half, args.groups - 1);
+    u32 group = args.group_tiles ? tile >> (31 - leading_zeros(args.group_tiles)) : 2 * tile + half;
+    return smaller(group, args.groups - 1);
 }
 
 // What a tile's codes are, and how a lane's four registers of a step come from them. `Words` is what a

@@ -41,6 +41,9 @@ pub(crate) const FEW: usize = 16;
 /// Rows of a block of `linear_tiles`.
 const TILE_ROWS: usize = 128;
 
+/// What `linear_rows` may stage of scales and zeros: two blocks are to fit in a multiprocessor.
+const STAGED: usize = 32 << 10;
+
 /// Rows that are worth unpacking a weight for.
 pub(crate) const LONG: usize = 512;
 
@@ -70,7 +73,7 @@ struct LinearArgs {
     groups: u32,
     group_tiles: u32,
     scale_kind: u32,
-    unused: u32,
+    staged: u32,
 }
 
 #[repr(C)]
@@ -153,6 +156,13 @@ impl Matrix {
             1 => self.tiles() as u32,
             _ => (self.span / TILE) as u32,
         }
+    }
+
+    /// What scales and zeros of a stripe take.
+    fn grid_bytes(&self) -> usize {
+        let scale = if self.scale_kind == 2 { 4 } else { 2 };
+        let zero = usize::from(self.zeros.is_some());
+        if self.scales.is_some() { self.groups * STRIPE * (scale + zero) } else { 0 }
     }
 
     /// What must be the same for two weights to be parts of a launch.
@@ -266,7 +276,7 @@ impl Cuda {
             groups: matrix.groups as u32,
             group_tiles: matrix.group_tiles(),
             scale_kind: matrix.scale_kind,
-            unused: 0,
+            staged: 0,
         };
         (args, stripes)
     }
@@ -280,10 +290,13 @@ impl Cuda {
             17..=32 => (32, 4),
             _ => (64, 2),
         };
-        let (args, stripes) = self.args(&x, work, (0, rows), step);
+        let (mut args, stripes) = self.args(&x, work, (0, rows), step);
+        let grid_bytes = step * work.iter().map(|w| w.matrix.grid_bytes()).max().unwrap_or(0);
+        args.staged = (grid_bytes <= STAGED).into();
+        let staged = if grid_bytes <= STAGED { grid_bytes } else { 0 };
         let kernel = format!("linear_rows_{}_{block_rows}", work[0].matrix.format.name());
         let grid = [rows.div_ceil(block_rows) as u32, (stripes / step) as u32, 1];
-        self.launch(&kernel, grid, 256, 8 * 2 * 128 * 4, &args)
+        self.launch(&kernel, grid, 256, 8 * 2 * 128 * 4 + staged, &args)
     }
 
     /// The rows from `first` on.

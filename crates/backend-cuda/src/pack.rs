@@ -127,7 +127,8 @@ pub(crate) fn scales(weight: &Quantized) -> Option<(Format, Scales)> {
     let [out, width] = weight.shape;
     let ir::Grid::Int { bits, span, scale, .. } = weight.grid;
     let (groups, size) = (span.groups(width), span.size(width));
-    if groups > 1 && size != 32 && !size.is_multiple_of(TILE) {
+    let tiles = size.is_multiple_of(TILE) && (size / TILE).is_power_of_two();
+    if groups > 1 && size != 32 && !tiles {
         return None;
     }
     // Scales of a stripe's outputs lie side by side.
