@@ -47,4 +47,7 @@ def main(artifact, sequences):
 
 
 if __name__ == "__main__":
-    sys.exit(main(*sys.argv[1:]))
+    code = main(*sys.argv[1:])
+    sys.stdout.flush()
+    # vLLM's own threads sometimes abort the interpreter as it ends, when all has been said.
+    os._exit(code)

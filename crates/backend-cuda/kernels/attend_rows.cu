@@ -54,10 +54,11 @@ template <class Kv, u32 DIM> DEVICE void attend_rows(const AttendArgs &args) {
     float top[2] = {LEAST, LEAST}, sum[2] = {0.0f, 0.0f}, out[OUT / 8][4] = {};
     if (warp_first < end && warp_first + 32 > begin) {
         u64 pages[2];
+        bool live[2];
         for (u32 p = 0; p < 2; p++) {
             u32 position = warp_first + p * PAGE;
-            bool there = position < end && position + PAGE > begin;
-            pages[p] = (u64)(there ? args.tables[item.table + position / PAGE] : 0) * args.kv_heads + kv;
+            live[p] = position < end && position + PAGE > begin;
+            pages[p] = (u64)(live[p] ? args.tables[item.table + position / PAGE] : 0) * args.kv_heads + kv;
         }
         float scores[4][4] = {};  // halves of two pages
 #pragma unroll
@@ -113,6 +114,8 @@ template <class Kv, u32 DIM> DEVICE void attend_rows(const AttendArgs &args) {
         for (u32 r = 0; r < 2; r++) sum[r] = quad_sum(sum[r]);
 #pragma unroll
         for (u32 p = 0; p < 2; p++) {
+            // Another sequence's values have no weight, but may be no numbers.
+            if (!live[p]) continue;
             u32 a[4] = {weights[2 * p][0], weights[2 * p][1], weights[2 * p + 1][0], weights[2 * p + 1][1]};
             u32 position = warp_first + p * PAGE;
 #pragma unroll

@@ -92,6 +92,14 @@ DEVICE uint4 load_once(const uint4 *at) {
     return v;
 }
 
+// The same, before a wait: the compiler moves what it takes for constant to where it is needed.
+DEVICE uint4 load_early(const uint4 *at) {
+    uint4 v;
+    asm volatile("ld.global.L1::no_allocate.L2::128B.v4.u32 {%0, %1, %2, %3}, [%4];"
+                 : "=r"(v.x), "=r"(v.y), "=r"(v.z), "=r"(v.w) : "l"(at) : "memory");
+    return v;
+}
+
 // Sixteen bytes to shared memory, of which the first `bytes` are read and the others are zero.
 DEVICE void copy_async(void *shared, const void *global, u32 bytes) {
     u32 at = (u32)__cvta_generic_to_shared(shared);
@@ -157,6 +165,7 @@ DEVICE u32 fma_bf16x2(u32 a, u32 b, u32 c) {
     return one(a & 0xffff, b & 0xffff, c & 0xffff) | one(a >> 16, b >> 16, c >> 16) << 16;
 }
 DEVICE uint4 load_once(const uint4 *at) { return *at; }
+DEVICE uint4 load_early(const uint4 *at) { return *at; }
 
 #endif
 

@@ -23,15 +23,18 @@ template <u32 STRIPES> DEVICE Grid stage(const LinearArgs &args, const Part &par
     return Grid{room, part.zeros ? (const s8 *)(room + scales) : nullptr};
 }
 
-// The tiles of a warp from `base` on, of all stripes.
-template <class W, u32 STRIPES, u32 DEPTH>
+// The tiles of a warp from `base` on, of all stripes; the first ones before the rows are made.
+template <class W, u32 STRIPES, u32 DEPTH, bool EARLY>
 DEVICE void load(uint4 (&w)[DEPTH][STRIPES][W::WORDS], const LinearArgs &args, const Part &part, u32 stripe, u32 base) {
 #pragma unroll
     for (u32 d = 0; d < DEPTH; d++)
 #pragma unroll
         for (u32 n = 0; n < STRIPES; n++)
-            if (base + d * WARPS < args.tiles)
-                load_tile<W>(w[d][n], part.weight, (u64)(stripe + n) * args.tiles + base + d * WARPS);
+            for (u32 i = 0; base + d * WARPS < args.tiles && i < W::WORDS; i++) {
+                u64 tile = (u64)(stripe + n) * args.tiles + base + d * WARPS;
+                const uint4 *at = part.weight + (tile * W::WORDS + i) * WARP + lane_id();
+                w[d][n][i] = EARLY ? load_early(at) : load_once(at);
+            }
 }
 
 // Adds what a tile of a stripe gives for each eight rows.
@@ -82,14 +85,14 @@ DEVICE void sum_tiles(const LinearArgs &args, const Part &part, u32 stripe, u32 
     constexpr u32 ROWS_OF = COLUMNS == 1 ? DEPTH : DEPTH < 2 ? DEPTH : 2;  // tiles whose rows are held at once
     u32 g = lane_id() / 4, t = lane_id() % 4;
     uint4 w[DEPTH][STRIPES][W::WORDS] = {};
-    load<W, STRIPES, DEPTH>(w, args, part, stripe, warp_id());
+    load<W, STRIPES, DEPTH, true>(w, args, part, stripe, warp_id());
     Grid grid = {};
     if (W::SCALED) grid = stage<STRIPES>(args, part, stripe, room);
     wait_before();
     if (W::SCALED) sync_threads();
     for (u32 base = warp_id(); base < args.tiles; base += WARPS * DEPTH) {
         uint4 next[DEPTH][STRIPES][W::WORDS] = {};
-        load<W, STRIPES, DEPTH>(next, args, part, stripe, base + WARPS * DEPTH);
+        load<W, STRIPES, DEPTH, false>(next, args, part, stripe, base + WARPS * DEPTH);
 #pragma unroll
         for (u32 first = 0; first < DEPTH; first += ROWS_OF) {
             uint4 x[ROWS_OF][COLUMNS][2];

@@ -80,3 +80,7 @@ template <class W> DEVICE void unpack(const LinearArgs &args) {
 KERNEL(unpack_int4, LinearArgs, 256, 2) { unpack<Int4>(args); }
 KERNEL(unpack_int8, LinearArgs, 256, 2) { unpack<Int8>(args); }
 KERNEL(unpack_bf16, LinearArgs, 256, 2) { unpack<Bf16>(args); }
+
+// After a weight is packed: what comes next may ask for weights before it waits (`linear_rows`), but not before
+// this one has waited.
+KERNEL(pack_done, PackArgs, 32, 1) {}

@@ -157,7 +157,7 @@ DEVICE Nucleus nucleus(const Ask &ask, const float *x, u32 n, float top, u32 *ro
     all = block_sum_64(all, room);
     // A share of it is far more than sums of 2^-24 parts of exponentials can differ by.
     u64 wanted = (u64)((double)all * ask.share), margin = all >> 13;
-    u64 bounds[2] = {wanted > margin ? wanted - margin : 0, wanted + margin}, at_first = 0;
+    u64 bounds[2] = {wanted > margin ? wanted - margin : 1, wanted + margin}, at_first = 0;
     u32 thresholds[2] = {0, 0};
     for (u32 bit = 32; bit-- > 0;) {
         u64 sums[2] = {0, 0};

@@ -18,18 +18,32 @@ const ATTRIBUTE_TRANSA: c_int = 3;
 const ATTRIBUTE_EPILOGUE: c_int = 7;
 const ATTRIBUTE_BIAS: c_int = 8;
 const EPILOGUE_BIAS: c_int = 4;
+const PREFERENCE_WORKSPACE: c_int = 1;
+const PREFERENCE_ALIGNMENTS: [c_int; 4] = [5, 6, 7, 8];
 
 type Handle = *mut c_void;
 
 /// The library, and its handle in one context.
 #[derive(Debug)]
 pub(crate) struct CublasLt {
-    library: Library,
+    /// Never unloaded: it may have threads.
+    library: &'static Library,
     handle: Handle,
 }
 
 // SAFETY: a handle may be used from any thread.
 unsafe impl Send for CublasLt {}
+
+/// `cublasLtMatmulHeuristicResult_t`.
+#[repr(C)]
+#[derive(Default)]
+struct Found {
+    algorithm: [u64; 8],
+    workspace: usize,
+    state: c_int,
+    waves: f32,
+    reserved: [c_int; 4],
+}
 
 /// Something of the library's that is given back.
 struct Made<'l> {
@@ -62,6 +76,7 @@ impl CublasLt {
         // SAFETY: it does nothing when it is loaded that could go wrong here.
         let library = names.iter().find_map(|name| unsafe { Library::new(*name) }.ok());
         let Some(library) = library else { return Ok(None) };
+        let library: &'static Library = Box::leak(Box::new(library));
         let mut own = Self { library, handle: std::ptr::null_mut() };
         type Create = unsafe extern "C" fn(*mut Handle) -> c_int;
         let mut handle = std::ptr::null_mut();
@@ -88,6 +103,7 @@ impl CublasLt {
         let a = self.layout(BF16, [width, outputs])?;
         let b = self.layout(BF16, [width, rows])?;
         let d = self.layout(F32, [outputs, rows])?;
+        let found = self.algorithm(&how, [&a, &b, &d], product, workspace.1)?;
         let (one, zero) = (1.0f32, 0.0f32);
         type Matmul = unsafe extern "C" fn(
             Handle,
@@ -107,8 +123,7 @@ impl CublasLt {
             usize,
             *mut c_void,
         ) -> c_int;
-        // SAFETY: the type is that of cublasLt.h; callers multiply within what they allocated. Without an
-        // algorithm the library chooses one.
+        // SAFETY: the type is that of cublasLt.h; callers multiply within what they allocated.
         let done = unsafe {
             self.symbol::<Matmul>(b"cublasLtMatmul\0")?(
                 self.handle,
@@ -123,13 +138,69 @@ impl CublasLt {
                 d.raw,
                 out as *mut c_void,
                 d.raw,
-                std::ptr::null(),
+                found.algorithm.as_ptr().cast(),
                 workspace.0 as *mut c_void,
                 workspace.1,
                 stream.cast(),
             )
         };
         check("multiply", done)
+    }
+
+    /// What the library thinks best for matrices that lie so, with so much to work in.
+    fn algorithm(
+        &self,
+        how: &Made<'_>,
+        [a, b, d]: [&Made<'_>; 3],
+        product: &Product,
+        workspace: usize,
+    ) -> Result<Found, DeviceError> {
+        type Create = unsafe extern "C" fn(*mut Handle) -> c_int;
+        type Find = unsafe extern "C" fn(
+            Handle,
+            Handle,
+            Handle,
+            Handle,
+            Handle,
+            Handle,
+            Handle,
+            c_int,
+            *mut Found,
+            *mut c_int,
+        ) -> c_int;
+        let mut raw = std::ptr::null_mut();
+        // SAFETY: the type is that of cublasLt.h.
+        let made =
+            unsafe { self.symbol::<Create>(b"cublasLtMatmulPreferenceCreate\0")?(&raw mut raw) };
+        check("prefer", made)?;
+        let preference = Made { of: self, destroy: b"cublasLtMatmulPreferenceDestroy\0", raw };
+        let set = b"cublasLtMatmulPreferenceSetAttribute\0";
+        self.set(set, &preference, PREFERENCE_WORKSPACE, &workspace)?;
+        // As far as each place is known to be aligned.
+        let aligned = |at: u64| 1u32 << at.trailing_zeros().min(8);
+        let places = [product.weight, product.x, product.out, product.out];
+        for (name, at) in PREFERENCE_ALIGNMENTS.into_iter().zip(places) {
+            self.set(set, &preference, name, &aligned(at))?;
+        }
+        let (mut found, mut count) = (Found::default(), 0);
+        // SAFETY: the type is that of cublasLt.h, which writes one result and one count.
+        let done = unsafe {
+            self.symbol::<Find>(b"cublasLtMatmulAlgoGetHeuristic\0")?(
+                self.handle,
+                how.raw,
+                a.raw,
+                b.raw,
+                d.raw,
+                d.raw,
+                preference.raw,
+                1,
+                &raw mut found,
+                &raw mut count,
+            )
+        };
+        check("choose", done)?;
+        check("choose", if count == 1 { found.state } else { -1 })?;
+        Ok(found)
     }
 
     /// How to multiply: `A` transposed, sums in `f32`, a bias an output if there is one.
@@ -142,23 +213,30 @@ impl CublasLt {
         };
         check("describe a product", made)?;
         let how = Made { of: self, destroy: b"cublasLtMatmulDescDestroy\0", raw };
-        self.set(&how, ATTRIBUTE_TRANSA, &TRANSPOSED)?;
+        let set = b"cublasLtMatmulDescSetAttribute\0";
+        self.set(set, &how, ATTRIBUTE_TRANSA, &TRANSPOSED)?;
         if bias != 0 {
-            self.set(&how, ATTRIBUTE_EPILOGUE, &EPILOGUE_BIAS)?;
-            self.set(&how, ATTRIBUTE_BIAS, &bias)?;
+            self.set(set, &how, ATTRIBUTE_EPILOGUE, &EPILOGUE_BIAS)?;
+            self.set(set, &how, ATTRIBUTE_BIAS, &bias)?;
         }
         Ok(how)
     }
 
-    fn set<T: Copy>(&self, how: &Made<'_>, name: c_int, value: &T) -> Result<(), DeviceError> {
+    fn set<T: Copy>(
+        &self,
+        function: &[u8],
+        of: &Made<'_>,
+        name: c_int,
+        value: &T,
+    ) -> Result<(), DeviceError> {
         type Set = unsafe extern "C" fn(Handle, c_int, *const c_void, usize) -> c_int;
         let from = std::ptr::from_ref(value).cast();
         // SAFETY: the type is that of cublasLt.h, which reads as many bytes as there are.
         let set = unsafe {
-            let set = self.symbol::<Set>(b"cublasLtMatmulDescSetAttribute\0")?;
-            set(how.raw, name, from, size_of::<T>())
+            let set = self.symbol::<Set>(function)?;
+            set(of.raw, name, from, size_of::<T>())
         };
-        check("describe a product", set)
+        check("set an attribute", set)
     }
 
     /// A matrix by columns without gaps.
@@ -219,6 +297,7 @@ mod tests {
         #include <cstring>
         struct Desc { int compute, scale, transa = 0, epilogue = 1; const float *bias = nullptr; };
         struct Layout { int type; uint64_t rows, cols; int64_t ld; };
+        struct Preference { size_t workspace = 0; uint32_t alignments[4] = {0, 0, 0, 0}; };
         static int open = 0;
         static float wide(const uint16_t *x) { uint32_t b = (uint32_t)*x << 16; float f; memcpy(&f, &b, 4); return f; }
         extern "C" {
@@ -239,12 +318,30 @@ mod tests {
             *l = new Layout{type, rows, cols, ld}; open++; return 0;
         }
         int cublasLtMatrixLayoutDestroy(void *l) { delete (Layout *)l; open--; return 0; }
+        int cublasLtMatmulPreferenceCreate(void **p) { *p = new Preference; open++; return 0; }
+        int cublasLtMatmulPreferenceDestroy(void *p) { delete (Preference *)p; open--; return 0; }
+        int cublasLtMatmulPreferenceSetAttribute(void *raw, int name, const void *from, size_t bytes) {
+            Preference *p = (Preference *)raw;
+            if (name == 1 && bytes == 8) memcpy(&p->workspace, from, 8);
+            else if (name >= 5 && name <= 8 && bytes == 4) memcpy(&p->alignments[name - 5], from, 4);
+            else return 7;
+            return 0;
+        }
+        int cublasLtMatmulAlgoGetHeuristic(void *h, void *, void *, void *, void *, void *, void *raw, int asked,
+                                           void *to, int *count) {
+            Preference *p = (Preference *)raw;
+            if (!h || asked != 1 || !p->workspace) return 7;
+            for (uint32_t a : p->alignments) if (a < 2 || a > 256 || a & (a - 1)) return 7;
+            memset(to, 0, 96);
+            ((uint64_t *)to)[0] = 42, *count = 1;
+            return 0;
+        }
         int cublasLtMatmul(void *h, void *desc, const void *alpha, const void *A, void *la, const void *B, void *lb,
                            const void *beta, const void *C, void *lc, void *D, void *ld, const void *algo,
                            void *room, size_t bytes, void *stream) {
             Desc &d = *(Desc *)desc; Layout &a = *(Layout *)la, &b = *(Layout *)lb, &c = *(Layout *)ld;
             if (!h || d.compute != 68 || d.scale != 0 || d.transa != 1 || a.type != 14 || b.type != 14 || c.type != 0) return 7;
-            if (a.rows != b.rows || c.rows != a.cols || c.cols != b.cols || lc != ld || C != D || algo) return 7;
+            if (a.rows != b.rows || c.rows != a.cols || c.cols != b.cols || lc != ld || C != D || *(const uint64_t *)algo != 42) return 7;
             if (*(const float *)alpha != 1 || *(const float *)beta != 0 || !bytes || !room || stream != (void *)77) return 7;
             for (uint64_t m = 0; m < c.rows; m++) for (uint64_t n = 0; n < c.cols; n++) {
                 float sum = d.epilogue == 4 ? d.bias[m] : 0;
@@ -290,7 +387,7 @@ mod tests {
         product.bias = bias.as_ptr() as u64;
         cublas.multiply(&product, (1, 1), stream).unwrap();
         assert_eq!(out, [12.0, 25.0, 38.0, 10.0, 22.0, 34.0]);
-        let error = cublas.multiply(&product, (0, 0), stream).unwrap_err();
+        let error = cublas.multiply(&product, (0, 1), stream).unwrap_err();
         assert!(error.to_string().contains("cuBLASLt: multiply: status 7"), "{error}");
         // SAFETY: the fake defines it so.
         let open = || unsafe {

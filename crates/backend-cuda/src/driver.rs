@@ -3,6 +3,7 @@
 
 use crate::cublas::CublasLt;
 use crate::device::{Device, DeviceError, Later, Launch, Mark, Product, Recorded, Replay};
+use crate::flight::{Flight, Moment};
 use crate::kernels::{FAMILIES, family};
 use crate::nccl::Group;
 use cudarc::driver::{result, sys};
@@ -73,6 +74,9 @@ pub struct Driver {
     context: sys::CUcontext,
     device: sys::CUdevice,
     stream: sys::CUstream,
+    /// Where launches are recorded; nothing runs there.
+    recorder: sys::CUstream,
+    recording: Mutex<()>,
     modules: Vec<sys::CUmodule>,
     functions: Mutex<HashMap<String, Function>>,
     /// Whether a kernel may begin while the one before it ends: each waits for that itself.
@@ -110,8 +114,8 @@ impl Driver {
         let context = unsafe { result::primary_ctx::retain(device) }.map_err(failed)?;
         // SAFETY: the context was just made.
         unsafe { result::ctx::set_current(context) }.map_err(failed)?;
-        let stream = result::stream::create(result::stream::StreamKind::NonBlocking);
-        let stream = stream.map_err(failed)?;
+        let stream = || result::stream::create(result::stream::StreamKind::NonBlocking);
+        let (stream, recorder) = (stream().map_err(failed)?, stream().map_err(failed)?);
         keep_freed_memory(device).map_err(failed)?;
         let mut modules = Vec::new();
         for family in FAMILIES {
@@ -130,9 +134,12 @@ impl Driver {
             context,
             device,
             stream,
+            recorder,
+            recording: Mutex::default(),
             modules,
             functions,
-            begins_early: AtomicBool::new(major >= 9),
+            // Others take PTX that was made before kernels could wait.
+            begins_early: AtomicBool::new(matches!(major, 9 | 10 | 12)),
             stages,
             flights,
             group,
@@ -204,38 +211,28 @@ impl Driver {
         Ok(())
     }
 
-    /// Starts a kernel that may begin while the one before it ends.
-    fn start_early(
-        &self,
-        function: sys::CUfunction,
-        launch: &Launch<'_>,
-        params: &mut [*mut c_void],
-    ) -> Result<(), result::DriverError> {
-        let mut early = sys::CUlaunchAttribute {
-            id: sys::CUlaunchAttributeID::CU_LAUNCH_ATTRIBUTE_PROGRAMMATIC_STREAM_SERIALIZATION,
-            pad: Default::default(),
-            value: sys::CUlaunchAttributeValue { programmaticStreamSerializationAllowed: 1 },
-        };
+    /// Starts a kernel on a stream; the context is current.
+    fn start(&self, launch: &Launch<'_>, stream: sys::CUstream) -> Result<(), DeviceError> {
+        let function = self.function(launch.kernel, launch.shared)?;
         let [x, y, z] = launch.grid;
-        let config = sys::CUlaunchConfig {
-            gridDimX: x,
-            gridDimY: y,
-            gridDimZ: z,
-            blockDimX: launch.threads,
-            blockDimY: 1,
-            blockDimZ: 1,
-            sharedMemBytes: launch.shared,
-            hStream: self.stream,
-            attrs: &raw mut early,
-            numAttrs: 1,
-        };
-        let nothing = std::ptr::null_mut();
-        // SAFETY: a kernel takes one struct, which its launcher laid out; the driver copies it and the
-        // configuration.
-        unsafe {
-            sys::cuLaunchKernelEx(&raw const config, function, params.as_mut_ptr(), nothing)
-                .result()
+        let mut args = launch.args.to_vec();
+        let mut params = [args.as_mut_ptr().cast::<c_void>()];
+        let (grid, threads) = ((x, y, z), (launch.threads, 1, 1));
+        let mut started = Err(result::DriverError(sys::CUresult::CUDA_ERROR_NOT_SUPPORTED));
+        if self.begins_early.load(Ordering::Relaxed) {
+            started = start_early(function, launch, &mut params, stream);
         }
+        if started.is_err_and(not_supported) {
+            self.begins_early.store(false, Ordering::Relaxed);
+            // SAFETY: a kernel takes one struct, which its launcher laid out; the driver copies it.
+            started = unsafe {
+                result::launch_kernel(function, grid, threads, launch.shared, stream, &mut params)
+            };
+        }
+        started.map_err(|error| DeviceError::Kernel {
+            kernel: launch.kernel.to_owned(),
+            what: said(error),
+        })
     }
 
     /// cuBLASLt, loaded now if it was not; the context is current.
@@ -413,27 +410,7 @@ impl Device for Driver {
 
     fn launch(&self, launch: &Launch<'_>) -> Result<(), DeviceError> {
         self.current()?;
-        let function = self.function(launch.kernel, launch.shared)?;
-        let [x, y, z] = launch.grid;
-        let mut args = launch.args.to_vec();
-        let mut params = [args.as_mut_ptr().cast::<c_void>()];
-        let (grid, threads) = ((x, y, z), (launch.threads, 1, 1));
-        let mut started = Err(result::DriverError(sys::CUresult::CUDA_ERROR_NOT_SUPPORTED));
-        if self.begins_early.load(Ordering::Relaxed) {
-            started = self.start_early(function, launch, &mut params);
-        }
-        if started.is_err_and(not_supported) {
-            self.begins_early.store(false, Ordering::Relaxed);
-            // SAFETY: a kernel takes one struct, which its launcher laid out; the driver copies it.
-            started = unsafe {
-                let (shared, stream) = (launch.shared, self.stream);
-                result::launch_kernel(function, grid, threads, shared, stream, &mut params)
-            };
-        }
-        started.map_err(|error| DeviceError::Kernel {
-            kernel: launch.kernel.to_owned(),
-            what: said(error),
-        })
+        self.start(launch, self.stream)
     }
 
     fn record(&self, launches: &[Recorded]) -> Result<Box<dyn Replay>, DeviceError> {
@@ -444,11 +421,15 @@ impl Device for Driver {
             self.function(kernel, shared)?;
         }
         let mode = sys::CUstreamCaptureMode::CU_STREAM_CAPTURE_MODE_RELAXED;
+        // What other threads ask of the device meanwhile is not of this stream. One records at a time.
+        let recording = self.recording.lock().unwrap_or_else(PoisonError::into_inner);
         // SAFETY: the stream lives as long as this; only launches are captured.
-        unsafe { result::stream::begin_capture(self.stream, mode) }.map_err(driver)?;
-        let started = launches.iter().try_for_each(|launch| self.launch(&launch.borrow()));
+        unsafe { result::stream::begin_capture(self.recorder, mode) }.map_err(driver)?;
+        let start = |launch: &Recorded| self.start(&launch.borrow(), self.recorder);
+        let started = launches.iter().try_for_each(start);
         // SAFETY: the capture was begun above.
-        let graph = unsafe { result::stream::end_capture(self.stream) }.map_err(driver);
+        let graph = unsafe { result::stream::end_capture(self.recorder) }.map_err(driver);
+        drop(recording);
         started?;
         let graph = graph?;
         let mut handle = std::ptr::null_mut();
@@ -568,94 +549,18 @@ impl Drop for Graph {
     }
 }
 
-/// An event of a stream.
-struct Moment {
-    context: sys::CUcontext,
-    event: sys::CUevent,
-}
-
-// SAFETY: the handles may be used from any thread.
-unsafe impl Send for Moment {}
-// SAFETY: as above.
-unsafe impl Sync for Moment {}
-
-impl Moment {
-    fn new(context: sys::CUcontext) -> Result<Self, result::DriverError> {
-        let event = result::event::create(sys::CUevent_flags::CU_EVENT_DISABLE_TIMING)?;
-        Ok(Self { context, event })
-    }
-}
-
-impl Drop for Moment {
-    fn drop(&mut self) {
-        // SAFETY: who waits for it took what it says; what fails here has failed before.
-        unsafe {
-            let _ = result::ctx::set_current(self.context);
-            let _ = result::event::destroy(self.event);
-        }
-    }
-}
-
-/// Pinned memory that a copy is under way to or from, and the event after it.
-#[derive(Debug)]
-struct Flight {
-    context: sys::CUcontext,
-    host: *mut c_void,
-    bytes: usize,
-    event: sys::CUevent,
-}
-
-// SAFETY: the handles may be used from any thread, and the memory is nobody else's.
-unsafe impl Send for Flight {}
-
-impl Flight {
-    fn new(context: sys::CUcontext, bytes: usize) -> Result<Self, result::DriverError> {
-        let event = result::event::create(sys::CUevent_flags::CU_EVENT_DISABLE_TIMING)?;
-        // SAFETY: the context is current; the memory is zeroed below and freed when this is dropped.
-        let host = unsafe { result::malloc_host(bytes.max(1), 0) };
-        let host = match host {
-            Ok(host) => host,
-            Err(error) => {
-                // SAFETY: just made, and nobody waits for it.
-                let _ = unsafe { result::event::destroy(event) };
-                return Err(error);
-            }
-        };
-        // SAFETY: as large as was asked for.
-        unsafe { host.cast::<u8>().write_bytes(0, bytes) };
-        Ok(Self { context, host, bytes, event })
-    }
-
-    /// The first bytes, once the copy is done.
-    fn land(&self, bytes: usize) -> Result<Vec<u8>, DeviceError> {
-        // SAFETY: the context outlives every buffer of it; the copy is done once the event is.
-        unsafe {
-            result::ctx::set_current(self.context).map_err(driver)?;
-            result::event::synchronize(self.event).map_err(driver)?;
-            Ok(std::slice::from_raw_parts(self.host.cast::<u8>(), bytes.min(self.bytes)).to_vec())
-        }
-    }
-}
-
-impl Drop for Flight {
-    fn drop(&mut self) {
-        // SAFETY: nothing uses them once the event has passed; what fails here has failed before.
-        unsafe {
-            let _ = result::ctx::set_current(self.context);
-            let _ = result::event::synchronize(self.event);
-            let _ = result::free_host(self.host);
-            let _ = result::event::destroy(self.event);
-        }
-    }
-}
-
 impl Drop for Driver {
     fn drop(&mut self) {
         // Nothing can be done about what fails here.
         if self.current().is_ok() {
+            let _ = self.wait();
             // Pinned buffers, communicators and libraries go before the context.
             *self.group.get_mut().unwrap_or_else(PoisonError::into_inner) = None;
-            *self.cublas.get_mut().unwrap_or_else(PoisonError::into_inner) = None;
+            let cublas = self.cublas.get_mut().unwrap_or_else(PoisonError::into_inner).take();
+            if let Some((library, room)) = cublas {
+                drop(library);
+                self.free(room);
+            }
             self.stages.get_mut().unwrap_or_else(PoisonError::into_inner).clear();
             self.flights.lock().unwrap_or_else(PoisonError::into_inner).clear();
             // SAFETY: nobody uses the stream, the modules or the context any more.
@@ -664,6 +569,7 @@ impl Drop for Driver {
                 for module in &self.modules {
                     let _ = result::module::unload(*module);
                 }
+                let _ = result::stream::destroy(self.recorder);
                 let _ = result::stream::destroy(self.stream);
                 let _ = result::primary_ctx::release(self.device);
             }
@@ -671,10 +577,43 @@ impl Drop for Driver {
     }
 }
 
+/// Starts a kernel that may begin while the one before it ends.
+fn start_early(
+    function: sys::CUfunction,
+    launch: &Launch<'_>,
+    params: &mut [*mut c_void],
+    stream: sys::CUstream,
+) -> Result<(), result::DriverError> {
+    let mut early = sys::CUlaunchAttribute {
+        id: sys::CUlaunchAttributeID::CU_LAUNCH_ATTRIBUTE_PROGRAMMATIC_STREAM_SERIALIZATION,
+        pad: Default::default(),
+        value: sys::CUlaunchAttributeValue { programmaticStreamSerializationAllowed: 1 },
+    };
+    let [x, y, z] = launch.grid;
+    let config = sys::CUlaunchConfig {
+        gridDimX: x,
+        gridDimY: y,
+        gridDimZ: z,
+        blockDimX: launch.threads,
+        blockDimY: 1,
+        blockDimZ: 1,
+        sharedMemBytes: launch.shared,
+        hStream: stream,
+        attrs: &raw mut early,
+        numAttrs: 1,
+    };
+    let nothing = std::ptr::null_mut();
+    // SAFETY: a kernel takes one struct, which its launcher laid out; the driver copies it and the
+    // configuration.
+    unsafe {
+        sys::cuLaunchKernelEx(&raw const config, function, params.as_mut_ptr(), nothing).result()
+    }
+}
+
 /// Whether the driver does not know what is asked of it, rather than fails at it.
 fn not_supported(error: result::DriverError) -> bool {
     use sys::CUresult as Code;
-    matches!(error.0, Code::CUDA_ERROR_NOT_SUPPORTED | Code::CUDA_ERROR_INVALID_VALUE)
+    error.0 == Code::CUDA_ERROR_NOT_SUPPORTED
 }
 
 /// What the driver calls an error.
@@ -685,6 +624,6 @@ fn said(error: result::DriverError) -> String {
     }
 }
 
-fn driver(error: result::DriverError) -> DeviceError {
+pub(crate) fn driver(error: result::DriverError) -> DeviceError {
     DeviceError::Driver { what: said(error) }
 }

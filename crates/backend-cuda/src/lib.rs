@@ -14,6 +14,7 @@ mod cublas;
 mod device;
 mod doctor;
 mod driver;
+mod flight;
 mod kernels;
 mod linear;
 mod nccl;

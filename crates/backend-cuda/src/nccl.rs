@@ -18,7 +18,8 @@ type Comm = *mut c_void;
 /// One process's communicators of several GPUs.
 #[derive(Debug)]
 pub(crate) struct Group {
-    library: Library,
+    /// Never unloaded: it may have threads.
+    library: &'static Library,
     all: Vec<Comm>,
 }
 
@@ -39,6 +40,7 @@ impl Group {
         // SAFETY: NCCL does nothing when it is loaded that could go wrong here.
         let library = names.iter().find_map(|name| unsafe { Library::new(*name) }.ok());
         let (Some(library), false) = (library, twice) else { return Ok(None) };
+        let library: &'static Library = Box::leak(Box::new(library));
         let mut group = Self { library, all: vec![std::ptr::null_mut(); devices.len()] };
         let count = devices.len() as c_int;
         let all = group.all.as_mut_ptr();

@@ -112,6 +112,7 @@ impl Cuda {
         let args =
             PackArgs { from: from.at(), to: to.at(), words: words_64, out, width, tiles, kind };
         self.launch(kernel, [words.div_ceil(256) as u32, 1, 1], 256, 0, &args)?;
+        self.launch("pack_done", [1; 3], 32, 0, &args)?;
         Ok(to)
     }
 }

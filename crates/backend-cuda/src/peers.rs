@@ -68,7 +68,20 @@ impl Cuda {
     fn reaches(&self, other: &Self) -> bool {
         let key = Arc::as_ptr(&other.replaying) as usize;
         let mut known = self.reached.lock().unwrap_or_else(PoisonError::into_inner);
-        *known.entry(key).or_insert_with(|| self.device.reaches(&*other.device))
+        *known.entry(key).or_insert_with(|| {
+            self.device.reaches(&*other.device) && self.reads(other).unwrap_or(false)
+        })
+    }
+
+    /// Whether what is written there is read here: some machines say that it is, and read something else.
+    fn reads(&self, other: &Self) -> Result<bool, BackendError> {
+        let pattern: Vec<f32> = (0..1024).map(|i| i as f32).collect();
+        let (there, here) = (Memory::of(&other.steps, &pattern)?, self.room(4 * pattern.len())?);
+        self.device.wait_for(&other.device.mark()?)?;
+        self.sum_into(&here, &[there.at()], 0..pattern.len())?;
+        let same = here.read::<f32>(pattern.len())? == pattern;
+        other.device.wait_for(&self.device.mark()?)?;
+        Ok(same)
     }
 
     fn sum_into(

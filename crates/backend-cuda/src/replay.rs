@@ -22,6 +22,8 @@ pub(crate) struct Replaying {
 #[derive(Default)]
 struct State {
     pending: Vec<Recorded>,
+    /// Why launches were not started, where nobody could be told.
+    failed: Option<DeviceError>,
     /// The one that was needed last is last.
     remembered: Vec<Remembered>,
     replayed: u64,
@@ -41,6 +43,9 @@ impl Replaying {
     fn flush(&self) -> Result<(), DeviceError> {
         let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
         let launches = std::mem::take(&mut state.pending);
+        if let Some(error) = state.failed.take() {
+            return Err(error);
+        }
         if launches.len() < LEAST {
             return launches.iter().try_for_each(|launch| self.inner.launch(&launch.borrow()));
         }
@@ -48,9 +53,14 @@ impl Replaying {
         match known.map(|at| state.remembered.remove(at)) {
             Some(mut known) => {
                 if known.graph.is_none() {
-                    known.graph = Some(self.inner.record(&known.launches)?);
+                    // Where there is no room for a graph, it is done without.
+                    known.graph = self.inner.record(&known.launches).ok();
                 }
-                let ran = known.graph.as_ref().map_or(Ok(()), |graph| graph.run());
+                let start = |launch: &Recorded| self.inner.launch(&launch.borrow());
+                let ran = match &known.graph {
+                    Some(graph) => graph.run(),
+                    None => known.launches.iter().try_for_each(start),
+                };
                 state.remembered.push(known);
                 state.replayed += 1;
                 ran
@@ -83,8 +93,11 @@ impl Device for Replaying {
     }
 
     fn free(&self, at: u64) {
-        // What fails is found by whoever reads next.
-        let _ = self.flush();
+        // What fails is said by whatever is asked for next.
+        if let Err(error) = self.flush() {
+            let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
+            state.failed.get_or_insert(error);
+        }
         self.inner.free(at);
     }
 
