@@ -283,6 +283,7 @@ fn draws_are_those_of_the_reference_sampler() {
         engine::Sampling { temperature: 1.0, top_p: 0.9, ..plain() },
         engine::Sampling { temperature: 0.7, top_p: 0.3, min_p: 0.01, ..plain() },
         engine::Sampling { temperature: 1.8, top_p: 0.999, ..plain() },
+        engine::Sampling { temperature: 1.0, top_p: 5e-5, ..plain() },
     ];
     let (mut settled, mut all) = (0, 0);
     for seed in 0..24 {

@@ -1,5 +1,7 @@
 //! A GPU that fails: the request ends with an error that names kernel and step, and the next is served.
 
+#![expect(clippy::unwrap_used, reason = "tests")]
+
 use backend::KvDType;
 use backend_cuda::{Cuda, Device, DeviceError, Driver, Later, Launch, NoDriver, Recorded, Replay};
 use checkpoint::Checkpoint;
@@ -18,6 +20,8 @@ struct Faulty {
     inner: Emulated,
     failing: Arc<AtomicBool>,
     room: AtomicU64,
+    /// Whether there is room for graphs.
+    graphs: bool,
 }
 
 /// The same of launches that are replayed.
@@ -86,6 +90,9 @@ impl Device for Faulty {
     }
 
     fn record(&self, launches: &[Recorded]) -> Result<Box<dyn Replay>, DeviceError> {
+        if !self.graphs {
+            return Err(DeviceError::Memory { needed: 1, free: 0 });
+        }
         let (failing, launches_kept) = (Arc::clone(&self.failing), launches.to_vec());
         let inner = self.inner.record(launches)?;
         Ok(Box::new(FaultyReplay { inner, failing, launches: launches_kept }))
@@ -109,23 +116,31 @@ fn a_gpu_that_fails_ends_a_request_and_not_the_process() {
     };
     let library = Box::leak(Box::new(library));
     let failing = Arc::new(AtomicBool::new(false));
-    let device = |room: u64| {
+    let device = |room: u64, graphs| {
         let inner = Emulated::new(library, Order::Forward, true);
-        let device = Faulty { inner, failing: Arc::clone(&failing), room: room.into() };
+        let device = Faulty { inner, failing: Arc::clone(&failing), room: room.into(), graphs };
         Cuda::new(Arc::new(device), false)
     };
     let checkpoint = Checkpoint::open(&tests::root().join("tests/models/stories260k")).unwrap();
     let spec = arch::load(checkpoint.config(), &Tensors(&checkpoint)).unwrap().model;
 
-    let small = device(300 << 10);
+    let small = device(300 << 10, true);
     let error = Model::on(&small, &checkpoint, &spec, false).map(drop).unwrap_err().to_string();
     assert!(error.contains("bytes do not fit on the GPU, where"), "{error}");
     assert!(error.contains("--device cpu"), "{error}");
 
-    let cuda = device(1 << 30);
-    let model = Model::on(&cuda, &checkpoint, &spec, false).unwrap();
+    // Where there is no room for a graph, launches are started one by one.
+    let said = [true, false].map(|graphs| rounds(&device(1 << 30, graphs), &failing));
+    assert_eq!(said[0], said[1]);
+}
+
+/// What is said in three requests, of which the second fails.
+fn rounds(cuda: &Cuda, failing: &AtomicBool) -> Vec<u32> {
+    let checkpoint = Checkpoint::open(&tests::root().join("tests/models/stories260k")).unwrap();
+    let spec = arch::load(checkpoint.config(), &Tensors(&checkpoint)).unwrap().model;
+    let model = Model::on(cuda, &checkpoint, &spec, false).unwrap();
     let plan = KvPlan::new(&spec, KvDType::Bf16, 4 << 20, 4).unwrap();
-    let mut runner = Runner::new(&[&cuda], &model, plan, &Settings::default()).unwrap();
+    let mut runner = Runner::new(&[cuda], &model, plan, &Settings::default()).unwrap();
     let mut engine = Engine::new(runner.limits(), Options::default());
     let request = || Request::new(vec![1, 40, 90], 6);
     let mut said = Vec::new();
@@ -154,6 +169,8 @@ fn a_gpu_that_fails_ends_a_request_and_not_the_process() {
     }
     assert_eq!(said.len(), 2, "one of three requests failed");
     assert_eq!(said[0], said[1]);
+    assert_eq!(said[0].1, Some(Finish::Length));
+    said.remove(0).0
 }
 
 /// What is said where there is no GPU, or none that can be used.
