@@ -131,3 +131,20 @@ DEVICE void slots_of(uint4 (&low)[2], uint4 (&high)[2], const LinearArgs &args, 
         high[i] = uint4{a[2 * i][1], a[2 * i][3], a[2 * i + 1][1], a[2 * i + 1][3]};
     }
 }
+
+#define CHUNKS (TILE * 2 / 16)  // of 16 bytes in a row of a tile
+
+// Where chunk `chunk` of a row lies in shared memory: so that wgmma reads it, and no two lanes collide.
+DEVICE u32 place(u32 row, u32 chunk) { return row * CHUNKS + (chunk ^ (row & 7)); }
+
+// A tile of ROWS rows on its way to shared memory; zeros past the last row.
+template <u32 ROWS> DEVICE void fetch(const LinearArgs &args, uint4 *stage, u32 first_row, u32 tile) {
+    if (tile < args.tiles)
+        for (u32 i = threadIdx.x; i < ROWS * CHUNKS; i += blockDim.x) {
+            u32 row = i / CHUNKS, chunk = i % CHUNKS;
+            bool there = first_row + row < args.rows;
+            const u16 *from = args.x + (there ? (u64)(first_row + row) * args.stride + tile * TILE + chunk * 8 : 0);
+            copy_async(stage + place(row, chunk), from, there ? 16 : 0);
+        }
+    commit_copies();
+}

@@ -5,21 +5,6 @@
 #define ROWS 128
 #define STRIPES 8
 #define STAGES 4
-#define CHUNKS (TILE * 2 / 16)  // of 16 bytes in a row of a stage
-
-// Where chunk `chunk` of a row lies: the rows of a quarter warp differ in their lowest bit.
-DEVICE u32 place(u32 row, u32 chunk) { return row * CHUNKS + (chunk ^ (row & 1)); }
-
-DEVICE void fetch(const LinearArgs &args, uint4 *stage, u32 first_row, u32 tile) {
-    if (tile < args.tiles)
-        for (u32 i = threadIdx.x; i < ROWS * CHUNKS; i += blockDim.x) {
-            u32 row = i / CHUNKS, chunk = i % CHUNKS;
-            bool there = first_row + row < args.rows;
-            const u16 *from = args.x + (there ? (u64)(first_row + row) * args.stride + tile * TILE + chunk * 8 : 0);
-            copy_async(stage + place(row, chunk), from, there ? 16 : 0);
-        }
-    commit_copies();
-}
 
 template <class W> DEVICE void linear_tiles(const LinearArgs &args) {
     SHARED(uint4, stages);  // [STAGES][ROWS][CHUNKS]
@@ -30,13 +15,13 @@ template <class W> DEVICE void linear_tiles(const LinearArgs &args) {
     u32 g = lane_id() / 4, t = lane_id() % 4;
     u32 stripe = at - part.first_stripe + warp_id() % 4 * 2, rows = warp_id() / 4 * 64;
     float sum[2][8][4] = {};
-    for (u32 i = 0; i < STAGES - 1; i++) fetch(args, stages + i * ROWS * CHUNKS, first_row, i);
+    for (u32 i = 0; i < STAGES - 1; i++) fetch<ROWS>(args, stages + i * ROWS * CHUNKS, first_row, i);
     uint4 w[2][W::WORDS];
     for (u32 n = 0; n < 2; n++) load_tile<W>(w[n], part.weight, (u64)(stripe + n) * args.tiles);
     for (u32 tile = 0; tile < args.tiles; tile++) {
         wait_copies<STAGES - 2>();
         sync_threads();
-        fetch(args, stages + (tile + STAGES - 1) % STAGES * ROWS * CHUNKS, first_row, tile + STAGES - 1);
+        fetch<ROWS>(args, stages + (tile + STAGES - 1) % STAGES * ROWS * CHUNKS, first_row, tile + STAGES - 1);
         uint4 next[2][W::WORDS];
         for (u32 n = 0; n < 2; n++)
             load_tile<W>(next[n], part.weight, (u64)(stripe + n) * args.tiles + smaller(tile + 1, args.tiles - 1));

@@ -8,21 +8,6 @@
 #define STRIPES 8
 #define STAGES 4
 #define TILES_OF_A 3
-#define CHUNKS (TILE * 2 / 16)  // of 16 bytes in a row
-
-// Where chunk `chunk` of a row lies: the swizzle of 128 bytes that wgmma reads.
-DEVICE u32 place(u32 row, u32 chunk) { return row * CHUNKS + (chunk ^ (row & 7)); }
-
-DEVICE void fetch(const LinearArgs &args, uint4 *stage, u32 first_row, u32 tile) {
-    if (tile < args.tiles)
-        for (u32 i = threadIdx.x; i < ROWS * CHUNKS; i += blockDim.x) {
-            u32 row = i / CHUNKS, chunk = i % CHUNKS;
-            bool there = first_row + row < args.rows;
-            const u16 *from = args.x + (there ? (u64)(first_row + row) * args.stride + tile * TILE + chunk * 8 : 0);
-            copy_async(stage + place(row, chunk), from, there ? 16 : 0);
-        }
-    commit_copies();
-}
 
 // This warp's stripe of a tile, in the order of the rows' slots.
 template <class W>
@@ -47,7 +32,7 @@ template <class W> DEVICE void linear_wgmma(const LinearArgs &args) {
     u32 stripe = at - part.first_stripe + warp_id(), g = lane_id() / 4, t = lane_id() % 4;
     u64 first_tile = (u64)stripe * args.tiles;
     float sum[128] = {};
-    for (u32 i = 0; i < STAGES - 2; i++) fetch(args, stages + i * B, first_row, i);
+    for (u32 i = 0; i < STAGES - 2; i++) fetch<ROWS>(args, stages + i * B, first_row, i);
     uint4 w[W::WORDS];
     load_tile<W>(w, part.weight, first_tile);
     store<W>(room, args, part, w, stripe, 0);
@@ -62,7 +47,7 @@ template <class W> DEVICE void linear_wgmma(const LinearArgs &args) {
 #pragma unroll
         for (u32 s = 0; s < TILE / 16; s++) wgmma_64x256(sum, a + 2 * s, b + 2 * s);
         wgmma_commit();
-        fetch(args, stages + (tile + STAGES - 2) % STAGES * B, first_row, tile + STAGES - 2);
+        fetch<ROWS>(args, stages + (tile + STAGES - 2) % STAGES * B, first_row, tile + STAGES - 2);
         if (tile + 1 < args.tiles) store<W>(room + (tile + 1) % TILES_OF_A * A, args, part, w, stripe, tile + 1);
         load_tile<W>(w, part.weight, first_tile + smaller(tile + 2, args.tiles - 1));
         wgmma_wait<1>(sum);

@@ -14,7 +14,7 @@ struct PackArgs {
 struct Place { u32 output, input; };
 
 // The first of a lane's inputs of a step, in row g or g + 8 of the stripe.
-DEVICE Place place(const PackArgs &args, u64 tile, u32 lane, u32 step, u32 half) {
+DEVICE Place place_of(const PackArgs &args, u64 tile, u32 lane, u32 step, u32 half) {
     u32 stripe = (u32)(tile / args.tiles), column = (u32)(tile % args.tiles);
     return Place{stripe * STRIPE + half * 8 + lane / 4, column * TILE + step * 16 + lane % 4 * 4};
 }
@@ -29,7 +29,7 @@ KERNEL(pack_int4, PackArgs, 256, 1) {
     if (index >= args.words) return;
     u32 step = (u32)(index % 4), lane = (u32)(index / 4 % WARP), word = 0;
     for (u32 half = 0; half < 2; half++) {
-        Place at = place(args, index / (4 * WARP), lane, step, half);
+        Place at = place_of(args, index / (4 * WARP), lane, step, half);
         for (u32 i = 0; i < 4; i++) {
             // Register half + 2 (i / 2), of whose pair this is element i % 2: nibbles j and j + 4.
             u32 nibble = half + i / 2 * 2 + i % 2 * 4;
@@ -43,7 +43,7 @@ KERNEL(pack_int8, PackArgs, 256, 1) {
     u64 index = (u64)blockIdx.x * blockDim.x + threadIdx.x;
     if (index >= args.words) return;
     u32 of = (u32)(index % 4), lane = (u32)(index / 4 % WARP), pair = (u32)(index / (4 * WARP) % 2), word = 0;
-    Place at = place(args, index / (8 * WARP), lane, 2 * pair + of / 2, of % 2);
+    Place at = place_of(args, index / (8 * WARP), lane, 2 * pair + of / 2, of % 2);
     for (u32 i = 0; i < 4; i++) word |= ((u32)code(args, at, i) & 255u) << 8 * i;
     args.to[index] = word;
 }
@@ -60,7 +60,7 @@ KERNEL(pack_dense, PackArgs, 256, 1) {
     u64 index = (u64)blockIdx.x * blockDim.x + threadIdx.x;
     if (index >= args.words) return;
     u32 reg = (u32)(index % 4), lane = (u32)(index / 4 % WARP), step = (u32)(index / (4 * WARP) % 4);
-    Place at = place(args, index / (16 * WARP), lane, step, reg % 2);
+    Place at = place_of(args, index / (16 * WARP), lane, step, reg % 2);
     args.to[index] = pack_bf16(dense(args, at, reg / 2 * 2), dense(args, at, reg / 2 * 2 + 1));
 }
 

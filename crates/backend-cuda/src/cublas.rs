@@ -286,9 +286,8 @@ fn check(what: &str, status: c_int) -> Result<(), DeviceError> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::fake;
     use half::bf16;
-    use std::io::Write;
-    use std::process::Command;
 
     /// What of cuBLASLt is called, on the host's memory; counts what is not given back.
     const FAKE: &str = r#"
@@ -356,15 +355,7 @@ mod tests {
 
     #[test]
     fn products_are_asked_for_as_cublaslt_takes_them() {
-        let folder = tempfile::tempdir().unwrap();
-        let (source, library) = (folder.path().join("fake.cpp"), folder.path().join("fake.so"));
-        std::fs::write(&source, FAKE).unwrap();
-        let mut build = Command::new("g++");
-        build.args(["-shared", "-fPIC", "-o"]).args([&library, &source]);
-        if !build.status().is_ok_and(|status| status.success()) {
-            let _ = writeln!(std::io::stderr(), "skipped: products by cuBLASLt: there is no g++");
-            return;
-        }
+        let Some((_folder, library)) = fake::library("products by cuBLASLt", FAKE) else { return };
         let names = ["no-such-library.so", library.to_str().unwrap()];
         assert!(CublasLt::of(&names[..1]).unwrap().is_none());
         let cublas = CublasLt::of(&names).unwrap().unwrap();

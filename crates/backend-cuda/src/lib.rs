@@ -14,6 +14,8 @@ mod cublas;
 mod device;
 mod doctor;
 mod driver;
+#[cfg(test)]
+mod fake;
 mod flight;
 mod kernels;
 mod linear;

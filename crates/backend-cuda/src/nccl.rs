@@ -138,8 +138,7 @@ impl Drop for Group {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use std::io::Write;
-    use std::process::Command;
+    use crate::fake;
 
     /// What of NCCL is called, on the host's memory: sums when a group ends, as the real one may.
     const FAKE: &str = r#"
@@ -178,15 +177,7 @@ mod tests {
 
     #[test]
     fn sums_are_asked_for_as_nccl_takes_them() {
-        let folder = tempfile::tempdir().unwrap();
-        let (source, library) = (folder.path().join("fake.cpp"), folder.path().join("fake.so"));
-        std::fs::write(&source, FAKE).unwrap();
-        let mut build = Command::new("g++");
-        build.args(["-shared", "-fPIC", "-o"]).args([&library, &source]);
-        if !build.status().is_ok_and(|status| status.success()) {
-            let _ = writeln!(std::io::stderr(), "skipped: sums by NCCL: there is no g++");
-            return;
-        }
+        let Some((_folder, library)) = fake::library("sums by NCCL", FAKE) else { return };
         let names = ["no-such-library.so", library.to_str().unwrap()];
         assert!(Group::of(&names[..1], &[0, 1]).unwrap().is_none());
         assert!(Group::of(&names, &[1, 1]).unwrap().is_none(), "a GPU is named once");
