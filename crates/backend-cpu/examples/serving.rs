@@ -75,7 +75,8 @@ fn fastest(cpu: &Cpu, mut f: impl FnMut()) -> f64 {
 /// Bytes a second of a loop that only reads.
 fn reading(cpu: &Cpu) -> f64 {
     let words = vec![1u64; (256 << 20) / 8];
-    (words.len() * 8) as f64 / fastest(cpu, || _ = black_box(cpu.read(&words)))
+    let seconds = |narrow| fastest(cpu, || _ = black_box(cpu.read(&words, narrow)));
+    (words.len() * 8) as f64 / seconds(false).min(seconds(true))
 }
 
 fn linears(cpu: &Cpu) -> Result<(), BackendError> {

@@ -32,8 +32,8 @@ impl Machine {
 
 /// Work of a known size on all threads.
 pub trait Probe {
-    /// Reads every word.
-    fn read(&self, words: &[u64]) -> u64;
+    /// Reads every word, by one of two loops.
+    fn read(&self, words: &[u64], narrow: bool) -> u64;
 
     /// Does `rounds` of multiply-adds; returns the operations.
     fn f32(&self, rounds: usize) -> f64;
@@ -60,10 +60,13 @@ pub fn measure(probe: &dyn Probe) -> Option<Machine> {
     let mut words: Vec<u64> = Vec::new();
     words.try_reserve_exact(WORDS).ok()?;
     words.extend(0..WORDS as u64);
-    let read = best(|| {
-        std::hint::black_box(probe.read(&words));
-        (WORDS * 8) as f64
-    });
+    let read = |narrow| {
+        best(|| {
+            std::hint::black_box(probe.read(&words, narrow));
+            (WORDS * 8) as f64
+        })
+    };
+    let read = read(false).max(read(true));
     let (f32, int8) = (best(|| probe.f32(ROUNDS)), best(|| probe.int8(ROUNDS)));
     let bf16 = probe.bf16(1).map(|_| best(|| probe.bf16(ROUNDS).unwrap_or(0.0)));
     Some(Machine { read, f32, bf16, int8 })

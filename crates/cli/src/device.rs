@@ -249,8 +249,8 @@ pub(crate) fn pool(threads: usize) -> Result<ThreadPool, Failure> {
 struct Probe<'a>(&'a Cpu);
 
 impl ::bench::Probe for Probe<'_> {
-    fn read(&self, words: &[u64]) -> u64 {
-        self.0.read(words)
+    fn read(&self, words: &[u64], narrow: bool) -> u64 {
+        self.0.read(words, narrow)
     }
 
     fn f32(&self, rounds: usize) -> f64 {
