@@ -168,12 +168,11 @@ impl CublasLt {
             *mut Found,
             *mut c_int,
         ) -> c_int;
-        let mut raw = std::ptr::null_mut();
         // SAFETY: the type is that of cublasLt.h.
-        let made =
-            unsafe { self.symbol::<Create>(b"cublasLtMatmulPreferenceCreate\0")?(&raw mut raw) };
-        check("prefer", made)?;
-        let preference = Made { of: self, destroy: b"cublasLtMatmulPreferenceDestroy\0", raw };
+        let create = unsafe { self.symbol::<Create>(b"cublasLtMatmulPreferenceCreate\0")? };
+        // SAFETY: as above.
+        let preference =
+            self.make(b"cublasLtMatmulPreferenceDestroy\0", |raw| unsafe { create(raw) })?;
         let set = b"cublasLtMatmulPreferenceSetAttribute\0";
         self.set(set, &preference, PREFERENCE_WORKSPACE, &workspace)?;
         // As far as each place is known to be aligned.
@@ -206,13 +205,11 @@ impl CublasLt {
     /// How to multiply: `A` transposed, sums in `f32`, a bias an output if there is one.
     fn description(&self, bias: u64) -> Result<Made<'_>, DeviceError> {
         type Create = unsafe extern "C" fn(*mut Handle, c_int, c_int) -> c_int;
-        let mut raw = std::ptr::null_mut();
         // SAFETY: the type is that of cublasLt.h.
-        let made = unsafe {
-            self.symbol::<Create>(b"cublasLtMatmulDescCreate\0")?(&raw mut raw, COMPUTE_F32, F32)
-        };
-        check("describe a product", made)?;
-        let how = Made { of: self, destroy: b"cublasLtMatmulDescDestroy\0", raw };
+        let create = unsafe { self.symbol::<Create>(b"cublasLtMatmulDescCreate\0")? };
+        // SAFETY: as above.
+        let how = self
+            .make(b"cublasLtMatmulDescDestroy\0", |raw| unsafe { create(raw, COMPUTE_F32, F32) })?;
         let set = b"cublasLtMatmulDescSetAttribute\0";
         self.set(set, &how, ATTRIBUTE_TRANSA, &TRANSPOSED)?;
         if bias != 0 {
@@ -242,14 +239,23 @@ impl CublasLt {
     /// A matrix by columns without gaps.
     fn layout(&self, dtype: c_int, [rows, columns]: [usize; 2]) -> Result<Made<'_>, DeviceError> {
         type Create = unsafe extern "C" fn(*mut Handle, c_int, u64, u64, i64) -> c_int;
-        let mut raw = std::ptr::null_mut();
         // SAFETY: the type is that of cublasLt.h.
-        let made = unsafe {
-            let create = self.symbol::<Create>(b"cublasLtMatrixLayoutCreate\0")?;
-            create(&raw mut raw, dtype, rows as u64, columns as u64, rows as i64)
-        };
-        check("describe a matrix", made)?;
-        Ok(Made { of: self, destroy: b"cublasLtMatrixLayoutDestroy\0", raw })
+        let create = unsafe { self.symbol::<Create>(b"cublasLtMatrixLayoutCreate\0")? };
+        // SAFETY: as above.
+        self.make(b"cublasLtMatrixLayoutDestroy\0", |raw| unsafe {
+            create(raw, dtype, rows as u64, columns as u64, rows as i64)
+        })
+    }
+
+    /// What `create` makes, to be given back by `destroy`.
+    fn make(
+        &self,
+        destroy: &'static [u8],
+        create: impl FnOnce(*mut Handle) -> c_int,
+    ) -> Result<Made<'_>, DeviceError> {
+        let mut raw = std::ptr::null_mut();
+        check("describe", create(&raw mut raw))?;
+        Ok(Made { of: self, destroy, raw })
     }
 
     /// A function of the library.

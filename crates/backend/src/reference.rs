@@ -189,7 +189,7 @@ impl Backend for Reference {
     }
 
     fn columns(&self, buffer: &Buffer, columns: Range<usize>) -> Result<Vec<f32>, BackendError> {
-        let rows = host(buffer)?.chunks_exact(buffer.width());
+        let rows = host(buffer)?.chunks_exact(buffer.width().max(1));
         Ok(rows.flat_map(|row| &row[columns.clone()]).copied().collect())
     }
 

@@ -190,7 +190,7 @@ fn filtered(list: &[(u32, f32)], top: f32, sampling: &Sampling) -> Vec<(u32, f32
 /// The largest of logit and noise, the lowest id among equals.
 fn draw(list: &[(u32, f32)], best: (u32, f32), sampling: &Sampling, position: usize) -> u32 {
     let noise = Noise::new(sampling.seed, position as u64);
-    let least = if sampling.min_p > 0.0 { libm::logf(sampling.min_p) } else { f32::NEG_INFINITY };
+    let least = least(sampling);
     let score = |(token, x): (u32, f32)| {
         scaled(x, best.1, sampling.temperature) + gumbel(noise.bits(token))
     };
