@@ -1,12 +1,9 @@
-// What a machine can do, by bare loops: the oracle of what `optimize bench` measures.
-//
-// machine read | f32 | bf16 | int8: prints bytes or operations a second, on all cores, the best of some
-// tries; nothing where the compiler was not told of the instructions.
+// What a machine can do, by bare loops: the oracle of what `optimize bench` measures. A shared library,
+// so that both read the same memory, right after one another.
 #define _GNU_SOURCE
 #include <pthread.h>
 #include <stdatomic.h>
 #include <stdint.h>
-#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <time.h>
@@ -18,10 +15,10 @@
 // Sums that do not wait for each other, each in a register of its own.
 #define EACH(DO) DO(0) DO(1) DO(2) DO(3) DO(4) DO(5) DO(6) DO(7) DO(8) DO(9) DO(10) DO(11)
 
-enum { SUMS = 12, ROUNDS = 1 << 22, TRIES = 7, MOST = 1024 };
-static const size_t WORDS = ((size_t)512 << 20) / 8;
+enum { SUMS = 12, ROUNDS = 1 << 22, MOST = 1024 };
 
-static uint64_t *words;
+static const uint64_t *words;
+static size_t all_words;
 static int threads;
 static double (*work)(int thread);
 static double done[MOST];
@@ -34,25 +31,43 @@ static double seconds(void) {
     return t.tv_sec + t.tv_nsec * 1e-9;
 }
 
-// Threads take a mebibyte at a time, whoever is free: one that is held up does not hold up the others.
-static int wide;  // whether four vectors are summed at a time: which is faster depends on the memory's pace
+// Whether vectors of 64 bytes are read, or of 32; four sums of either, where the compiler was told of them.
+// It depends on the pace of the memory which of the two loops is the faster one.
+static int wide;
 
+static uint64_t sum_of(const uint64_t *at, size_t count) {
+    uint64_t sum = 0;
+    size_t i = 0;
+#ifdef __AVX2__
+    __m256i halves[4] = {_mm256_setzero_si256(), _mm256_setzero_si256(), _mm256_setzero_si256(), _mm256_setzero_si256()};
+    for (; !wide && i + 16 <= count; i += 16)
+        for (int k = 0; k < 4; k++)
+            halves[k] = _mm256_add_epi64(halves[k], _mm256_loadu_si256((const __m256i *)(at + i + 4 * k)));
+    for (int k = 0; k < 4; k++) {
+        uint64_t lanes[4];
+        _mm256_storeu_si256((__m256i *)lanes, halves[k]);
+        sum += lanes[0] + lanes[1] + lanes[2] + lanes[3];
+    }
+#endif
+#ifdef __AVX512F__
+    __m512i sums[4] = {_mm512_setzero_si512(), _mm512_setzero_si512(), _mm512_setzero_si512(), _mm512_setzero_si512()};
+    for (; wide && i + 32 <= count; i += 32)
+        for (int k = 0; k < 4; k++) sums[k] = _mm512_add_epi64(sums[k], _mm512_loadu_si512(at + i + 8 * k));
+    for (int k = 0; k < 4; k++) sum += (uint64_t)_mm512_reduce_add_epi64(sums[k]);
+#endif
+    for (; i < count; i++) sum += at[i];
+    return sum;
+}
+
+// Threads take a mebibyte at a time, whoever is free: one that is held up does not hold up the others.
 static double read_words(int thread) {
     (void)thread;
     const size_t share = ((size_t)1 << 20) / 8;
     size_t count = 0;
-    for (size_t from = share * next++; from < WORDS; from = share * next++) {
-        size_t to = from + share < WORDS ? from + share : WORDS;
-        uint64_t sum = 0;
-#ifdef __AVX512F__
-        __m512i sums[4] = {_mm512_setzero_si512(), _mm512_setzero_si512(), _mm512_setzero_si512(), _mm512_setzero_si512()};
-        for (; wide && from + 32 <= to; from += 32, count += 32)
-            for (int k = 0; k < 4; k++) sums[k] = _mm512_add_epi64(sums[k], _mm512_loadu_si512(words + from + 8 * k));
-        for (int k = 0; k < 4; k++) sum += (uint64_t)_mm512_reduce_add_epi64(sums[k]);
-#endif
-        for (size_t i = from; i < to; i++) sum += words[i];
-        sink = sum;
-        count += to - from;
+    for (size_t from = share * next++; from < all_words; from = share * next++) {
+        size_t some = from + share < all_words ? share : all_words - from;
+        sink = sum_of(words + from, some);
+        count += some;
     }
     return 8.0 * count;
 }
@@ -145,33 +160,29 @@ static double rate(void) {
     return sum / took;
 }
 
-int main(int count, char **arguments) {
-    const char *what = count > 1 ? arguments[1] : "";
+static double rate_of(double (*what)(int thread)) {
     threads = (int)sysconf(_SC_NPROCESSORS_ONLN);
-    if (threads < 1 || threads > MOST) return 1;
-    if (!strcmp(what, "read")) {
-        work = read_words;
-        words = malloc(8 * WORDS);
-        if (!words) return 1;
-        for (size_t i = 0; i < WORDS; i++) words[i] = i;
-    }
+    if (threads < 1 || threads > MOST) return 0;
+    work = what;
+    return rate();
+}
+
+// Bytes a second of reading these words once, on all cores, by either loop.
+double machine_read(const uint64_t *of, size_t count, int by_wide) {
+    words = of, all_words = count, wide = by_wide;
+    return rate_of(read_words);
+}
+
+// Operations a second of this kind, on all cores; 0 where the compiler was not told of the instructions.
+double machine_multiply(const char *kind) {
 #if defined(__AVX512F__) || (defined(__AVX2__) && defined(__FMA__))
-    if (!strcmp(what, "f32")) work = f32;
+    if (!strcmp(kind, "f32")) return rate_of(f32);
 #endif
 #ifdef __AVX512BF16__
-    if (!strcmp(what, "bf16")) work = bf16;
+    if (!strcmp(kind, "bf16")) return rate_of(bf16);
 #endif
 #ifdef __AVX512VNNI__
-    if (!strcmp(what, "int8")) work = int8;
+    if (!strcmp(kind, "int8")) return rate_of(int8);
 #endif
-    if (!work) return 0;
-    double best = 0;
-    // Both loops as often: only reads have two.
-    for (int i = 0; i < (work == read_words ? 2 * TRIES : TRIES); i++) {
-        wide = i >= TRIES;
-        double now = rate();
-        if (now > best) best = now;
-    }
-    printf("%.6e\n", best);
     return 0;
 }
