@@ -6,6 +6,7 @@ use crate::device::{Device, DeviceError, Later, Launch, Mark, Product, Recorded,
 use crate::flight::{Flight, Moment};
 use crate::kernels::{FAMILIES, family};
 use crate::nccl::Group;
+use crate::staging::Staging;
 use cudarc::driver::{result, sys};
 use std::any::Any;
 use std::collections::HashMap;
@@ -62,9 +63,6 @@ const KEPT: usize = 8;
 /// What cuBLASLt works in, in bytes: what NVIDIA recommends for Hopper.
 const WORKSPACE: usize = 32 << 20;
 
-/// Bytes of a pinned buffer.
-const STAGE: usize = 8 << 20;
-
 /// One GPU, with a queue of its own.
 #[derive(Debug)]
 pub struct Driver {
@@ -81,8 +79,8 @@ pub struct Driver {
     functions: Mutex<HashMap<String, Function>>,
     /// Whether a kernel may begin while the one before it ends: each waits for that itself.
     begins_early: AtomicBool,
-    /// What weights go through.
-    stages: Mutex<Vec<Flight>>,
+    /// What is written goes through it.
+    staging: Mutex<Staging>,
     /// What results came through, to be used again.
     flights: Arc<Mutex<Vec<Flight>>>,
     /// The GPUs that sums were asked for, and what NCCL has of them; nothing where it is not there.
@@ -126,7 +124,7 @@ impl Driver {
             })?);
         }
         let name = format!("{name}, compute capability {major}.{minor}");
-        let (functions, stages, flights) = Default::default();
+        let (functions, staging, flights) = Default::default();
         let (group, cublas) = Default::default();
         Ok(Self {
             name,
@@ -140,7 +138,7 @@ impl Driver {
             functions,
             // Others take PTX that was made before kernels could wait.
             begins_early: AtomicBool::new(matches!(major, 9 | 10 | 12)),
-            stages,
+            staging,
             flights,
             group,
             cublas,
@@ -187,28 +185,6 @@ impl Driver {
         }
         functions.insert(kernel.to_owned(), function);
         Ok(function.handle)
-    }
-
-    /// Through two pinned buffers: one is filled while the other is copied.
-    fn write_staged(&self, to: u64, from: &[u8]) -> Result<(), result::DriverError> {
-        let mut stages = self.stages.lock().unwrap_or_else(PoisonError::into_inner);
-        while stages.len() < 2 {
-            stages.push(Flight::new(self.context, STAGE)?);
-        }
-        for (index, part) in from.chunks(STAGE).enumerate() {
-            let stage = &stages[index % 2];
-            // SAFETY: the copy that read this buffer last is waited for before it is filled again;
-            // callers write within what they allocated.
-            unsafe {
-                result::event::synchronize(stage.event)?;
-                std::ptr::copy_nonoverlapping(part.as_ptr(), stage.host.cast::<u8>(), part.len());
-                let pinned = std::slice::from_raw_parts(stage.host.cast::<u8>(), part.len());
-                let at = to + (index * STAGE) as u64;
-                result::memcpy_htod_async(at, pinned, self.stream)?;
-                result::event::record(stage.event, self.stream)?;
-            }
-        }
-        Ok(())
     }
 
     /// Starts a kernel on a stream; the context is current.
@@ -276,6 +252,28 @@ impl Driver {
     }
 }
 
+/// A pinned buffer that is given back in the end, be the result asked for or not: a copy that is under
+/// way is before any that uses the buffer again.
+struct Lent {
+    flight: Option<Flight>,
+    kept: Arc<Mutex<Vec<Flight>>>,
+}
+
+impl Lent {
+    fn land(&self, bytes: usize) -> Result<Vec<u8>, DeviceError> {
+        self.flight.as_ref().map_or(Ok(Vec::new()), |flight| flight.land(bytes))
+    }
+}
+
+impl Drop for Lent {
+    fn drop(&mut self) {
+        let mut kept = self.kept.lock().unwrap_or_else(PoisonError::into_inner);
+        if kept.len() < KEPT {
+            kept.extend(self.flight.take());
+        }
+    }
+}
+
 /// A GPU that can be used.
 struct Found {
     device: sys::CUdevice,
@@ -290,7 +288,12 @@ fn found(index: usize) -> Result<Found, NoDriver> {
     if !unsafe { sys::is_culib_present() } {
         return Err(NoDriver::Missing);
     }
-    result::init().map_err(failed)?;
+    match result::init() {
+        Err(error) if error.0 == sys::CUresult::CUDA_ERROR_NO_DEVICE => {
+            return Err(NoDriver::NoDevice { index, count: 0 });
+        }
+        other => other.map_err(failed)?,
+    }
     let mut version = 0;
     // SAFETY: writes one integer.
     unsafe { sys::cuDriverGetVersion(&raw mut version) }.result().map_err(failed)?;
@@ -354,12 +357,9 @@ impl Device for Driver {
 
     fn write(&self, to: u64, from: &[u8]) -> Result<(), DeviceError> {
         self.current()?;
-        if from.len() >= STAGE / 4 {
-            return self.write_staged(to, from).map_err(driver);
-        }
-        // SAFETY: callers write within what they allocated; pageable memory is taken before this
-        // returns.
-        unsafe { result::memcpy_htod_async(to, from, self.stream) }.map_err(driver)
+        let mut staging = self.staging.lock().unwrap_or_else(PoisonError::into_inner);
+        // SAFETY: callers write within what they allocated.
+        unsafe { staging.write((self.context, self.stream), to, from) }.map_err(driver)
     }
 
     fn read(&self, from: u64, to: &mut [u8]) -> Result<(), DeviceError> {
@@ -385,15 +385,8 @@ impl Device for Driver {
             result::memcpy_dtoh_async(to, from, self.stream).map_err(driver)?;
             result::event::record(flight.event, self.stream).map_err(driver)?;
         }
-        let flights = Arc::clone(&self.flights);
-        Ok(Box::new(move || {
-            let landed = flight.land(bytes)?;
-            let mut kept = flights.lock().unwrap_or_else(PoisonError::into_inner);
-            if kept.len() < KEPT {
-                kept.push(flight);
-            }
-            Ok(landed)
-        }))
+        let lent = Lent { flight: Some(flight), kept: Arc::clone(&self.flights) };
+        Ok(Box::new(move || lent.land(bytes)))
     }
 
     fn copy(&self, to: u64, from: u64, bytes: usize) -> Result<(), DeviceError> {
@@ -483,7 +476,8 @@ impl Device for Driver {
         let mut group = self.group.lock().unwrap_or_else(PoisonError::into_inner);
         if group.as_ref().is_none_or(|(of, _)| *of != ids) {
             *group = None;
-            *group = Some((ids.clone(), Group::new(&ids)?));
+            // One that cannot begin here is as good as none: the host sums.
+            *group = Some((ids.clone(), Group::new(&ids).unwrap_or(None)));
         }
         let Some((_, Some(group))) = &*group else { return Ok(false) };
         let streams: Vec<sys::CUstream> = own.iter().map(|driver| driver.stream).collect();
@@ -513,6 +507,13 @@ impl Device for Driver {
 
     fn memory(&self) -> Result<(u64, u64), DeviceError> {
         self.current()?;
+        // What was given back is the pool's until it is done with, and then kept for later.
+        self.wait()?;
+        // SAFETY: the device is valid, and the pool its own.
+        unsafe {
+            let pool = result::device::get_default_mem_pool(self.device).map_err(driver)?;
+            sys::cuMemPoolTrimTo(pool, 0).result().map_err(driver)?;
+        }
         let (free, total) = result::mem_get_info().map_err(driver)?;
         Ok((free as u64, total as u64))
     }
@@ -561,7 +562,7 @@ impl Drop for Driver {
                 drop(library);
                 self.free(room);
             }
-            self.stages.get_mut().unwrap_or_else(PoisonError::into_inner).clear();
+            self.staging.get_mut().unwrap_or_else(PoisonError::into_inner).clear();
             self.flights.lock().unwrap_or_else(PoisonError::into_inner).clear();
             // SAFETY: nobody uses the stream, the modules or the context any more.
             unsafe {

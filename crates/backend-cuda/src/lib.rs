@@ -27,6 +27,7 @@ mod replay;
 mod rows;
 mod sample;
 mod score;
+mod staging;
 
 pub use device::{Device, DeviceError, Later, Launch, Mark, Product, Recorded, Replay};
 pub use doctor::{Rates, Trial};
@@ -68,6 +69,8 @@ pub struct Cuda {
     arrived: Mutex<Option<(usize, Arc<Memory>)>>,
     /// The positions of the rows of a step, and where they lie.
     positions: Mutex<Vec<(Vec<u32>, Arc<Memory>)>>,
+    /// Held while a weight is packed, so that one lies here unpacked at a time.
+    packing: Mutex<()>,
     /// Whether the memory of another GPU can be read.
     reached: Mutex<HashMap<usize, bool>>,
 }
@@ -109,7 +112,8 @@ impl Cuda {
             true => Arc::clone(&device),
             false => Arc::new(Pool::new(Arc::clone(&device))),
         };
-        let (layouts, arrived, positions, reached) = Default::default();
+        let (layouts, arrived, positions) = Default::default();
+        let (packing, reached) = Default::default();
         Self {
             device,
             steps,
@@ -120,6 +124,7 @@ impl Cuda {
             layouts,
             arrived,
             positions,
+            packing,
             reached,
         }
     }
@@ -129,6 +134,9 @@ impl Cuda {
     #[must_use]
     pub fn with_library(mut self) -> Self {
         self.library = !self.invariant && self.device.has_library();
+        // One that has no way for this GPU, or a wrong one, is as good as none.
+        let tried = if self.library { self.library_tried() } else { Ok(true) };
+        self.library &= tried.unwrap_or(false);
         self
     }
 
@@ -294,7 +302,7 @@ impl Backend for Cuda {
     }
 
     fn free_memory(&self) -> Option<u64> {
-        self.device.memory().ok().map(|(free, _)| free)
+        self.steps.memory().ok().map(|(free, _)| free)
     }
 
     fn finish(&self) -> Result<(), BackendError> {

@@ -14,8 +14,10 @@
 //! these host bodies by `optimize doctor` on a GPU), and how long anything takes.
 #![expect(unsafe_code, reason = "what g++ made is loaded and called")]
 
+mod driver;
 mod queued;
 
+pub use driver::Driver;
 pub use queued::Queued;
 
 use backend_cuda::{Device, DeviceError, Later, Launch, Product, Recorded, Replay};
@@ -23,7 +25,7 @@ use sha2::{Digest, Sha256};
 use std::alloc::{Layout, alloc, dealloc};
 use std::any::Any;
 use std::collections::BTreeMap;
-use std::ffi::{CStr, CString, c_char, c_void};
+use std::ffi::{CStr, CString, OsStr, c_char, c_void};
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -62,6 +64,7 @@ pub enum BuildError {
 #[derive(Debug)]
 pub struct Library {
     handle: *mut c_void,
+    path: PathBuf,
     check: Check,
 }
 
@@ -76,6 +79,8 @@ pub struct Emulated {
     machine: Machine,
     /// Whether it has a library of products.
     library: bool,
+    /// Whether that library has no way to multiply here.
+    faulty: bool,
     /// Whether it is a Hopper.
     wgmma: bool,
     products: AtomicU64,
@@ -143,13 +148,8 @@ impl Library {
         room: &Path,
         check: Check,
     ) -> Result<Self, BuildError> {
-        if !cfg!(all(target_arch = "x86_64", target_os = "linux")) {
-            return Err(BuildError::NoCompiler);
-        }
-        let version = Command::new("g++").arg("--version").output();
-        let version = version.map_err(|_| BuildError::NoCompiler)?;
         let mut hash = Sha256::new();
-        for text in [&version.stdout, HEADER.as_bytes(), SOURCE.as_bytes()] {
+        for text in [&*compiler()?, HEADER.as_bytes(), SOURCE.as_bytes()] {
             hash.update(text);
         }
         let headers = folders.iter().flat_map(|folder| headers(folder));
@@ -157,8 +157,7 @@ impl Library {
             hash.update(text);
         }
         hash.update(format!("{check:?} {sources:?}"));
-        let name: String = hash.finalize().iter().map(|byte| format!("{byte:02x}")).collect();
-        let library = room.join(format!("kernels-{name}.so"));
+        let library = room.join(format!("kernels-{}.so", hex(hash)));
         if !library.exists() {
             compile(sources, folders, room, (&library, check))?;
         }
@@ -170,7 +169,7 @@ impl Library {
         if handle.is_null() {
             return Err(BuildError::Compile(loader_error()));
         }
-        Ok(Self { handle, check })
+        Ok(Self { handle, path: library, check })
     }
 
     fn symbol(&self, name: &str) -> Option<*mut c_void> {
@@ -178,6 +177,32 @@ impl Library {
         // SAFETY: the handle is valid, the name ends with a zero.
         let symbol = unsafe { libc::dlsym(self.handle, name.as_ptr()) };
         (!symbol.is_null()).then_some(symbol)
+    }
+}
+
+/// What the compiler calls itself.
+fn compiler() -> Result<Vec<u8>, BuildError> {
+    if !cfg!(all(target_arch = "x86_64", target_os = "linux")) {
+        return Err(BuildError::NoCompiler);
+    }
+    let version = Command::new("g++").arg("--version").output();
+    version.map(|output| output.stdout).map_err(|_| BuildError::NoCompiler)
+}
+
+fn hex(hash: Sha256) -> String {
+    hash.finalize().iter().map(|byte| format!("{byte:02x}")).collect()
+}
+
+fn failed(error: std::io::Error) -> BuildError {
+    BuildError::Compile(error.to_string())
+}
+
+/// Runs the compiler.
+fn run(args: &[&OsStr]) -> Result<(), BuildError> {
+    let output = Command::new("g++").args(args).output().map_err(failed)?;
+    match output.status.success() {
+        true => Ok(()),
+        false => Err(BuildError::Compile(String::from_utf8_lossy(&output.stderr).into_owned())),
     }
 }
 
@@ -206,18 +231,10 @@ fn compile(
     room: &Path,
     (library, check): (&Path, Check),
 ) -> Result<(), BuildError> {
-    let failed = |error: std::io::Error| BuildError::Compile(error.to_string());
     let scratch = room.join(format!("{}.{}", check as u8, std::process::id()));
     std::fs::create_dir_all(&scratch).map_err(failed)?;
     std::fs::write(scratch.join("emulator.h"), HEADER).map_err(failed)?;
     std::fs::write(scratch.join("emulator.cpp"), SOURCE).map_err(failed)?;
-    let run = |args: &[&std::ffi::OsStr]| {
-        let output = Command::new("g++").args(args).output().map_err(failed)?;
-        match output.status.success() {
-            true => Ok(()),
-            false => Err(BuildError::Compile(String::from_utf8_lossy(&output.stderr).into_owned())),
-        }
-    };
     let common = ["-std=c++20", "-fPIC", "-Wall", "-Werror", "-Wno-unknown-pragmas", "-pthread"];
     let checked: &[&str] = match check {
         Check::Barriers => &["-O2"],
@@ -225,7 +242,7 @@ fn compile(
     };
     let mut objects = vec![scratch.join("emulator.o")];
     let machine = scratch.join("emulator.cpp");
-    let args = common.iter().chain(&["-O2", "-c"]).map(std::ffi::OsStr::new);
+    let args = common.iter().chain(&["-O2", "-c"]).map(OsStr::new);
     let tail = [machine.as_os_str(), "-o".as_ref(), objects[0].as_os_str()];
     run(&args.chain(tail).collect::<Vec<_>>())?;
     // Two at a time: there are few cores where this runs.
@@ -235,7 +252,7 @@ fn compile(
         let include = |folder| ["-I".as_ref(), Path::as_os_str(folder)];
         let folders = [&*scratch].into_iter().chain(folders.iter().map(PathBuf::as_path));
         let tail = [source.as_os_str(), "-o".as_ref(), object.as_os_str()];
-        let args = flags.map(std::ffi::OsStr::new).chain(folders.flat_map(include)).chain(tail);
+        let args = flags.map(OsStr::new).chain(folders.flat_map(include)).chain(tail);
         run(&args.collect::<Vec<_>>()).map(|()| object)
     };
     for pair in sources.chunks(2) {
@@ -249,7 +266,7 @@ fn compile(
         }
     }
     let made = scratch.join("kernels.so");
-    let flags = ["-shared", "-pthread", "-o"].iter().map(std::ffi::OsStr::new);
+    let flags = ["-shared", "-pthread", "-o"].iter().map(OsStr::new);
     let files = [made.as_os_str()].into_iter().chain(objects.iter().map(|o| o.as_os_str()));
     run(&flags.chain(files).collect::<Vec<_>>())?;
     std::fs::rename(&made, library).map_err(failed)?;
@@ -261,7 +278,7 @@ impl Emulated {
     pub fn new(library: &'static Library, order: Order, late_copies: bool) -> Self {
         let (memory, reached) = (Arc::default(), Arc::default());
         let machine = Machine { library, order, late_copies, memory, reached };
-        Self { machine, library: false, wgmma: false, products: AtomicU64::new(0) }
+        Self { machine, library: false, faulty: false, wgmma: false, products: AtomicU64::new(0) }
     }
 
     /// The same with a library of products, which multiplies as anybody would.
@@ -269,6 +286,13 @@ impl Emulated {
     pub fn with_library(mut self) -> Self {
         self.library = true;
         self
+    }
+
+    /// The same with one that cannot multiply on this GPU.
+    #[must_use]
+    pub fn with_faulty_library(mut self) -> Self {
+        self.faulty = true;
+        self.with_library()
     }
 
     /// The same with Hopper's products of a warpgroup.
@@ -500,6 +524,9 @@ impl Device for Emulated {
     }
 
     fn multiply(&self, product: &Product) -> Result<(), DeviceError> {
+        if self.faulty {
+            return Err(DeviceError::Driver { what: "the library has no algorithm".into() });
+        }
         self.products.fetch_add(1, Ordering::Relaxed);
         self.product(product)
     }
