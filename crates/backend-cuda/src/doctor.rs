@@ -33,6 +33,9 @@ pub struct Trial {
     pub allowed: f32,
 }
 
+/// Outputs and width of the linears that are tried: whole tiles of neither.
+const SHAPE: (usize, usize) = (200, 328);
+
 #[repr(C)]
 #[derive(Clone, Copy, Pod, Zeroable)]
 struct ProbeArgs {
@@ -106,11 +109,13 @@ impl Noise {
 }
 
 impl Cuda {
-    /// Measures the GPU, which takes about a second and `bytes` of its memory.
+    /// Measures the GPU, which takes about a second and `bytes` of its memory, or half of what is free.
     ///
     /// # Errors
     /// If it fails.
     pub fn rates(&self, bytes: usize, rounds: u32) -> Result<Rates, BackendError> {
+        let half = self.free_memory().map_or(bytes, |free| (free / 2) as usize);
+        let bytes = bytes.min(half).max(1 << 20);
         let room = Memory::zeros(&self.device, bytes)?;
         let out = Memory::zeros(&self.device, 4)?;
         let (count, blocks) = ((bytes / 16) as u64, 132 * 8);
@@ -152,20 +157,23 @@ impl Cuda {
         Ok(trials)
     }
 
-    /// Tries every wrapper and every kind of kernel.
-    ///
-    /// # Errors
-    /// If the device fails, rather than being wrong.
-    pub fn trials(&self) -> Result<Vec<Trial>, BackendError> {
-        let mut trials = self.wrappers()?;
+    /// Tries every wrapper and every kind of kernel; what the device failed at, rather than being wrong,
+    /// is said beside, by the name of what was tried.
+    pub fn trials(&self) -> (Vec<Trial>, Vec<String>) {
+        let (mut trials, mut failed) = (Vec::new(), Vec::new());
+        let mut add = |name: &str, tried: Result<Vec<Trial>, BackendError>| match tried {
+            Ok(tried) => trials.extend(tried),
+            Err(error) => failed.push(format!("{name}: {error}")),
+        };
+        add("wrappers of PTX", self.wrappers());
         if self.device.has_wgmma() {
-            trials.push(self.wgmma_tried()?);
+            add("wgmma", self.wgmma_tried().map(|trial| vec![trial]));
         }
-        trials.extend(self.linears_tried()?);
-        trials.extend(self.attention_tried()?);
-        trials.extend(self.rows_tried()?);
-        trials.extend(self.algebra_tried()?);
-        Ok(trials)
+        add("linears", self.linears_tried());
+        add("attention", self.attention_tried());
+        add("rows", self.rows_tried());
+        add("algebra", self.algebra_tried());
+        (trials, failed)
     }
 
     fn wrappers(&self) -> Result<Vec<Trial>, BackendError> {
@@ -274,7 +282,7 @@ impl Cuda {
             int(8, true, ir::Span::Channel, DType::BF16),
             int(8, false, ir::Span::Group(128), DType::F32),
         ];
-        let (out, width) = (200, 328);
+        let (out, width) = SHAPE;
         let mut trials = Vec::new();
         // Long prompts are a library's, where there is one.
         let long = self.library.then_some(LONG);
@@ -298,15 +306,25 @@ impl Cuda {
                     allowed,
                 ));
             }
-            let w = noise.values(out * width);
-            let prepared = self.prepare(weight(&[out, width], &w)?)?;
-            let input = self.upload(width, x.clone())?;
-            let args = Linear { input: &input, weight: &prepared, bias: None, decode: 0 };
-            let got = self.download(self.linear(&args)?)?;
-            let want = product(&x, &w, width);
-            trials.push(Trial::new(format!("linear bf16, {rows} rows"), &got, &want, 1e-5));
+            trials.push(self.dense_tried(&mut noise, rows)?);
         }
         Ok(trials)
+    }
+
+    fn dense_tried(&self, noise: &mut Noise, rows: usize) -> Result<Trial, BackendError> {
+        let (out, width) = SHAPE;
+        let (x, w) = (noise.values(rows * width), noise.values(out * width));
+        let prepared = self.prepare(weight(&[out, width], &w)?)?;
+        let input = self.upload(width, x.clone())?;
+        let args = Linear { input: &input, weight: &prepared, bias: None, decode: 0 };
+        let got = self.download(self.linear(&args)?)?;
+        let want = product(&x, &w, width);
+        Ok(Trial::new(format!("linear bf16, {rows} rows"), &got, &want, 1e-5))
+    }
+
+    /// Whether a product that a library makes is right.
+    pub(crate) fn library_tried(&self) -> Result<bool, BackendError> {
+        Ok(self.dense_tried(&mut Noise(2), LONG)?.passed())
     }
 
     fn attention_tried(&self) -> Result<Vec<Trial>, BackendError> {

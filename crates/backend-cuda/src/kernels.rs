@@ -12,11 +12,19 @@ pub struct Family {
     pub prefixes: &'static [&'static str],
 }
 
+/// Where the driver's loader wants a file of machine code to begin.
+#[repr(C, align(64))]
+struct Aligned<T: ?Sized>(T);
+
 macro_rules! family {
     ($name:literal, $($prefix:literal),+) => {
         Family {
             name: $name,
-            image: include_bytes!(concat!("../prebuilt/", $name, ".fatbin")),
+            image: {
+                static IMAGE: &Aligned<[u8]> =
+                    &Aligned(*include_bytes!(concat!("../prebuilt/", $name, ".fatbin")));
+                &IMAGE.0
+            },
             prefixes: &[$($prefix),+],
         }
     };

@@ -6,6 +6,7 @@ use backend::BackendError;
 use bytemuck::{Pod, Zeroable};
 use half::{bf16, f16};
 use ir::Quantized;
+use std::sync::PoisonError;
 use tensor::{DType, Tensor};
 
 /// Outputs of a stripe.
@@ -82,6 +83,7 @@ impl Cuda {
             DType::BF16 => 2,
             _ => return Ok(None),
         };
+        let _alone = self.packing.lock().unwrap_or_else(PoisonError::into_inner);
         let from = Memory::of(&self.device, tensor.bytes())?;
         self.pack("pack_dense", &from, (Format::Bf16, shape), kind).map(Some)
     }
@@ -92,6 +94,7 @@ impl Cuda {
         weight: &Quantized,
         format: Format,
     ) -> Result<Memory, BackendError> {
+        let _alone = self.packing.lock().unwrap_or_else(PoisonError::into_inner);
         let from = Memory::of(&self.device, &weight.codes)?;
         let kernel = format!("pack_{}", format.name());
         self.pack(&kernel, &from, (format, weight.shape), 0)

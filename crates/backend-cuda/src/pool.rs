@@ -54,6 +54,16 @@ impl Chunks {
         self.free.insert(at, bytes);
     }
 
+    /// Takes the chunks out that nobody uses.
+    fn take_idle(&mut self) -> Vec<u64> {
+        let free = &mut self.free;
+        let idle = self.all.extract_if(.., |(at, bytes)| {
+            let whole = free.get(at).is_some_and(|size| size == bytes);
+            whole && free.remove(at).is_some()
+        });
+        idle.map(|(at, _)| at).collect()
+    }
+
     fn give_back(&mut self, at: u64) {
         let Some(bytes) = self.used.remove(&at) else { return };
         let (mut begin, mut size) = (at, bytes);
@@ -89,6 +99,10 @@ impl Device for Pool {
         }
         let last = chunks.all.last().map_or(SMALLEST / 2, |(_, bytes)| *bytes);
         let chunk = (2 * last).min(LARGEST).max(bytes);
+        if chunk > LARGEST {
+            // A chunk of its own: one that grew too small must not stay beside it.
+            chunks.take_idle().into_iter().for_each(|at| self.inner.free(at));
+        }
         // Where a whole chunk does not fit, what is needed may.
         let (at, chunk) = match self.inner.allocate(chunk) {
             Ok(at) => (at, chunk),
@@ -172,6 +186,8 @@ impl Device for Pool {
     }
 
     fn memory(&self) -> Result<(u64, u64), DeviceError> {
+        let mut chunks = self.chunks.lock().unwrap_or_else(PoisonError::into_inner);
+        chunks.take_idle().into_iter().for_each(|at| self.inner.free(at));
         self.inner.memory()
     }
 }
@@ -207,5 +223,9 @@ mod tests {
         );
         chunks.give_back(12345);
         assert_eq!(chunks.used.len(), 3);
+        assert_eq!(chunks.take_idle(), [0; 0], "both chunks are in use");
+        chunks.give_back(4096 + 1024);
+        assert_eq!(chunks.take_idle(), [4096 + 1024]);
+        assert_eq!((chunks.all.len(), chunks.take(768)), (1, None));
     }
 }

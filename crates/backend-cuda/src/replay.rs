@@ -32,6 +32,8 @@ struct State {
 struct Remembered {
     launches: Vec<Recorded>,
     graph: Option<Box<dyn Replay>>,
+    /// Whether a graph was asked for: what there was no room for is not asked for at every step.
+    tried: bool,
 }
 
 impl Replaying {
@@ -52,7 +54,8 @@ impl Replaying {
         let known = state.remembered.iter().position(|known| known.launches == launches);
         match known.map(|at| state.remembered.remove(at)) {
             Some(mut known) => {
-                if known.graph.is_none() {
+                if !known.tried {
+                    known.tried = true;
                     // Where there is no room for a graph, it is done without.
                     known.graph = self.inner.record(&known.launches).ok();
                 }
@@ -71,7 +74,7 @@ impl Replaying {
                 if state.remembered.len() == REMEMBERED {
                     state.remembered.remove(0);
                 }
-                state.remembered.push(Remembered { launches, graph: None });
+                state.remembered.push(Remembered { launches, graph: None, tried: false });
                 ran
             }
         }

@@ -3,6 +3,7 @@
 mod allocator;
 mod args;
 mod bench;
+mod budget;
 mod chat;
 mod device;
 mod doctor;

@@ -2,6 +2,7 @@
 
 use crate::args::Common;
 use crate::args::serve::{Serving, Speculate};
+use crate::budget::Budget;
 use crate::device::Devices;
 use crate::failure::Failure;
 use crate::model::Opened;
@@ -10,7 +11,7 @@ use crate::serve::Answerer;
 use backend::Backend;
 use engine::{DraftModel, Engine, Executor, Limits, NGram, Options, Speculator};
 use ir::{ModelSpec, Source};
-use runtime::{KvPlan, Model, Runner, Settings, free_memory, stages};
+use runtime::{KvPlan, Model, Runner, Settings, stages};
 use text::Tokenizer;
 
 /// What a model is loaded from.
@@ -39,12 +40,6 @@ pub(crate) struct Loaded {
     draft: Option<Model>,
 }
 
-/// What the buffers of a step may take on a GPU.
-const STEP: u64 = 1 << 30;
-
-/// Memory for keys and values where the system does not say what is free.
-const UNKNOWN: u64 = 2 << 30;
-
 impl Room {
     /// Room for so many sequences of the whole context if memory allows; opens the draft.
     pub(crate) fn new(
@@ -65,11 +60,27 @@ impl Room {
             (_, Some(draft)) => Some(Opened::open(draft, common)?),
             (_, None) => None,
         };
-        let memory = args.kv_memory.unwrap_or_else(|| free(devices, weights));
+        let budget = Budget {
+            spec,
+            weights,
+            exact: args.exact,
+            draft: draft.as_ref().map(Opened::weight_bytes),
+            gpu_layers: args.gpu_layers,
+        };
+        let memory = args.kv_memory.unwrap_or_else(|| budget.keys_and_values(devices));
         let dtype = args.kv_dtype.into();
         // A draft's keys are a part of what its target's are.
         let share = if draft.is_some() { memory / 2 } else { memory };
-        let plan = KvPlan::new(spec, dtype, share, sequences)?;
+        let plan = KvPlan::new(spec, dtype, share, sequences).map_err(|error| {
+            let failure = Failure::from(error);
+            match args.kv_memory {
+                Some(_) => failure,
+                None => failure.with_hint(
+                    "it is what the weights leave on the device: --kv-memory overrules it, \
+                     --device cuda,cpu has the layers that do not fit on the host",
+                ),
+            }
+        })?;
         let draft = draft.map(|draft| same_vocabulary(spec, tokenizer, draft)).transpose()?;
         let draft = draft.map(|draft| {
             let plan = KvPlan::new(&draft.spec, dtype, share, sequences)?;
@@ -165,17 +176,6 @@ impl Room {
             engine.set_cost(runner.limits().cost);
         }
         Ok(Answerer { engine, runner, speculator })
-    }
-}
-
-/// What keys and values may take: half of what is free on the host; on GPUs nearly all that weights
-/// leave, but for what a step needs. Models that share a device have a part each.
-fn free(devices: &Devices, weights: u64) -> u64 {
-    let gpus: Option<u64> =
-        devices.stages().iter().map(|stage| stage.backend().free_memory()).sum();
-    match gpus {
-        Some(free) => (free / devices.sharing).saturating_sub(weights + STEP) / 10 * 9,
-        None => free_memory().unwrap_or(UNKNOWN) / 2 / devices.sharing,
     }
 }
 
