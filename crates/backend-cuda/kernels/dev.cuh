@@ -84,6 +84,13 @@ DEVICE u32 fma_bf16x2(u32 a, u32 b, u32 c) {
     return d;
 }
 
+// (x & mask) | bits, which is one instruction if it is asked for: of two constants the compiler makes two.
+DEVICE u32 and_or(u32 x, u32 mask, u32 bits) {
+    u32 y;
+    asm("lop3.b32 %0, %1, %2, %3, 0xea;" : "=r"(y) : "r"(x), "r"(mask), "r"(bits));
+    return y;
+}
+
 // Weights: read once by one block, so they are not to take the place of what is read again.
 DEVICE uint4 load_once(const uint4 *at) {
     uint4 v;
@@ -164,6 +171,7 @@ DEVICE u32 fma_bf16x2(u32 a, u32 b, u32 c) {
     };
     return one(a & 0xffff, b & 0xffff, c & 0xffff) | one(a >> 16, b >> 16, c >> 16) << 16;
 }
+DEVICE u32 and_or(u32 x, u32 mask, u32 bits) { return (x & mask) | bits; }
 DEVICE uint4 load_once(const uint4 *at) { return *at; }
 DEVICE uint4 load_early(const uint4 *at) { return *at; }
 

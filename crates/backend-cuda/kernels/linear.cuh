@@ -55,12 +55,14 @@ DEVICE u32 group_of(const LinearArgs &args, u32 tile, u32 half) {
     return smaller(group, args.groups - 1);
 }
 
-// What a tile's codes are, and how a lane's four registers of a step come from them. `Words` is what a
-// lane loads of a tile; `first` and `second` belong to rows g and g + 8.
+// What a tile's codes are, and how a lane's four registers of a step come from them. `WORDS` is what a
+// lane loads of a tile; `shift` makes of a zero what `step` takes from codes: `first` of those of row g, and
+// `second` of row g + 8.
 struct Bf16 {
     static constexpr u32 WORDS = 4;
     static constexpr bool SCALED = false;
-    DEVICE void step(u32 (&a)[4], const uint4 (&w)[WORDS], u32 s, float, float) {
+    DEVICE u32 shift(float) { return 0; }
+    DEVICE void step(u32 (&a)[4], const uint4 (&w)[WORDS], u32 s, u32, u32) {
         a[0] = w[s].x, a[1] = w[s].y, a[2] = w[s].z, a[3] = w[s].w;
     }
 };
@@ -70,12 +72,13 @@ struct Bf16 {
 struct Int4 {
     static constexpr u32 WORDS = 1;
     static constexpr bool SCALED = true;
-    DEVICE void step(u32 (&a)[4], const uint4 (&w)[WORDS], u32 s, float first, float second) {
+    DEVICE u32 shift(float zero) { return pack_bf16(-136.0f - zero, -136.0f - zero); }
+    DEVICE void step(u32 (&a)[4], const uint4 (&w)[WORDS], u32 s, u32 first, u32 second) {
         u32 word = s == 0 ? w[0].x : s == 1 ? w[0].y : s == 2 ? w[0].z : w[0].w;
-        u32 shift[2] = {pack_bf16(-136.0f - first, -136.0f - first),
-                        pack_bf16(-136.0f - second, -136.0f - second)};
-        for (u32 j = 0; j < 4; j++)
-            a[j] = fma_bf16x2((word >> 4 * j & 0x000f000fu) | 0x43004300u, 0x3f803f80u, shift[j % 2]);
+        for (u32 j = 0; j < 4; j++) {
+            u32 codes = and_or(word >> 4 * j, 0x000f000fu, 0x43004300u);
+            a[j] = fma_bf16x2(codes, 0x3f803f80u, j % 2 ? second : first);
+        }
     }
 };
 
@@ -84,10 +87,11 @@ struct Int4 {
 struct Int8 {
     static constexpr u32 WORDS = 2;
     static constexpr bool SCALED = true;
-    DEVICE float value(u32 turned, u32 byte, float zero) {
-        return bits_float(0x4b000000u | (turned >> 8 * byte & 0xffu)) - 8388736.0f - zero;
+    DEVICE u32 shift(float zero) { return float_bits(zero); }
+    DEVICE float value(u32 turned, u32 byte, u32 zero) {
+        return bits_float(0x4b000000u | (turned >> 8 * byte & 0xffu)) - 8388736.0f - bits_float(zero);
     }
-    DEVICE void step(u32 (&a)[4], const uint4 (&w)[WORDS], u32 s, float first, float second) {
+    DEVICE void step(u32 (&a)[4], const uint4 (&w)[WORDS], u32 s, u32 first, u32 second) {
         const uint4 &v = w[s / 2];
         u32 low = (s % 2 ? v.z : v.x) ^ 0x80808080u, high = (s % 2 ? v.w : v.y) ^ 0x80808080u;
         a[0] = pack_bf16(value(low, 0, first), value(low, 1, first));
@@ -108,23 +112,39 @@ template <class W> DEVICE void load_tile(uint4 (&w)[W::WORDS], const uint4 *weig
     for (u32 i = 0; i < W::WORDS; i++) w[i] = load_once(weight + (tile * W::WORDS + i) * WARP + lane_id());
 }
 
+// What rows g and g + 8 of a stripe have of a group.
+struct Group {
+    u32 shift[2];
+    float scale[2];
+};
+
+// Of both halves of a tile.
+template <class W>
+DEVICE void load_groups(Group (&of)[2], const LinearArgs &args, const Part &part, u32 stripe, u32 tile) {
+    if (!W::SCALED) return;
+#pragma unroll
+    for (u32 half = 0; half < 2; half++) {
+        if (half == 1 && args.group_tiles) {
+            of[1] = of[0];
+            return;
+        }
+        u32 group = group_of(args, tile, half);
+        for (u32 i = 0; i < 2; i++) {
+            of[half].shift[i] = W::shift(load_zero(args, part, stripe, group, lane_id() / 4 + 8 * i));
+            of[half].scale[i] = load_scale(args, part, stripe, group, lane_id() / 4 + 8 * i);
+        }
+    }
+}
+
 // Sixteen values of row g of a tile, and of row g + 8, as bf16: slots 16 t .. of their run.
 template <class W>
-DEVICE void slots_of(uint4 (&low)[2], uint4 (&high)[2], const LinearArgs &args, const Part &part, const uint4 (&w)[W::WORDS],
-                     u32 stripe, u32 tile) {
-    u32 g = lane_id() / 4, a[4][4];
-    float zeros[2] = {}, scales[2] = {};
+DEVICE void slots_of(uint4 (&low)[2], uint4 (&high)[2], const LinearArgs &args, const uint4 (&w)[W::WORDS], const Group (&of)[2]) {
+    u32 a[4][4];
 #pragma unroll
     for (u32 s = 0; s < 4; s++) {
-        if (W::SCALED && (s == 0 || (s == 2 && args.group_tiles == 0)))
-            for (u32 half = 0; half < 2; half++) {
-                u32 group = group_of(args, tile, s / 2);
-                zeros[half] = load_zero(args, part, stripe, group, g + 8 * half);
-                scales[half] = load_scale(args, part, stripe, group, g + 8 * half);
-            }
-        W::step(a[s], w, s, zeros[0], zeros[1]);
+        W::step(a[s], w, s, of[s / 2].shift[0], of[s / 2].shift[1]);
         if (W::SCALED)
-            for (u32 j = 0; j < 4; j++) a[s][j] = scaled(args.scale_kind, a[s][j], scales[j % 2]);
+            for (u32 j = 0; j < 4; j++) a[s][j] = scaled(args.scale_kind, a[s][j], of[s / 2].scale[j % 2]);
     }
     for (u32 i = 0; i < 2; i++) {
         low[i] = uint4{a[2 * i][0], a[2 * i][2], a[2 * i + 1][0], a[2 * i + 1][2]};

@@ -26,24 +26,19 @@ template <class W> DEVICE void linear_tiles(const LinearArgs &args) {
         for (u32 n = 0; n < 2; n++)
             load_tile<W>(next[n], part.weight, (u64)(stripe + n) * args.tiles + smaller(tile + 1, args.tiles - 1));
         const uint4 *stage = stages + tile % STAGES * ROWS * CHUNKS;
-        float zeros[2][2] = {}, scales[2][2] = {};
+        Group of[2][2] = {};
+        for (u32 n = 0; n < 2; n++) load_groups<W>(of[n], args, part, stripe + n, tile);
 #pragma unroll
         for (u32 pair = 0; pair < 2; pair++) {
-            if (W::SCALED && (pair == 0 || args.group_tiles == 0))
-                for (u32 n = 0; n < 2; n++)
-                    for (u32 half = 0; half < 2; half++) {
-                        u32 group = group_of(args, tile, pair);
-                        zeros[n][half] = load_zero(args, part, stripe + n, group, g + 8 * half);
-                        scales[n][half] = load_scale(args, part, stripe + n, group, g + 8 * half);
-                    }
             u32 a[2][2][4];
 #pragma unroll
             for (u32 n = 0; n < 2; n++)
 #pragma unroll
                 for (u32 s = 0; s < 2; s++) {
-                    W::step(a[n][s], w[n], 2 * pair + s, zeros[n][0], zeros[n][1]);
+                    const Group &half = of[n][pair];
+                    W::step(a[n][s], w[n], 2 * pair + s, half.shift[0], half.shift[1]);
                     if (W::SCALED)
-                        for (u32 j = 0; j < 4; j++) a[n][s][j] = scaled(args.scale_kind, a[n][s][j], scales[n][j % 2]);
+                        for (u32 j = 0; j < 4; j++) a[n][s][j] = scaled(args.scale_kind, a[n][s][j], half.scale[j % 2]);
                 }
 #pragma unroll
             for (u32 c = 0; c < 8; c++) {

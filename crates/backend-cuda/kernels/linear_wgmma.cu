@@ -11,9 +11,9 @@
 
 // This warp's stripe of a tile, in the order of the rows' slots.
 template <class W>
-DEVICE void store(uint4 *a, const LinearArgs &args, const Part &part, const uint4 (&w)[W::WORDS], u32 stripe, u32 tile) {
+DEVICE void store(uint4 *a, const LinearArgs &args, const uint4 (&w)[W::WORDS], const Group (&of)[2]) {
     uint4 low[2], high[2];
-    slots_of<W>(low, high, args, part, w, stripe, tile);
+    slots_of<W>(low, high, args, w, of);
     u32 row = warp_id() * STRIPE + lane_id() / 4, t = lane_id() % 4;
     for (u32 i = 0; i < 2; i++) {
         a[place(row, 2 * t + i)] = low[i];
@@ -33,10 +33,14 @@ template <class W> DEVICE void linear_wgmma(const LinearArgs &args) {
     u64 first_tile = (u64)stripe * args.tiles;
     float sum[128] = {};
     for (u32 i = 0; i < STAGES - 2; i++) fetch<ROWS>(args, stages + i * B, first_row, i);
+    // A tile's codes and scales are on their way while the one before it is made bf16.
     uint4 w[W::WORDS];
+    Group of[2] = {};
     load_tile<W>(w, part.weight, first_tile);
-    store<W>(room, args, part, w, stripe, 0);
+    load_groups<W>(of, args, part, stripe, 0);
+    store<W>(room, args, w, of);
     load_tile<W>(w, part.weight, first_tile + smaller(1, args.tiles - 1));
+    load_groups<W>(of, args, part, stripe, smaller(1, args.tiles - 1));
     for (u32 tile = 0; tile < args.tiles; tile++) {
         wait_copies<STAGES - 3>();
         fence_proxy();
@@ -48,8 +52,9 @@ template <class W> DEVICE void linear_wgmma(const LinearArgs &args) {
         for (u32 s = 0; s < TILE / 16; s++) wgmma_64x256(sum, a + 2 * s, b + 2 * s);
         wgmma_commit();
         fetch<ROWS>(args, stages + (tile + STAGES - 2) % STAGES * B, first_row, tile + STAGES - 2);
-        if (tile + 1 < args.tiles) store<W>(room + (tile + 1) % TILES_OF_A * A, args, part, w, stripe, tile + 1);
+        if (tile + 1 < args.tiles) store<W>(room + (tile + 1) % TILES_OF_A * A, args, w, of);
         load_tile<W>(w, part.weight, first_tile + smaller(tile + 2, args.tiles - 1));
+        load_groups<W>(of, args, part, stripe, smaller(tile + 2, args.tiles - 1));
         wgmma_wait<1>(sum);
     }
     wgmma_wait<0>(sum);

@@ -72,7 +72,9 @@ template <class W> DEVICE void unpack(const LinearArgs &args) {
     const Part &part = args.parts[0];
     uint4 w[W::WORDS], low[2], high[2];
     load_tile<W>(w, part.weight, (u64)stripe * args.tiles + tile);
-    slots_of<W>(low, high, args, part, w, stripe, tile);
+    Group of[2] = {};
+    load_groups<W>(of, args, part, stripe, tile);
+    slots_of<W>(low, high, args, w, of);
     u16 *to = (u16 *)part.out + ((u64)stripe * STRIPE + g) * args.stride + tile * TILE + 16 * t;
     uint4 *first = (uint4 *)to, *second = (uint4 *)(to + (u64)8 * args.stride);
     first[0] = low[0], first[1] = low[1], second[0] = high[0], second[1] = high[1];

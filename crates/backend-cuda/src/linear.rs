@@ -41,8 +41,9 @@ pub(crate) const FEW: usize = 16;
 /// Rows of a block of `linear_tiles`.
 const TILE_ROWS: usize = 128;
 
-/// What `linear_rows` may stage of scales and zeros: two blocks are to fit in a multiprocessor.
-const STAGED: usize = 32 << 10;
+/// What `linear_rows` may stage of scales and zeros: two blocks are to fit in a multiprocessor of a data
+/// centre's GPU.
+const STAGED: usize = 60 << 10;
 
 /// Rows that are worth unpacking a weight for.
 pub(crate) const LONG: usize = 512;
@@ -158,11 +159,9 @@ impl Matrix {
         }
     }
 
-    /// What scales and zeros of a stripe take.
+    /// What scales and zeros of a stripe take where they are staged: four bytes each.
     fn grid_bytes(&self) -> usize {
-        let scale = if self.scale_kind == 2 { 4 } else { 2 };
-        let zero = usize::from(self.zeros.is_some());
-        if self.scales.is_some() { self.groups * STRIPE * (scale + zero) } else { 0 }
+        if self.scales.is_some() { self.groups * STRIPE * 8 } else { 0 }
     }
 
     /// What must be the same for two weights to be parts of a launch.
