@@ -131,13 +131,54 @@ struct NormArgs {
     float eps;
 };
 
-// Root-mean-square norm of whole rows, times the weight, as slots; of the sum of two where there are two.
-KERNEL(norm_rows, NormArgs, 256, 1) {
-    SHARED(float, sums);
+#define NORM_THREADS 256
+
+// What the root-mean-square norm multiplies a row by. Every thread's sum is of the columns that are its own, in
+// their order, so that it does not matter how many are read at a time.
+DEVICE float norm_scale(float squares, const NormArgs &args, float *sums) {
+    squares = warp_sum(squares);
+    if (lane_id() == 0) sums[warp_id()] = squares;
+    sync_threads();
+    squares = 0.0f;
+    for (u32 w = 0; w < NORM_THREADS / WARP; w++) squares = add_rn(squares, sums[w]);
+    return 1.0f / sqrtf(squares / (float)args.width + args.eps);
+}
+
+// Of rows of at most HELD columns a thread: all is asked for before any of it is used, so a row waits for memory
+// once. The compiler would not do so itself, as `sum` may be where the others are.
+template <u32 HELD> DEVICE void norm_held(const NormArgs &args, float *sums) {
+    u64 from = (u64)blockIdx.x * args.width;
+    float v[HELD], more[HELD], weight[HELD];
+    for (u32 k = 0; k < HELD; k++) v[k] = column(args.a + from, threadIdx.x + k * NORM_THREADS, args.width);
+    if (args.more) {
+        for (u32 k = 0; k < HELD; k++)
+            more[k] = column(args.more + from, threadIdx.x + k * NORM_THREADS, args.width);
+    }
+    for (u32 k = 0; k < HELD; k++) weight[k] = column(args.weight, threadIdx.x + k * NORM_THREADS, args.width);
+    if (args.more) {
+        for (u32 k = 0; k < HELD; k++) {
+            u32 i = threadIdx.x + k * NORM_THREADS;
+            v[k] = add_rn(v[k], more[k]);
+            if (i < args.width) args.sum[from + i] = v[k];
+        }
+    }
+    float squares = 0.0f;
+    for (u32 k = 0; k < HELD; k++) squares = fma_rn(v[k], v[k], squares);
+    float scale = norm_scale(squares, args, sums);
+    // Whole runs of 64 columns further, a slot is as far further.
+    u16 *slots = (u16 *)args.slots + (u64)blockIdx.x * args.stride + slot(threadIdx.x);
+    for (u32 k = 0; k < HELD; k++) {
+        u32 bits = pack_bf16(mul_rn(mul_rn(v[k], scale), weight[k]), 0.0f);
+        if (threadIdx.x + k * NORM_THREADS < args.stride) slots[k * NORM_THREADS] = (u16)bits;
+    }
+}
+
+// Of rows of any width.
+DEVICE void norm_wide(const NormArgs &args, float *sums) {
     u64 row = blockIdx.x;
     const float *x = args.a + row * args.width;
     float squares = 0.0f;
-    for (u32 i = threadIdx.x; i < args.width; i += blockDim.x) {
+    for (u32 i = threadIdx.x; i < args.width; i += NORM_THREADS) {
         float v = x[i];
         if (args.more) {
             v = add_rn(v, args.more[row * args.width + i]);
@@ -145,18 +186,22 @@ KERNEL(norm_rows, NormArgs, 256, 1) {
         }
         squares = fma_rn(v, v, squares);
     }
-    squares = warp_sum(squares);
-    if (lane_id() == 0) sums[warp_id()] = squares;
-    sync_threads();
-    squares = 0.0f;
-    for (u32 w = 0; w < 8; w++) squares = add_rn(squares, sums[w]);
-    float inverse = 1.0f / sqrtf(squares / (float)args.width + args.eps);
+    float scale = norm_scale(squares, args, sums);
     if (args.more) x = args.sum + row * args.width;
-    for (u32 i = threadIdx.x; i < args.stride / 2; i += blockDim.x) {
-        float low = mul_rn(mul_rn(column(x, 2 * i, args.width), inverse), column(args.weight, 2 * i, args.width));
-        float high = mul_rn(mul_rn(column(x, 2 * i + 1, args.width), inverse), column(args.weight, 2 * i + 1, args.width));
+    for (u32 i = threadIdx.x; i < args.stride / 2; i += NORM_THREADS) {
+        float low = mul_rn(mul_rn(column(x, 2 * i, args.width), scale), column(args.weight, 2 * i, args.width));
+        float high = mul_rn(mul_rn(column(x, 2 * i + 1, args.width), scale), column(args.weight, 2 * i + 1, args.width));
         args.slots[(row * args.stride + slot(2 * i)) / 2] = pack_bf16(low, high);
     }
+}
+
+// Root-mean-square norm of whole rows, times the weight, as slots; of the sum of two where there are two.
+KERNEL(norm_rows, NormArgs, NORM_THREADS, 1) {
+    SHARED(float, sums);
+    if (args.width <= 8 * NORM_THREADS) norm_held<8>(args, sums);
+    else if (args.width <= 16 * NORM_THREADS) norm_held<16>(args, sums);
+    else if (args.width <= 32 * NORM_THREADS) norm_held<32>(args, sums);
+    else norm_wide(args, sums);
 }
 
 // Root-mean-square norm of every run of `len` elements `a`, times the weight `b`, as f32: a warp a run.

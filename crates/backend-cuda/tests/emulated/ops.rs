@@ -68,6 +68,40 @@ fn rows_touch_only_what_is_theirs() {
     checked("rows_touch_only_what_is_theirs", |cuda| same_rows(cuda, 3, 72));
 }
 
+/// Norms of sums that are made on the way, as wide as what threads hold at once, and wider.
+fn same_norms(cuda: &Cuda, widths: &[usize]) {
+    for &width in widths {
+        let mut noise = Noise::new(width as u64);
+        let (x, y) = (noise.values(3 * width), noise.values(3 * width));
+        let weight = noise.values(width);
+        let run = |backend: &dyn Backend, rows: std::ops::Range<usize>| {
+            let cut = |x: &[f32]| upload(backend, width, &x[rows.start * width..rows.end * width]);
+            let weight = dense(backend, &[width], &weight);
+            let mut sum = cut(&x);
+            backend.add(&mut sum, &cut(&y)).unwrap();
+            let norm = backend.norm(&sum, &weight, 1e-5).unwrap();
+            [norm, sum].map(|buffer| backend.download(buffer).unwrap())
+        };
+        let (got, want) = (run(cuda, 0..3), run(&Reference, 0..3));
+        close(&format!("norm of a sum of {width}"), &got[0], &want[0], 4e-3);
+        assert_eq!(got[1], want[1], "sum of {width}");
+        // Whatever rows there are beside it.
+        assert_eq!(run(cuda, 1..2), got.map(|all| all[width..2 * width].to_vec()));
+    }
+}
+
+#[test]
+fn norms_of_every_width() {
+    emulated("norms_of_every_width", |cuda| {
+        same_norms(cuda, &[1, 70, 2048, 2049, 4096, 4100, 8191, 8192, 8193]);
+    });
+}
+
+#[test]
+fn norms_touch_only_what_is_theirs() {
+    checked("norms_touch_only_what_is_theirs", |cuda| same_norms(cuda, &[70, 2050, 4097, 8195]));
+}
+
 #[test]
 fn embeddings_are_gathered_by_slices() {
     emulated("embeddings_are_gathered_by_slices", |cuda| {
