@@ -71,6 +71,9 @@ struct SampleArgs {
     unused: u32,
 }
 
+/// Shared memory of a search: `Room` of the kernel.
+const ROOM: usize = 34 << 10;
+
 impl Ask {
     /// What is looked for in a row whose changes begin there in the list.
     fn new(row: &Seek<'_>, first_change: u32) -> Self {
@@ -141,7 +144,7 @@ impl Cuda {
             width,
             unused: 0,
         };
-        self.launch("sample", [rows.len() as u32, 1, 1], 256, 256 * 4, &args)?;
+        self.launch("sample", [rows.len() as u32, 1, 1], 1024, ROOM, &args)?;
         // Before anything that is launched after this: what comes next is not waited for.
         let later = self.device.read_later(found.at(), rows.len() * size_of::<Found>())?;
         let originals = match count {

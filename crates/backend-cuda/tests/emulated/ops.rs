@@ -2,7 +2,7 @@
 
 use crate::common::{Noise, checked, close, dense, emulated, upload};
 use backend::{
-    Backend, Buffer, DivergenceRow, Embed, RankUpdate, Reference, Rope, RopeTable, Seek,
+    Backend, Buffer, DivergenceRow, Embed, RankUpdate, Reference, Rope, RopeTable, SHORTLIST, Seek,
     SeekChange, SoftmaxRow, Sought,
 };
 use backend_cuda::Cuda;
@@ -274,5 +274,73 @@ fn shortlists_touch_only_what_is_theirs() {
             assert_eq!(found.raw_list.as_ref().map(Vec::len), Some(3));
         }
         assert_eq!(found[2].list.as_ref().map(Vec::len), Some(64));
+    });
+}
+
+/// Every token at least as likely as the one of the given rank, by id; `None` if they do not fit.
+fn most_likely(row: &[f32], rank: usize) -> Option<Vec<(u32, f32)>> {
+    let mut sorted = row.to_vec();
+    sorted.sort_by(|a, b| b.total_cmp(a));
+    let least = sorted[rank.min(row.len()) - 1];
+    let all: Vec<_> = (0..).zip(row.iter().copied()).filter(|(_, x)| *x >= least).collect();
+    (all.len() <= SHORTLIST).then_some(all)
+}
+
+/// What is found in a row does not depend on where it begins in memory.
+fn same_shortlists(cuda: &Cuda, width: usize) {
+    let none = f32::NEG_INFINITY;
+    let mut noise = Noise::new(width as u64);
+    let mut rows: Vec<Vec<f32>> = (0..7).map(|_| noise.values(width)).collect();
+    // Equals, next to nothing but what cannot come, nothing else, a few that can, and no number at the end.
+    rows[1].iter_mut().for_each(|x| *x = (*x * 300.0).round());
+    rows[2].iter_mut().skip(1).for_each(|x| *x = none);
+    rows[3].fill(none);
+    rows[4].iter_mut().step_by(3).for_each(|x| *x *= -0.0);
+    rows[5][width - 1] = [f32::NAN, f32::INFINITY][width % 2];
+    rows[6].sort_by(|a, b| b.total_cmp(a));
+    let of = [Sought::Largest, Sought::NearWinner, Sought::Best];
+    let seek = |row: usize| Seek {
+        of: of[row % 3],
+        key: 7,
+        temperature: 0.2,
+        min_score: -3.0,
+        share: 0.8,
+        repetition: 1.0,
+        frequency: 0.0,
+        presence: 0.0,
+        changes: &[],
+        raw: Some(5),
+    };
+    let find = |rows: &[Vec<f32>], seeks: &[Seek<'_>]| {
+        let buffer = upload(cuda, width, &rows.concat());
+        cuda.seek(&buffer, seeks).unwrap().unwrap().found().unwrap()
+    };
+    let found = find(&rows, &[0, 1, 2, 3, 4, 5, 6].map(seek));
+    for (i, (found, row)) in found.iter().zip(&rows).enumerate() {
+        // As text, where no number is what it is.
+        let alone = &find(&rows[i..=i], &[seek(i)])[0];
+        assert_eq!(format!("{alone:?}"), format!("{found:?}"), "row {i} of {width}");
+        assert_eq!(found.bad, i == 5);
+        if found.bad {
+            continue;
+        }
+        let best = (0..width).rev().max_by(|&a, &b| row[a].partial_cmp(&row[b]).unwrap()).unwrap();
+        assert_eq!(found.best, (best as u32, row[best]));
+        assert_eq!(found.raw_list, most_likely(row, 5), "row {i} of {width}");
+        if of[i % 3] == Sought::Largest && row[best] != none {
+            assert_eq!(found.list, most_likely(row, SHORTLIST), "row {i} of {width}");
+        }
+        let sum: f64 = row.iter().map(|x| f64::from(x - row[best]).exp()).sum();
+        let near = (f64::from(found.raw.1) - sum).abs() <= 1e-5 * sum;
+        assert!(near || row[best] == none, "{} is not {sum}", found.raw.1);
+    }
+}
+
+#[test]
+fn shortlists_are_those_of_any_row() {
+    emulated("shortlists_are_those_of_any_row", |cuda| {
+        for width in [1, 6, 63, 64, 4099, 16_384, 40_001] {
+            same_shortlists(cuda, width);
+        }
     });
 }
