@@ -19,19 +19,19 @@ struct Cache {
 };
 
 // Rows of one sequence that a block works on; of `attend_rows` from pair `first_pair` of (row, head of
-// the group) on.
-struct Item { u32 first_row, rows, start, table, first_pair; };
+// the group) on, what its splits come to from `place` on.
+struct Item { u32 first_row, rows, start, table, first_pair, place; };
 
 struct AttendArgs {
     const u16 *queries;  // [rows, query heads, padded dim] in slots
     Cache cache;
     const u32 *tables;
     const Item *items;
-    float *partial;  // of attend_rows: [rows, query heads, splits, 2 + dim]: maximum, sum, weighted values
+    float *partial;  // of attend_rows, an item: [kv heads, pairs, splits, 2 + dim]: maximum, sum, weighted values
     u32 *out;        // [rows, stride / 2] pairs of bf16 in slots
     float scale;     // of scores, in powers of two
     u32 window;      // 0: none
-    u32 query_heads, kv_heads, dim, splits, stride, unused;
+    u32 query_heads, kv_heads, dim, stride;
     u32 *arrived;    // of attend_rows: [items, kv heads] zeros, and zeros again after it; none: no merge
 };
 

@@ -20,13 +20,34 @@ DEVICE bool sees(const AttendArgs &args, const Pair &pair, u32 position) {
     return pair.there && position <= pair.position && (args.window == 0 || position + args.window > pair.position);
 }
 
+// The first position that a row at `position` sees.
+DEVICE u32 first_seen(const AttendArgs &args, u32 position) {
+    return args.window && position + 1 > args.window ? position + 1 - args.window : 0;
+}
+
+// The splits that rows of an item see, and how many pairs it has.
+struct Extent { u32 first, splits, pairs; };
+
+DEVICE Extent extent_of(const AttendArgs &args, const Item &item) {
+    u32 first = first_seen(args, item.start) / SPLIT, group = args.query_heads / args.kv_heads;
+    u32 pairs = smaller(item.rows * group - item.first_pair, MOST_ROWS);
+    return Extent{first, (item.start + item.rows - 1) / SPLIT - first + 1, pairs};
+}
+
+// What the splits of pair `i` come to, from the item's first split on.
+template <u32 DIM> DEVICE float *parts_of(const AttendArgs &args, const Item &item, const Extent &extent, u32 kv, u32 i) {
+    return args.partial + ((u64)item.place + (kv * extent.pairs + i) * extent.splits) * (2 + DIM);
+}
+
 // One element of a row and head, from its splits in order.
-template <u32 DIM> DEVICE void merge(const AttendArgs &args, const Pair &pair, u32 d) {
-    u32 begin = args.window && pair.position + 1 > args.window ? pair.position + 1 - args.window : 0;
-    const float *from = args.partial + ((u64)pair.row * args.query_heads + pair.head) * args.splits * (2 + DIM);
+template <u32 DIM> DEVICE void merge(const AttendArgs &args, const Item &item, u32 kv, u32 i, u32 d) {
+    Pair pair = pair_of(args, item, kv, i);
+    Extent extent = extent_of(args, item);
+    if (!pair.there) return;
+    const float *from = parts_of<DIM>(args, item, extent, kv, i);
     float high = LEAST, total = 0.0f, value = 0.0f;
-    for (u32 split = begin / SPLIT; split <= pair.position / SPLIT; split++) {
-        const float *part = from + split * (2 + DIM);
+    for (u32 split = first_seen(args, pair.position) / SPLIT; split <= pair.position / SPLIT; split++) {
+        const float *part = from + (split - extent.first) * (2 + DIM);
         float top = fmaxf(high, part[0]);
         float old = high == LEAST ? 0.0f : exp2_fast(high - top), now = part[0] == LEAST ? 0.0f : exp2_fast(part[0] - top);
         total = fma_rn(part[1], now, mul_rn(total, old));
@@ -45,10 +66,10 @@ template <class Kv, u32 DIM> DEVICE void attend_rows(const AttendArgs &args) {
     u32 kv = blockIdx.y / PARTS, part = blockIdx.y % PARTS;
     float *tops = shared, *sums = shared + WARPS * MOST_ROWS, *values = sums + WARPS * MOST_ROWS;
     const Item item = args.items[blockIdx.z];
+    const Extent extent = extent_of(args, item);
+    if (blockIdx.x >= extent.splits) return;
     u32 g = lane_id() / 4, t = lane_id() % 4;
-    u32 first = blockIdx.x * SPLIT, end = item.start + item.rows;
-    u32 begin = args.window && item.start + 1 > args.window ? item.start + 1 - args.window : 0;
-    if (first >= end || first + SPLIT <= begin) return;
+    u32 first = (extent.first + blockIdx.x) * SPLIT, end = item.start + item.rows, begin = first_seen(args, item.start);
     Pair pairs[2] = {pair_of(args, item, kv, g), pair_of(args, item, kv, g + 8)};
     u32 warp_first = first + warp_id() * 32;
     float top[2] = {LEAST, LEAST}, sum[2] = {0.0f, 0.0f}, out[OUT / 8][4] = {};
@@ -140,8 +161,7 @@ template <class Kv, u32 DIM> DEVICE void attend_rows(const AttendArgs &args) {
     sync_threads();
     for (u32 i = threadIdx.x; i < MOST_ROWS * OUT; i += blockDim.x) {
         u32 r = i / OUT, d = i % OUT;
-        Pair pair = pair_of(args, item, kv, r);
-        if (!pair.there) continue;
+        if (r >= extent.pairs) continue;
         float high = LEAST, total = 0.0f, value = 0.0f;
         for (u32 w = 0; w < WARPS; w++) high = fmaxf(high, tops[w * MOST_ROWS + r]);
         for (u32 w = 0; w < WARPS; w++) {
@@ -149,24 +169,20 @@ template <class Kv, u32 DIM> DEVICE void attend_rows(const AttendArgs &args) {
             total = fma_rn(sums[w * MOST_ROWS + r], rescale, total);
             value = fma_rn(values[(w * MOST_ROWS + r) * OUT + d], rescale, value);
         }
-        float *to = args.partial + (((u64)pair.row * args.query_heads + pair.head) * args.splits + blockIdx.x) * (2 + DIM);
+        float *to = parts_of<DIM>(args, item, extent, kv, r) + blockIdx.x * (2 + DIM);
         if (part == 0 && d == 0) to[0] = high, to[1] = total;
         to[2 + part * OUT + d] = value;
     }
     if (!args.arrived) return;
     // As many blocks write to these pairs as there are splits that somebody sees.
-    u32 blocks = ((end - 1) / SPLIT - begin / SPLIT + 1) * PARTS;
-    if (!is_last(args.arrived + blockIdx.z * args.kv_heads + kv, blocks, (u32 *)shared)) return;
-    for (u32 i = threadIdx.x; i < MOST_ROWS * DIM; i += blockDim.x) {
-        Pair pair = pair_of(args, item, kv, i / DIM);
-        if (pair.there) merge<DIM>(args, pair, i % DIM);
-    }
+    u32 *arrived = args.arrived + blockIdx.z * args.kv_heads + kv;
+    if (!is_last(arrived, extent.splits * PARTS, (u32 *)shared)) return;
+    for (u32 i = threadIdx.x; i < extent.pairs * DIM; i += blockDim.x) merge<DIM>(args, item, kv, i / DIM, i % DIM);
 }
 
 // Merges the splits of a row and head: a block of `DIM` threads.
 template <u32 DIM> DEVICE void attend_merge(const AttendArgs &args) {
-    Pair pair = pair_of(args, args.items[blockIdx.z], blockIdx.y, blockIdx.x);
-    if (pair.there) merge<DIM>(args, pair, threadIdx.x);
+    merge<DIM>(args, args.items[blockIdx.z], blockIdx.y, blockIdx.x, threadIdx.x);
 }
 
 KERNEL(attend_rows_bf16_64, AttendArgs, 256, 1) { attend_rows<KvBf16, 64>(args); }

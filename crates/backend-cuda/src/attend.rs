@@ -28,8 +28,12 @@ const PAIRS: usize = 16;
 /// Items of a launch.
 const MOST_ITEMS: usize = 65_535;
 
-/// What a block works on: first row, rows, position of the first, place of the table, first pair.
-type Item = [u32; 5];
+/// What a block works on: first row, rows, position of the first, place of the table, first pair, place of
+/// what its splits come to.
+type Item = [u32; 6];
+
+/// Bytes of what the splits of a launch come to. Where there are many rows, many launches share the place.
+pub(crate) const SPLITS_ROOM: usize = 256 << 20;
 
 /// Rows of a block of `kernels/attend_tiles.cu`, and of `kernels/attend_wgmma.cu`.
 const TILE_ROWS: usize = 64;
@@ -93,9 +97,7 @@ struct AttendArgs {
     query_heads: u32,
     kv_heads: u32,
     dim: u32,
-    splits: u32,
     stride: u32,
-    unused: u32,
     arrived: u64,
 }
 
@@ -125,23 +127,47 @@ impl Kernels {
     }
 }
 
+/// What a layout depends on beside the spans.
+#[derive(Clone, Copy, PartialEq)]
+struct Kind {
+    heads: Heads,
+    window: Option<u32>,
+    /// Rows of a tile.
+    tile: usize,
+}
+
+/// Items of spans of [`FEW`] rows and less.
+#[derive(Default)]
+struct Few {
+    items: Vec<Item>,
+    slices: Vec<Slice>,
+}
+
+/// Those of them that are launched together.
+#[derive(Clone, Copy, Default)]
+struct Slice {
+    first: usize,
+    items: usize,
+    /// Splits of the longest.
+    splits: usize,
+    /// What all splits come to: so many maxima, sums and rows of weighted values.
+    parts: usize,
+}
+
 /// What the kernels are told about the spans of a step, on the device. It is the same for every layer
 /// of a cache group.
 pub(crate) struct Layout {
     spans: Vec<(Range<usize>, usize, Vec<u32>)>,
-    /// Query heads a key head, and rows of a tile.
-    kind: (usize, usize),
+    kind: Kind,
     positions: Memory,
     places: Memory,
     tables: Memory,
-    /// The items of spans of [`FEW`] rows and less.
+    /// The items of spans of few rows, and how they are launched.
     rows: Option<Memory>,
-    row_items: usize,
+    slices: Vec<Slice>,
     /// Those of the others.
     tiles: Option<Memory>,
     tile_items: usize,
-    /// Splits of the longest.
-    splits: usize,
 }
 
 /// Steps whose layout is kept: one for each cache group of a step.
@@ -241,8 +267,8 @@ impl Cuda {
             parts: dim.div_ceil(MOST_OUT),
             wgmma: self.wgmma && dim <= MOST_OUT,
         };
-        let group = heads.query / heads.kv;
-        let layout = self.layout(args.spans, rows, (group, kernels.tile_rows()))?;
+        let kind = Kind { heads, window: args.window, tile: kernels.tile_rows() };
+        let layout = self.layout(args.spans, rows, kind)?;
         let queries = self.room(rows * heads.query * dim * 2)?;
         self.store(args, pages, &layout, &queries)?;
         let base = AttendArgs {
@@ -257,13 +283,11 @@ impl Cuda {
             query_heads: heads.query as u32,
             kv_heads: heads.kv as u32,
             dim: heads.dim as u32,
-            splits: layout.splits as u32,
             stride: wide as u32,
-            unused: 0,
             arrived: 0,
         };
         if let Some(items) = &layout.rows {
-            self.attend_few(&kernels, &layout, (items, rows), &base)?;
+            self.attend_few(&kernels, items, &layout.slices, &base)?;
         }
         if let Some(items) = &layout.tiles {
             let args = AttendArgs { items: items.at(), ..base };
@@ -278,25 +302,26 @@ impl Cuda {
     fn attend_few(
         &self,
         kernels: &Kernels,
-        layout: &Layout,
-        (items, rows): (&Memory, usize),
+        items: &Memory,
+        slices: &[Slice],
         base: &AttendArgs,
     ) -> Result<(), BackendError> {
         let &Kernels { dtype, dim, parts, .. } = kernels;
-        let (query_heads, kv_heads) = (base.query_heads as usize, base.kv_heads);
-        let partial = self.room(rows * query_heads * layout.splits * (2 + dim) * 4)?;
-        let arrived = match layout.splits <= MERGED {
-            true => Some(self.arrived(layout.row_items.min(MOST_ITEMS) * kv_heads as usize)?),
-            false => None,
-        };
-        let arrived = arrived.as_ref().map_or(0, |arrived| arrived.at());
-        // A grid has so many blocks in its third dimension.
-        for first in (0..layout.row_items).step_by(MOST_ITEMS) {
-            let items = items.at() + (first * size_of::<Item>()) as u64;
+        let kv_heads = base.kv_heads;
+        let most = slices.iter().map(|slice| slice.parts).max().unwrap_or(0);
+        // Of few sizes, so that a sequence that grows seldom asks for another.
+        let partial = self.room((most * part_bytes(dim)).next_power_of_two())?;
+        for slice in slices {
+            let arrived = match slice.splits <= MERGED {
+                true => Some(self.arrived(slice.items * kv_heads as usize)?),
+                false => None,
+            };
+            let arrived = arrived.as_ref().map_or(0, |arrived| arrived.at());
+            let items = items.at() + (slice.first * size_of::<Item>()) as u64;
             let args = AttendArgs { items, partial: partial.at(), arrived, ..*base };
-            let count = (layout.row_items - first).min(MOST_ITEMS) as u32;
+            let count = slice.items as u32;
             let shared = 8 * PAIRS * (2 + dim / parts) * 4;
-            let grid = [base.splits, kv_heads * parts as u32, count];
+            let grid = [slice.splits as u32, kv_heads * parts as u32, count];
             let kernel = format!("attend_rows_{}_{dim}", dtype.name());
             self.launch(&kernel, grid, 256, shared, &args)?;
             if arrived == 0 {
@@ -383,7 +408,7 @@ impl Cuda {
         &self,
         spans: &[Span<'_>],
         rows: usize,
-        kind: (usize, usize),
+        kind: Kind,
     ) -> Result<Arc<Layout>, BackendError> {
         let mut kept = self.layouts.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(layout) = kept.iter().find(|l| l.kind == kind && l.is_of(spans, rows)) {
@@ -403,6 +428,11 @@ fn padded(heads: Heads) -> usize {
     heads.dim.next_multiple_of(64).next_power_of_two()
 }
 
+/// Bytes of what a split of a row and head comes to: its maximum, its sum, its weighted values.
+fn part_bytes(dim: usize) -> usize {
+    (2 + dim) * 4
+}
+
 impl Pages {
     fn raw(&self) -> Cache {
         let scale = |i: usize| self.scales.as_ref().map_or(0, |scales| scales[i].at());
@@ -410,18 +440,38 @@ impl Pages {
     }
 }
 
+impl Few {
+    /// The items of a span whose rows begin at `first`, and its table at `table`. Launches have at most
+    /// `most` parts.
+    fn add(&mut self, kind: &Kind, span: &Span<'_>, table: usize, most: usize) {
+        let (first, count, start) = (span.rows.start, span.rows.len(), span.start);
+        let begin = kind.window.map_or(0, |window| (start + 1).saturating_sub(window as usize));
+        let splits = (start + count - 1) / SPLIT - begin / SPLIT + 1;
+        let all = count * kind.heads.query / kind.heads.kv;
+        for pair in (0..all).step_by(PAIRS) {
+            let parts = (all - pair).min(PAIRS) * kind.heads.kv * splits;
+            let fits = |last: &Slice| last.items < MOST_ITEMS && last.parts + parts <= most;
+            let mut slice = match self.slices.pop_if(|last| fits(last)) {
+                Some(last) => last,
+                None => Slice { first: self.items.len(), ..Slice::default() },
+            };
+            let item = [first, count, start, table, pair, slice.parts];
+            self.items.push(item.map(|n| n as u32));
+            slice.items += 1;
+            slice.splits = slice.splits.max(splits);
+            slice.parts += parts;
+            self.slices.push(slice);
+        }
+    }
+}
+
 impl Layout {
-    fn new(
-        cuda: &Cuda,
-        spans: &[Span<'_>],
-        rows: usize,
-        kind: (usize, usize),
-    ) -> Result<Self, BackendError> {
-        let (group, tile) = kind;
+    fn new(cuda: &Cuda, spans: &[Span<'_>], rows: usize, kind: Kind) -> Result<Self, BackendError> {
+        let tile = kind.tile;
+        let most = cuda.splits_room / part_bytes(padded(kind.heads));
         let (mut positions, mut places) = (vec![0u32; rows], vec![0u32; rows]);
         let mut tables: Vec<u32> = Vec::new();
-        let (mut few, mut many): (Vec<Item>, Vec<Item>) = (Vec::new(), Vec::new());
-        let mut splits = 1;
+        let (mut few, mut many) = (Few::default(), Vec::<Item>::new());
         for span in spans.iter().filter(|span| !span.rows.is_empty()) {
             for (row, position) in span.rows.clone().zip(span.positions()) {
                 positions[row] = position as u32;
@@ -432,16 +482,13 @@ impl Layout {
             tables.extend_from_slice(span.blocks);
             let count = span.rows.len();
             if count <= FEW || cuda.invariant {
-                splits = splits.max((start + count).div_ceil(SPLIT));
-                for pair in (0..count * group).step_by(PAIRS) {
-                    few.push([first, count, start, table, pair].map(|n| n as u32));
-                }
+                few.add(&kind, span, table, most);
             } else {
                 // Cut at absolute positions, so that a tile's rows do not depend on the chunk.
                 let mut begin = start;
                 while begin < start + count {
                     let end = ((begin / tile + 1) * tile).min(start + count);
-                    let item = [first + begin - start, end - begin, begin, table, 0];
+                    let item = [first + begin - start, end - begin, begin, table, 0, 0];
                     many.push(item.map(|n| n as u32));
                     begin = end;
                 }
@@ -464,11 +511,10 @@ impl Layout {
                 tables.resize(tables.len().next_power_of_two().max(64), u32::MAX);
                 Memory::of(&cuda.steps, &tables)?
             },
-            rows: some(few.as_flattened())?,
-            row_items: few.len(),
+            rows: some(few.items.as_flattened())?,
+            slices: few.slices,
             tiles: some(many.as_flattened())?,
             tile_items: many.len(),
-            splits,
         })
     }
 

@@ -64,6 +64,8 @@ pub struct Cuda {
     library: bool,
     /// Whether products of many rows are a warpgroup's.
     wgmma: bool,
+    /// Bytes of what the splits of attention come to in one launch.
+    splits_room: usize,
     layouts: Mutex<Vec<Arc<Layout>>>,
     /// Counters of blocks, and how many.
     arrived: Mutex<Option<(usize, Arc<Memory>)>>,
@@ -121,6 +123,7 @@ impl Cuda {
             invariant,
             library: false,
             wgmma: false,
+            splits_room: attend::SPLITS_ROOM,
             layouts,
             arrived,
             positions,
@@ -147,6 +150,14 @@ impl Cuda {
     pub fn with_wgmma(mut self) -> Result<Self, BackendError> {
         self.wgmma = self.device.has_wgmma() && self.wgmma_tried()?.passed();
         Ok(self)
+    }
+
+    /// Gives the splits of attention another room than 256 MiB. Where it is small there are more launches;
+    /// what they find has the same bits.
+    #[must_use]
+    pub fn with_splits_room(mut self, bytes: usize) -> Self {
+        self.splits_room = bytes;
+        self
     }
 
     /// How often a list of launches was replayed.

@@ -1,13 +1,17 @@
 //! Attention against the plain reference: few rows and many, norms and rotations on the way.
 
 use crate::common::{
-    Noise, checked, close, dense, emulated, hopper, hopper_checked, invariant, upload,
+    Metered, Noise, checked, close, dense, emulated, hopper, hopper_checked, invariant, library,
+    upload,
 };
 use backend::{
     Attend, AttendPaged, Backend, Buffer, DeviceWeight, KV_BLOCK, KvCache, KvDType, Reference,
     Rope, RopeTable, Span,
 };
+use backend_cuda::Cuda;
+use cuda_emulator::{Check, Emulated, Order};
 use ir::Heads;
+use std::sync::Arc;
 
 const SHAPES: [Heads; 6] = [
     Heads { query: 4, kv: 2, dim: 8 },
@@ -293,6 +297,77 @@ fn invariant_rows_do_not_depend_on_chunks() {
         assert_eq!(run(&[1; 90]), whole);
         assert_eq!(run(&[50, 3, 37]), whole);
     });
+}
+
+/// A step of a row that decodes at `start` and, where there are some, `rows` of a prompt from `prompt` on.
+fn beside(cuda: &Cuda, case: &Case, start: usize, (prompt, rows): (usize, usize)) -> Vec<f32> {
+    let tables: Vec<Vec<u32>> =
+        (0..2).map(|s| (0..BLOCKS / 2).map(|i| scattered(s, i)).collect()).collect();
+    let Heads { query, kv, dim } = case.heads;
+    let mut noise = Noise::new(5);
+    let mut values = |heads: usize| noise.values((1 + rows) * heads * dim);
+    let (q, k, v) = (values(query), values(kv), values(kv));
+    let spans = [
+        Span { rows: 0..1, start, blocks: &tables[1] },
+        Span { rows: 1..1 + rows, start: prompt, blocks: &tables[0] },
+    ];
+    let spans = if rows == 0 { &spans[..1] } else { &spans[..] };
+    Side::new(cuda, case).step(case, [&q, &k, &v], spans)
+}
+
+/// What splits come to is kept of the rows that have some, not of a prompt's, and seldom asks for more.
+#[test]
+fn a_long_sequence_beside_a_prompt_needs_little() {
+    let name = "a_long_sequence_beside_a_prompt_needs_little";
+    let Some(library) = library(name, Check::Barriers) else { return };
+    let device = Arc::new(Metered::new(library));
+    let cuda = Cuda::new(Arc::clone(&device) as _, false);
+    let case = case(SHAPES[0], KvDType::Bf16, None, &[]);
+    let asked = |start, rows| {
+        device.asked();
+        beside(&cuda, &case, start, (0, rows));
+        device.asked()
+    };
+    // Counters are made once.
+    asked(0, 150);
+    let (short, long) = (asked(100, 150), asked(2000, 150));
+    // Four heads of one row, eight splits, and heads of 64 with a maximum and a sum.
+    let written = 4 * 8 * (2 + 64) * 4;
+    assert!(long - short <= 2 * written, "{short} bytes, then {long}");
+    assert_eq!(long - short, asked(2000, 0) - asked(100, 0), "what is beside it adds nothing");
+    for start in [2047, 2048, 2100] {
+        assert_eq!(asked(start, 150), long, "at {start}");
+    }
+    // Four splits to seven.
+    assert_eq!(asked(1700, 150), asked(800, 150));
+}
+
+/// Rows have the same bits in however many launches they are, and whoever merges their splits.
+#[test]
+fn launches_of_few_rows_may_be_cut_anywhere() {
+    let name = "launches_of_few_rows_may_be_cut_anywhere";
+    let Some(library) = library(name, Check::Barriers) else { return };
+    for (heads, window) in [(SHAPES[0], None), (SHAPES[3], None), (SHAPES[4], Some(300))] {
+        for dtype in [KvDType::Bf16, KvDType::Int8] {
+            let case = case(heads, dtype, window, &[]);
+            // Three splits, which blocks merge, and nine, which a launch does.
+            for start in [600, 2100] {
+                let run = |room: Option<usize>| {
+                    let device = Arc::new(Emulated::new(library, Order::Random(2), false));
+                    let cuda = Cuda::new(device, true);
+                    let cuda = match room {
+                        Some(bytes) => cuda.with_splits_room(bytes),
+                        None => cuda,
+                    };
+                    beside(&cuda, &case, start, (240, 40))
+                };
+                let whole = run(None);
+                for room in [1, 40_000] {
+                    assert!(run(Some(room)) == whole, "{heads:?} {dtype:?}, {room} bytes");
+                }
+            }
+        }
+    }
 }
 
 #[test]
