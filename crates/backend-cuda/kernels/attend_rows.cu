@@ -8,6 +8,7 @@
 #define WARPS 8
 #define SPLIT 256
 #define MOST_ROWS 16
+#define LANES 16
 
 struct Pair { u32 row, head, position; bool there; };
 
@@ -39,25 +40,51 @@ template <u32 DIM> DEVICE float *parts_of(const AttendArgs &args, const Item &it
     return args.partial + ((u64)item.place + (kv * extent.pairs + i) * extent.splits) * (2 + DIM);
 }
 
-// One element of a row and head, from its splits in order.
-template <u32 DIM> DEVICE void merge(const AttendArgs &args, const Item &item, u32 kv, u32 i, u32 d) {
-    Pair pair = pair_of(args, item, kv, i);
-    Extent extent = extent_of(args, item);
-    if (!pair.there) return;
-    const float *from = parts_of<DIM>(args, item, extent, kv, i);
-    float high = LEAST, total = 0.0f, value = 0.0f;
-    for (u32 split = first_seen(args, pair.position) / SPLIT; split <= pair.position / SPLIT; split++) {
-        const float *part = from + (split - extent.first) * (2 + DIM);
-        float top = fmaxf(high, part[0]);
-        float old = high == LEAST ? 0.0f : exp2_fast(high - top), now = part[0] == LEAST ? 0.0f : exp2_fast(part[0] - top);
-        total = fma_rn(part[1], now, mul_rn(total, old));
-        value = fma_rn(part[2 + d], now, mul_rn(value, old));
-        high = top;
+// What some splits of a pair come to in two columns.
+struct Merged { float high, total, value[2]; };
+
+DEVICE void join(Merged &all, const Merged &more) {
+    float high = fmaxf(all.high, more.high);
+    float old = all.high == LEAST ? 0.0f : exp2_fast(all.high - high);
+    float now = more.high == LEAST ? 0.0f : exp2_fast(more.high - high);
+    all.total = fma_rn(more.total, now, mul_rn(all.total, old));
+    for (u32 i = 0; i < 2; i++) all.value[i] = fma_rn(more.value[i], now, mul_rn(all.value[i], old));
+    all.high = high;
+}
+
+// Two columns of a split.
+DEVICE Merged part_at(const float *part, u32 d) {
+    uint2 head = *(const uint2 *)part, value = *(const uint2 *)(part + 2 + d);
+    return Merged{bits_float(head.x), bits_float(head.y), {bits_float(value.x), bits_float(value.y)}};
+}
+
+// Every `step`th of `count` splits from `first` on, in order.
+template <u32 DIM> DEVICE Merged merge(const float *parts, u32 first, u32 step, u32 count, u32 d) {
+    Merged all = part_at(parts + first * (2 + DIM), d);
+    for (u32 split = first + step; split < count; split += 4 * step) {
+        // Asked for together; the last again where there are no more.
+        Merged some[4];
+#pragma unroll
+        for (u32 j = 0; j < 4; j++) some[j] = part_at(parts + smaller(split + j * step, count - 1) * (2 + DIM), d);
+#pragma unroll
+        for (u32 j = 0; j < 4; j++)
+            if (split + j * step < count) join(all, some[j]);
     }
-    if (d < args.dim) {
-        u16 *to = (u16 *)args.out + (u64)pair.row * args.stride;
-        to[slot(pair.head * args.dim + d)] = (u16)pack_bf16(value / total, 0.0f);
-    }
+    return all;
+}
+
+DEVICE void write_merged(const AttendArgs &args, const Pair &pair, u32 d, const Merged &all) {
+    u16 *to = (u16 *)args.out + (u64)pair.row * args.stride;
+    for (u32 i = 0; i < 2 && d + i < args.dim; i++)
+        to[slot(pair.head * args.dim + d + i)] = (u16)pack_bf16(all.value[i] / all.total, 0.0f);
+}
+
+// The splits that a row sees, counted from those of its item.
+struct Own { u32 first, count; };
+
+DEVICE Own own_of(const AttendArgs &args, const Extent &extent, const Pair &pair) {
+    u32 first = first_seen(args, pair.position) / SPLIT;
+    return Own{first - extent.first, pair.position / SPLIT - first + 1};
 }
 
 template <class Kv, u32 DIM> DEVICE void attend_rows(const AttendArgs &args) {
@@ -177,12 +204,42 @@ template <class Kv, u32 DIM> DEVICE void attend_rows(const AttendArgs &args) {
     // As many blocks write to these pairs as there are splits that somebody sees.
     u32 *arrived = args.arrived + blockIdx.z * args.kv_heads + kv;
     if (!is_last(arrived, extent.splits * PARTS, (u32 *)shared)) return;
-    for (u32 i = threadIdx.x; i < extent.pairs * DIM; i += blockDim.x) merge<DIM>(args, item, kv, i / DIM, i % DIM);
+    for (u32 i = threadIdx.x; i < extent.pairs * DIM / 2; i += blockDim.x) {
+        u32 r = i / (DIM / 2), d = i % (DIM / 2) * 2;
+        Pair pair = pair_of(args, item, kv, r);
+        Own own = own_of(args, extent, pair);
+        const float *parts = parts_of<DIM>(args, item, extent, kv, r) + own.first * (2 + DIM);
+        write_merged(args, pair, d, merge<DIM>(parts, 0, 1, own.count, d));
+    }
 }
 
-// Merges the splits of a row and head: a block of `DIM` threads.
+// Merges the splits of a row and head: every LANES-th of them, then what those come to. So LANES splits and
+// less are merged as a block of `attend_rows` does it. However many threads there are, they do the same sums.
 template <u32 DIM> DEVICE void attend_merge(const AttendArgs &args) {
-    merge<DIM>(args, args.items[blockIdx.z], blockIdx.y, blockIdx.x, threadIdx.x);
+    constexpr u32 OUT = Parts<DIM>::OUT, PARTS = Parts<DIM>::COUNT, THREADS = OUT / 2;
+    SHARED(float, shared);
+    float *tops = shared, *sums = shared + LANES, *values = sums + LANES;
+    const Item item = args.items[blockIdx.z];
+    const Extent extent = extent_of(args, item);
+    u32 kv = blockIdx.y / PARTS, part = blockIdx.y % PARTS, column = threadIdx.x % THREADS * 2, d = part * OUT + column;
+    if (blockIdx.x >= extent.pairs) return;
+    Pair pair = pair_of(args, item, kv, blockIdx.x);
+    Own own = own_of(args, extent, pair);
+    const float *parts = parts_of<DIM>(args, item, extent, kv, blockIdx.x) + own.first * (2 + DIM);
+    u32 lanes = smaller(own.count, LANES);
+    for (u32 lane = threadIdx.x / THREADS; lane < lanes; lane += blockDim.x / THREADS) {
+        Merged some = merge<DIM>(parts, lane, LANES, own.count, d);
+        if (column == 0) tops[lane] = some.high, sums[lane] = some.total;
+        for (u32 i = 0; i < 2; i++) values[lane * OUT + column + i] = some.value[i];
+    }
+    sync_threads();
+    if (threadIdx.x >= THREADS) return;
+    Merged all = {tops[0], sums[0], {values[column], values[column + 1]}};
+    for (u32 lane = 1; lane < lanes; lane++) {
+        const float *value = values + lane * OUT + column;
+        join(all, Merged{tops[lane], sums[lane], {value[0], value[1]}});
+    }
+    write_merged(args, pair, d, all);
 }
 
 KERNEL(attend_rows_bf16_64, AttendArgs, 256, 1) { attend_rows<KvBf16, 64>(args); }
@@ -191,6 +248,6 @@ KERNEL(attend_rows_bf16_256, AttendArgs, 256, 1) { attend_rows<KvBf16, 256>(args
 KERNEL(attend_rows_int8_64, AttendArgs, 256, 1) { attend_rows<KvInt8, 64>(args); }
 KERNEL(attend_rows_int8_128, AttendArgs, 256, 1) { attend_rows<KvInt8, 128>(args); }
 KERNEL(attend_rows_int8_256, AttendArgs, 256, 1) { attend_rows<KvInt8, 256>(args); }
-KERNEL(attend_merge_64, AttendArgs, 64, 1) { attend_merge<64>(args); }
-KERNEL(attend_merge_128, AttendArgs, 128, 1) { attend_merge<128>(args); }
-KERNEL(attend_merge_256, AttendArgs, 256, 1) { attend_merge<256>(args); }
+KERNEL(attend_merge_64, AttendArgs, 512, 1) { attend_merge<64>(args); }
+KERNEL(attend_merge_128, AttendArgs, 1024, 1) { attend_merge<128>(args); }
+KERNEL(attend_merge_256, AttendArgs, 1024, 1) { attend_merge<256>(args); }

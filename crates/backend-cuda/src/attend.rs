@@ -19,6 +19,10 @@ const MOST_OUT: usize = 128;
 /// More splits are merged by a launch of their own: one block would take long.
 const MERGED: usize = 8;
 
+/// Splits that are merged side by side there, and by how many blocks all have work of their own.
+const LANES: usize = 16;
+const MANY_BLOCKS: usize = 512;
+
 /// Positions of a split: see `kernels/attend_rows.cu`.
 const SPLIT: usize = 256;
 
@@ -148,8 +152,9 @@ struct Few {
 struct Slice {
     first: usize,
     items: usize,
-    /// Splits of the longest.
+    /// Splits of the longest, and pairs of the one that has most.
     splits: usize,
+    pairs: usize,
     /// What all splits come to: so many maxima, sums and rows of weighted values.
     parts: usize,
 }
@@ -325,8 +330,13 @@ impl Cuda {
             let kernel = format!("attend_rows_{}_{dim}", dtype.name());
             self.launch(&kernel, grid, 256, shared, &args)?;
             if arrived == 0 {
-                let grid = [PAIRS as u32, kv_heads, count];
-                self.launch(&format!("attend_merge_{dim}"), grid, dim as u32, 0, &args)?;
+                let (out, heads) = (dim / parts, kv_heads * parts as u32);
+                // A few blocks are to be wide, many need not be.
+                let many = slice.pairs * slice.items * heads as usize > MANY_BLOCKS;
+                let threads = out / 2 * if many { LANES / 4 } else { LANES };
+                let (grid, shared) = ([slice.pairs as u32, heads, count], LANES * (2 + out) * 4);
+                let kernel = format!("attend_merge_{dim}");
+                self.launch(&kernel, grid, threads as u32, shared, &args)?;
             }
         }
         Ok(())
@@ -449,7 +459,8 @@ impl Few {
         let splits = (start + count - 1) / SPLIT - begin / SPLIT + 1;
         let all = count * kind.heads.query / kind.heads.kv;
         for pair in (0..all).step_by(PAIRS) {
-            let parts = (all - pair).min(PAIRS) * kind.heads.kv * splits;
+            let pairs = (all - pair).min(PAIRS);
+            let parts = pairs * kind.heads.kv * splits;
             let fits = |last: &Slice| last.items < MOST_ITEMS && last.parts + parts <= most;
             let mut slice = match self.slices.pop_if(|last| fits(last)) {
                 Some(last) => last,
@@ -459,6 +470,7 @@ impl Few {
             self.items.push(item.map(|n| n as u32));
             slice.items += 1;
             slice.splits = slice.splits.max(splits);
+            slice.pairs = slice.pairs.max(pairs);
             slice.parts += parts;
             self.slices.push(slice);
         }

@@ -41,7 +41,7 @@ struct Side<'b> {
     table: RopeTable,
 }
 
-const BLOCKS: usize = 272;
+const BLOCKS: usize = 1104;
 
 impl<'b> Side<'b> {
     fn new(backend: &'b dyn Backend, case: &Case) -> Self {
@@ -49,7 +49,7 @@ impl<'b> Side<'b> {
         let cache = backend.kv_cache(case.heads, case.dtype, BLOCKS).unwrap();
         let norm = dense(backend, &[dim], &Noise::new(9).values(dim));
         let inv_freq = (0..dim / 2).map(|i| 0.9f32.powi(i as i32)).collect();
-        let table = RopeTable::new(&ir::Rope { inv_freq, magnitude: 1.0 }, 4096);
+        let table = RopeTable::new(&ir::Rope { inv_freq, magnitude: 1.0 }, 9000);
         Self { backend, cache, norm, table }
     }
 
@@ -167,6 +167,28 @@ fn many_splits_are_merged_apart() {
     });
 }
 
+/// Sixteen are merged side by side: here more, with something to see in each.
+#[test]
+fn a_sequence_of_very_many_splits() {
+    emulated("a_sequence_of_very_many_splits", |cuda| {
+        for (heads, window) in [(SHAPES[0], None), (SHAPES[2], Some(8000)), (SHAPES[4], None)] {
+            let case = case(heads, KvDType::Bf16, window, &[]);
+            let (ours, reference) = (Side::new(cuda, &case), Side::new(&Reference, &case));
+            let blocks: Vec<u32> = (0..BLOCKS / 2).map(|i| scattered(0, i)).collect();
+            let mut noise = Noise::new(6);
+            for split in 0..34 {
+                let mut values = |heads: usize| noise.values(2 * heads * case.heads.dim);
+                let (q, k, v) = (values(heads.query), values(heads.kv), values(heads.kv));
+                let spans =
+                    [Span { rows: 0..2, start: split * 256 + 255 - split, blocks: &blocks }];
+                let got = ours.step(&case, [&q, &k, &v], &spans);
+                let want = reference.step(&case, [&q, &k, &v], &spans);
+                close(&format!("{heads:?}, {split}"), &got, &want, 1.5e-2);
+            }
+        }
+    });
+}
+
 #[test]
 fn attention_touches_only_what_is_its_own() {
     checked("attention_touches_only_what_is_its_own", |cuda| {
@@ -174,8 +196,9 @@ fn attention_touches_only_what_is_its_own() {
             run(cuda, &case(SHAPES[0], dtype, None, &[3, 1, 18, 1]));
             run(cuda, &case(SHAPES[2], dtype, Some(10), &[18, 1]));
             run(cuda, &case(SHAPES[4], dtype, None, &[17, 1]));
-            let start = 2 * 256 - 1;
-            run(cuda, &Case { start, ..case(SHAPES[0], dtype, None, &[1, 2]) });
+            for start in [2 * 256 - 1, 17 * 256 - 1] {
+                run(cuda, &Case { start, ..case(SHAPES[0], dtype, None, &[1, 2]) });
+            }
         }
     });
 }
