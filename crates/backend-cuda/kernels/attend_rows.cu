@@ -87,6 +87,24 @@ DEVICE Own own_of(const AttendArgs &args, const Extent &extent, const Pair &pair
     return Own{first - extent.first, pair.position / SPLIT - first + 1};
 }
 
+// The values of 32 positions of a warp on their way to `to`, [2 pages, OUT, 16]: they need no registers while
+// scores are made. What another sequence left has no weight, but may be no number: zeros are there instead.
+template <class Kv, u32 DIM>
+DEVICE void fetch_values(const AttendArgs &args, u8 *to, const u64 (&pages)[2], u32 part, u32 first, u32 begin, u32 end) {
+    constexpr u32 OUT = Parts<DIM>::OUT, CHUNKS = OUT * Kv::BYTES, HELD = 16 / Kv::BYTES;
+#pragma unroll
+    for (u32 p = 0; p < 2; p++) {
+        const u8 *from = (const u8 *)args.cache.v + (pages[p] * DIM + part * OUT) * PAGE * Kv::BYTES;
+        u32 page = first + p * PAGE, position = page + lane_id() % Kv::BYTES * HELD;
+        bool live = position < end && page + PAGE > begin;
+        u32 bytes = live ? smaller(end - position, HELD) * Kv::BYTES : 0;
+#pragma unroll
+        for (u32 c = 0; c < CHUNKS; c += WARP)
+            copy_async(to + (p * CHUNKS + c + lane_id()) * 16, from + (c + lane_id()) * 16, bytes);
+    }
+    commit_copies();
+}
+
 template <class Kv, u32 DIM> DEVICE void attend_rows(const AttendArgs &args) {
     constexpr u32 OUT = Parts<DIM>::OUT, PARTS = Parts<DIM>::COUNT;
     SHARED(float, shared);
@@ -99,15 +117,16 @@ template <class Kv, u32 DIM> DEVICE void attend_rows(const AttendArgs &args) {
     u32 first = (extent.first + blockIdx.x) * SPLIT, end = item.start + item.rows, begin = first_seen(args, item.start);
     Pair pairs[2] = {pair_of(args, item, kv, g), pair_of(args, item, kv, g + 8)};
     u32 warp_first = first + warp_id() * 32;
+    float *own = values + warp_id() * MOST_ROWS * OUT;
     float top[2] = {LEAST, LEAST}, sum[2] = {0.0f, 0.0f}, out[OUT / 8][4] = {};
     if (warp_first < end && warp_first + 32 > begin) {
         u64 pages[2];
-        bool live[2];
         for (u32 p = 0; p < 2; p++) {
             u32 position = warp_first + p * PAGE;
-            live[p] = position < end && position + PAGE > begin;
-            pages[p] = (u64)(live[p] ? args.tables[item.table + position / PAGE] : 0) * args.kv_heads + kv;
+            bool live = position < end && position + PAGE > begin;
+            pages[p] = (u64)(live ? args.tables[item.table + position / PAGE] : 0) * args.kv_heads + kv;
         }
+        fetch_values<Kv, DIM>(args, (u8 *)own, pages, part, warp_first, begin, end);
         float scores[4][4] = {};  // halves of two pages
 #pragma unroll
         for (u32 run = 0; run < DIM / 64; run++) {
@@ -160,20 +179,20 @@ template <class Kv, u32 DIM> DEVICE void attend_rows(const AttendArgs &args) {
                 weights[n][r] = pack_bf16(w[0], w[1]);
             }
         for (u32 r = 0; r < 2; r++) sum[r] = quad_sum(sum[r]);
+        wait_copies<0>();
+        sync_warp();
 #pragma unroll
         for (u32 p = 0; p < 2; p++) {
-            // Another sequence's values have no weight, but may be no numbers.
-            if (!live[p]) continue;
             u32 a[4] = {weights[2 * p][0], weights[2 * p][1], weights[2 * p + 1][0], weights[2 * p + 1][1]};
-            u32 position = warp_first + p * PAGE;
 #pragma unroll
             for (u32 d = 0; d < OUT / 8; d++) {
                 u32 b[2];
-                Kv::value(b, args.cache.v, (pages[p] * DIM + part * OUT + d * 8 + g) * PAGE + 4 * t);
-                if (position + PAGE > end) clear_from(b, position + 4 * t, end);
+                Kv::value(b, own, (p * OUT + d * 8 + g) * PAGE + 4 * t);
                 mma_bf16(out[d], a, b);
             }
         }
+        // What comes of them takes their place.
+        sync_warp();
     }
     if (t == 0)
         for (u32 r = 0; r < 2; r++) {
@@ -184,7 +203,7 @@ template <class Kv, u32 DIM> DEVICE void attend_rows(const AttendArgs &args) {
     for (u32 d = 0; d < OUT / 8; d++)
 #pragma unroll
         for (u32 i = 0; i < 4; i++)
-            values[(warp_id() * MOST_ROWS + g + i / 2 * 8) * OUT + d * 8 + 2 * t + i % 2] = out[d][i];
+            own[(g + i / 2 * 8) * OUT + d * 8 + 2 * t + i % 2] = out[d][i];
     sync_threads();
     for (u32 i = threadIdx.x; i < MOST_ROWS * OUT; i += blockDim.x) {
         u32 r = i / OUT, d = i % OUT;
@@ -242,12 +261,12 @@ template <u32 DIM> DEVICE void attend_merge(const AttendArgs &args) {
     write_merged(args, pair, d, all);
 }
 
-KERNEL(attend_rows_bf16_64, AttendArgs, 256, 1) { attend_rows<KvBf16, 64>(args); }
-KERNEL(attend_rows_bf16_128, AttendArgs, 256, 1) { attend_rows<KvBf16, 128>(args); }
+KERNEL(attend_rows_bf16_64, AttendArgs, 256, 2) { attend_rows<KvBf16, 64>(args); }
+KERNEL(attend_rows_bf16_128, AttendArgs, 256, 2) { attend_rows<KvBf16, 128>(args); }
 KERNEL(attend_rows_bf16_256, AttendArgs, 256, 1) { attend_rows<KvBf16, 256>(args); }
-KERNEL(attend_rows_int8_64, AttendArgs, 256, 1) { attend_rows<KvInt8, 64>(args); }
-KERNEL(attend_rows_int8_128, AttendArgs, 256, 1) { attend_rows<KvInt8, 128>(args); }
-KERNEL(attend_rows_int8_256, AttendArgs, 256, 1) { attend_rows<KvInt8, 256>(args); }
+KERNEL(attend_rows_int8_64, AttendArgs, 256, 2) { attend_rows<KvInt8, 64>(args); }
+KERNEL(attend_rows_int8_128, AttendArgs, 256, 2) { attend_rows<KvInt8, 128>(args); }
+KERNEL(attend_rows_int8_256, AttendArgs, 256, 2) { attend_rows<KvInt8, 256>(args); }
 KERNEL(attend_merge_64, AttendArgs, 512, 1) { attend_merge<64>(args); }
 KERNEL(attend_merge_128, AttendArgs, 1024, 1) { attend_merge<128>(args); }
 KERNEL(attend_merge_256, AttendArgs, 1024, 1) { attend_merge<256>(args); }
