@@ -8,6 +8,7 @@
 #define KEYS 64
 #define PAGES (KEYS / PAGE)
 #define STAGES 4
+#define THREADS 256
 #define CHUNKS 8  // of 16 bytes in 64 columns
 
 // Where chunk `chunk` of a row of 128 bytes lies.
@@ -22,33 +23,56 @@ DEVICE uint4 widened(const void *base, u64 element) {
     return uint4{widen(codes.x, 0), widen(codes.x, 2), widen(codes.y, 0), widen(codes.y, 2)};
 }
 
-template <class Kv, u32 DIM>
-DEVICE void fetch(const AttendArgs &args, const Item &item, uint4 *stage, u32 tile, u32 begin, u32 end) {
-    constexpr u32 ROW = DIM / 8;  // chunks of a key
-    u32 kv = blockIdx.y / (args.query_heads / args.kv_heads);
-    for (u32 i = threadIdx.x; tile * KEYS < end && i < 2 * KEYS * ROW; i += blockDim.x) {
-        bool is_key = i < KEYS * ROW;
-        u32 c = is_key ? i : i - KEYS * ROW, p = c / (PAGE * ROW), rest = c % (PAGE * ROW);
-        u32 position = tile * KEYS + p * PAGE;
-        // Pages that no row sees may be anybody's, or none at all.
-        bool there = position < end && position + PAGE > begin;
-        u64 page = (u64)(there ? args.tables[item.table + position / PAGE] : 0) * args.kv_heads + kv;
-        const void *base = is_key ? args.cache.k : args.cache.v;
-        u64 element = page * PAGE * DIM + rest * 8;
-        uint4 *to;
-        u32 bytes = there ? 16 : 0;
-        if (is_key) {
-            u32 run = rest % ROW / CHUNKS;
-            to = stage + run * KEYS * CHUNKS + place(p * PAGE + rest / ROW, rest % CHUNKS);
+// What a thread fetches of a tile: the same piece of keys and of values of every TIMES-th page.
+template <u32 DIM> struct Fetcher {
+    static constexpr u32 ROW = DIM / 8, PIECES = PAGE * ROW, TIMES = THREADS / PIECES, COUNT = PAGES / TIMES;
+    const u32 *table;
+    u32 begin, end, kv, page, piece, key_to;
+    u32 places[COUNT];  // of the pages of the tile that is fetched next
+};
+
+template <u32 DIM> DEVICE Fetcher<DIM> fetcher_of(const AttendArgs &args, const Item &item, u32 begin, u32 end) {
+    Fetcher<DIM> by;
+    by.table = args.tables + item.table, by.begin = begin, by.end = end;
+    by.kv = blockIdx.y / (args.query_heads / args.kv_heads);
+    by.page = threadIdx.x / by.PIECES, by.piece = threadIdx.x % by.PIECES;
+    by.key_to = by.piece % by.ROW / CHUNKS * KEYS * CHUNKS + place(by.piece / by.ROW, by.piece % CHUNKS);
+    return by;
+}
+
+// Pages that no row sees may be anybody's, or none at all.
+template <u32 DIM> DEVICE bool is_seen(const Fetcher<DIM> &by, u32 position) {
+    return position < by.end && position + PAGE > by.begin;
+}
+
+// Asks where the pages of a tile lie: a turn before `fetch`, which need not wait for that.
+template <u32 DIM> DEVICE void look_up(Fetcher<DIM> &by, u32 tile) {
+#pragma unroll
+    for (u32 n = 0; n < by.COUNT; n++) {
+        u32 position = tile * KEYS + (n * by.TIMES + by.page) * PAGE;
+        by.places[n] = is_seen(by, position) ? by.table[position / PAGE] : 0;
+    }
+}
+
+template <class Kv, u32 DIM> DEVICE void fetch(const AttendArgs &args, const Fetcher<DIM> &by, uint4 *stage, u32 tile) {
+    // Eight positions of a dimension; those from `end` on hold what somebody left there.
+    u32 row = by.piece / 2, half = by.piece % 2;
+#pragma unroll
+    for (u32 n = 0; n < by.COUNT; n++) {
+        u32 p = n * by.TIMES + by.page, position = tile * KEYS + p * PAGE, first = position + half * 8;
+        bool there = is_seen(by, position);
+        u64 element = ((u64)by.places[n] * args.kv_heads + by.kv) * (PAGE * DIM) + by.piece * 8;
+        uint4 *key = stage + by.key_to + p * PAGE * CHUNKS;
+        uint4 *value = stage + Room<DIM>::KEY + place(row, 2 * p + half);
+        if (Kv::BYTES == 2) {
+            u32 held = there && first < by.end ? smaller(by.end - first, 8) * 2 : 0;
+            copy_async(key, (const u16 *)args.cache.k + element, there ? 16 : 0);
+            copy_async(value, (const u16 *)args.cache.v + element, held);
         } else {
-            // Eight positions of a dimension; those from `end` on hold what somebody left there.
-            u32 first = position + rest % 2 * 8;
-            to = stage + Room<DIM>::KEY + place(rest / 2, 2 * p + rest % 2);
-            if (there) bytes = first >= end ? 0 : smaller(end - first, 8) * 2;
+            // Codes are numbers, whoever left them; their weight is zero.
+            *key = there ? widened(args.cache.k, element) : uint4{0, 0, 0, 0};
+            *value = there ? widened(args.cache.v, element) : uint4{0, 0, 0, 0};
         }
-        // Codes are numbers, whoever left them; their weight is zero.
-        if (Kv::BYTES == 2) copy_async(to, (const u16 *)base + element, bytes);
-        else *to = there ? widened(base, element) : uint4{0, 0, 0, 0};
     }
     commit_copies();
 }
@@ -154,8 +178,12 @@ template <class Kv, u32 DIM> DEVICE void attend_wgmma(const AttendArgs &args) {
             u64 from = ((u64)(item.first_row + r) * args.query_heads + head) * DIM + step * 16 + j / 2 * 8 + 2 * t;
             queries[step][j] = r < item.rows ? *(const u32 *)(args.queries + from) : 0;
         }
-    for (u32 i = 0; i < STAGES - 1; i++)
-        fetch<Kv, DIM>(args, item, stages + i * Room<DIM>::STAGE, first_tile + i, begin, end);
+    Fetcher<DIM> by = fetcher_of<DIM>(args, item, begin, end);
+    for (u32 i = 0; i < STAGES - 1; i++) {
+        look_up(by, first_tile + i);
+        fetch<Kv>(args, by, stages + i * Room<DIM>::STAGE, first_tile + i);
+    }
+    look_up(by, first_tile + STAGES - 1);
     Softmax soft = {{LEAST, LEAST}, {0.0f, 0.0f}, {0.0f, 0.0f}};
     float out[DIM / 2] = {}, s[KEYS / 2];
     u32 weights[PAGES][4];
@@ -173,10 +201,13 @@ template <class Kv, u32 DIM> DEVICE void attend_wgmma(const AttendArgs &args) {
         wait_copies<STAGES - 3>();
         fence_proxy();
         sync_threads();
-        // Everybody is done with the tile before this one.
-        fetch<Kv, DIM>(args, item, stages + (at + STAGES - 1) % STAGES * Room<DIM>::STAGE, tile + STAGES - 1, begin, end);
         multiply<DIM>(s, queries, stages + (at + 1) % STAGES * Room<DIM>::STAGE);
         weigh_all<DIM>(out, weights, stage);
+        // While the tensor cores are busy: everybody was done with the tile before this one at the barrier.
+        if (tile + STAGES - 1 <= last_tile) {
+            fetch<Kv>(args, by, stages + (at + STAGES - 1) % STAGES * Room<DIM>::STAGE, tile + STAGES - 1);
+            look_up(by, tile + STAGES);
+        } else commit_copies();
         wgmma_wait<1>(s);
         soften<Kv>(s, soft, args, item, row, tile + 1, begin, end);
         wgmma_wait<0>(out);
@@ -200,7 +231,7 @@ template <class Kv, u32 DIM> DEVICE void attend_wgmma(const AttendArgs &args) {
         }
 }
 
-KERNEL(attend_wgmma_bf16_64, AttendArgs, 256, 1) { HOPPER(attend_wgmma<KvBf16, 64>(args);) }
-KERNEL(attend_wgmma_bf16_128, AttendArgs, 256, 1) { HOPPER(attend_wgmma<KvBf16, 128>(args);) }
-KERNEL(attend_wgmma_int8_64, AttendArgs, 256, 1) { HOPPER(attend_wgmma<KvInt8, 64>(args);) }
-KERNEL(attend_wgmma_int8_128, AttendArgs, 256, 1) { HOPPER(attend_wgmma<KvInt8, 128>(args);) }
+KERNEL(attend_wgmma_bf16_64, AttendArgs, THREADS, 1) { HOPPER(attend_wgmma<KvBf16, 64>(args);) }
+KERNEL(attend_wgmma_bf16_128, AttendArgs, THREADS, 1) { HOPPER(attend_wgmma<KvBf16, 128>(args);) }
+KERNEL(attend_wgmma_int8_64, AttendArgs, THREADS, 1) { HOPPER(attend_wgmma<KvInt8, 64>(args);) }
+KERNEL(attend_wgmma_int8_128, AttendArgs, THREADS, 1) { HOPPER(attend_wgmma<KvInt8, 128>(args);) }
