@@ -3,7 +3,7 @@
 use crate::args::Common;
 use crate::args::serve::{Serving, Speculate};
 use crate::budget::Budget;
-use crate::device::Devices;
+use crate::device::{Devices, Joined};
 use crate::failure::Failure;
 use crate::model::Opened;
 use crate::output::{remark, size};
@@ -26,6 +26,7 @@ pub(crate) struct Weights<'a> {
 /// What a model needs beside its weights.
 pub(crate) struct Room {
     plan: KvPlan,
+    settings: Settings,
     exact: bool,
     draft: Option<(Opened, KvPlan)>,
     ngram: bool,
@@ -96,7 +97,9 @@ impl Room {
         }
         let ngram = args.speculate == Speculate::Ngram;
         let (exact, gpu_layers) = (args.exact, args.gpu_layers);
-        Ok(Self { plan, exact, draft, ngram, gpu_layers, measured: false })
+        let joined = devices.stages();
+        let settings = Settings::on(&joined.iter().map(Joined::backend).collect::<Vec<_>>());
+        Ok(Self { plan, settings, exact, draft, ngram, gpu_layers, measured: false })
     }
 
     /// Tokens a sequence can have at most: what the context and the cache hold.
@@ -112,7 +115,7 @@ impl Room {
 
     /// An engine for the model.
     pub(crate) fn engine(&self, spec: &ModelSpec) -> Engine {
-        let Settings { tokens, rows } = Settings::default();
+        let Settings { tokens, rows } = self.settings;
         let limits = Limits {
             vocab: spec.vocab,
             context: spec.context,
@@ -154,12 +157,12 @@ impl Room {
         loaded: &'m Loaded,
         spec: &ModelSpec,
     ) -> Result<Answerer<'m>, Failure> {
-        let settings = Settings::default();
-        let mut runner = Runner::new(backends, &loaded.model, self.plan.clone(), &settings)?;
+        let settings = &self.settings;
+        let mut runner = Runner::new(backends, &loaded.model, self.plan.clone(), settings)?;
         let draft = loaded.draft.as_ref().zip(self.draft.as_ref());
         let draft = draft.map(|(model, (_, plan))| {
             let first = backends.get(..1).unwrap_or_default();
-            let runner = Runner::new(first, model, plan.clone(), &settings)?;
+            let runner = Runner::new(first, model, plan.clone(), settings)?;
             let mut runner = runner.never_ahead();
             runner.measure_cost()?;
             Ok::<_, Failure>(DraftModel::new(runner))

@@ -15,7 +15,7 @@ use std::ops::Range;
 use std::time::Instant;
 
 /// What a runner takes.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Settings {
     /// The most tokens of a step.
     pub tokens: usize,
@@ -26,6 +26,15 @@ pub struct Settings {
 impl Default for Settings {
     fn default() -> Self {
         Self { tokens: 512, rows: 256 }
+    }
+}
+
+impl Settings {
+    /// What suits these devices: a GPU has over a hundred multiprocessors to fill, and a product of 1024 rows
+    /// for 4096 outputs is 128 blocks.
+    pub fn on(backends: &[&dyn Backend]) -> Self {
+        let apart = backends.iter().all(|backend| backend.is_apart());
+        Self { tokens: if apart { 1024 } else { 512 }, ..Self::default() }
     }
 }
 

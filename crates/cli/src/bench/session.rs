@@ -258,7 +258,8 @@ impl Session<'_, '_> {
         let others = pool(threads.saturating_sub(threads / 2).max(1))?;
         // Rows that decode are few tokens, whatever waits.
         let few = Settings { tokens: limits.rows, ..Settings::default() };
-        let both = [&Settings::default(), &few];
+        let prompts_at_once = Settings { tokens: limits.tokens, ..Settings::default() };
+        let both = [&prompts_at_once, &few];
         let [mut prefill, mut decode] = both.map(|s| self.first.answerer.runner.beside(s));
         let options = self.options(usize::MAX);
         let engine = Engine::apart(decode.limits(), prefill.limits(), options);
