@@ -167,16 +167,16 @@ fn many_splits_are_merged_apart() {
     });
 }
 
-/// Sixteen are merged side by side: here more, with something to see in each.
+/// Sixteen are merged side by side: here more, with something to see in every third.
 #[test]
 fn a_sequence_of_very_many_splits() {
     emulated("a_sequence_of_very_many_splits", |cuda| {
-        for (heads, window) in [(SHAPES[0], None), (SHAPES[2], Some(8000)), (SHAPES[4], None)] {
+        for (heads, window) in [(SHAPES[0], None), (SHAPES[4], Some(8000))] {
             let case = case(heads, KvDType::Bf16, window, &[]);
             let (ours, reference) = (Side::new(cuda, &case), Side::new(&Reference, &case));
             let blocks: Vec<u32> = (0..BLOCKS / 2).map(|i| scattered(0, i)).collect();
             let mut noise = Noise::new(6);
-            for split in 0..34 {
+            for split in (0..34).step_by(3) {
                 let mut values = |heads: usize| noise.values(2 * heads * case.heads.dim);
                 let (q, k, v) = (values(heads.query), values(heads.kv), values(heads.kv));
                 let spans =
