@@ -1,5 +1,5 @@
 // NVIDIA's driver, as far as backend-cuda calls it, over the emulator: a library that loads in place of
-// libcuda.so.1, so that whole programs run where there is no GPU. From the environment:
+// libcuda, so that whole programs run where there is no GPU. From the environment:
 //
 //     EMULATED_KERNELS     the library of kernels that lib.rs built
 //     EMULATED_GPUS        how many GPUs there are; 1 if not said

@@ -27,7 +27,8 @@ impl Driver {
             hash.update(text);
         }
         let folder = room.join(format!("driver-{}", hex(hash)));
-        let made = folder.join("libcuda.so.1");
+        // The name that is looked for first: a real driver may have both.
+        let made = folder.join("libcuda.so");
         if !made.exists() {
             std::fs::create_dir_all(&folder).map_err(failed)?;
             let process = std::process::id();
