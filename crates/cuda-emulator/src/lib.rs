@@ -28,7 +28,7 @@ use std::collections::BTreeMap;
 use std::ffi::{CStr, CString, OsStr, c_char, c_void};
 use std::path::{Path, PathBuf};
 use std::process::Command;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
 /// What is looked for beside wrong results.
@@ -83,6 +83,9 @@ pub struct Emulated {
     faulty: bool,
     /// Whether it is a Hopper.
     wgmma: bool,
+    /// Whether what is asked of it is counted, so that nothing is to be cut from larger pieces.
+    metered: bool,
+    asked: AtomicUsize,
     products: AtomicU64,
 }
 
@@ -278,7 +281,15 @@ impl Emulated {
     pub fn new(library: &'static Library, order: Order, late_copies: bool) -> Self {
         let (memory, reached) = (Arc::default(), Arc::default());
         let machine = Machine { library, order, late_copies, memory, reached };
-        Self { machine, library: false, faulty: false, wgmma: false, products: AtomicU64::new(0) }
+        Self {
+            machine,
+            library: false,
+            faulty: false,
+            wgmma: false,
+            metered: false,
+            asked: AtomicUsize::new(0),
+            products: AtomicU64::new(0),
+        }
     }
 
     /// The same with a library of products, which multiplies as anybody would.
@@ -300,6 +311,18 @@ impl Emulated {
     pub fn with_wgmma(mut self) -> Self {
         self.wgmma = true;
         self
+    }
+
+    /// The same, and bytes that are asked of it are counted.
+    #[must_use]
+    pub fn metered(mut self) -> Self {
+        self.metered = true;
+        self
+    }
+
+    /// Bytes asked for since this was called last.
+    pub fn asked(&self) -> usize {
+        self.asked.swap(0, Ordering::Relaxed)
     }
 
     /// How often the library multiplied.
@@ -433,6 +456,7 @@ impl Device for Emulated {
     }
 
     fn allocate(&self, bytes: usize) -> Result<u64, DeviceError> {
+        self.asked.fetch_add(bytes, Ordering::Relaxed);
         // SAFETY: the layout is not empty.
         let at = unsafe { alloc(layout(bytes)) };
         if at.is_null() {
@@ -532,7 +556,7 @@ impl Device for Emulated {
     }
 
     fn is_checked(&self) -> bool {
-        self.machine.library.check == Check::Memory
+        self.metered || self.machine.library.check == Check::Memory
     }
 
     fn finish(&self) -> Result<(), DeviceError> {

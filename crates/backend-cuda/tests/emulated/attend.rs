@@ -1,8 +1,7 @@
 //! Attention against the plain reference: few rows and many, norms and rotations on the way.
 
 use crate::common::{
-    Metered, Noise, checked, close, dense, emulated, hopper, hopper_checked, invariant, library,
-    upload,
+    Noise, checked, close, dense, emulated, hopper, hopper_checked, invariant, library, upload,
 };
 use backend::{
     Attend, AttendPaged, Backend, Buffer, DeviceWeight, KV_BLOCK, KvCache, KvDType, Reference,
@@ -343,7 +342,7 @@ fn beside(cuda: &Cuda, case: &Case, start: usize, (prompt, rows): (usize, usize)
 fn a_long_sequence_beside_a_prompt_needs_little() {
     let name = "a_long_sequence_beside_a_prompt_needs_little";
     let Some(library) = library(name, Check::Barriers) else { return };
-    let device = Arc::new(Metered::new(library));
+    let device = Arc::new(Emulated::new(library, Order::Forward, true).metered());
     let cuda = Cuda::new(Arc::clone(&device) as _, false);
     let case = case(SHAPES[0], KvDType::Bf16, None, &[]);
     let asked = |start, rows| {

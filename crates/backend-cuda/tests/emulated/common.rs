@@ -1,13 +1,12 @@
 //! The backend on the emulator, and what it is compared with.
 
 use backend::{Backend, Buffer, DeviceWeight};
-use backend_cuda::{Cuda, Device, DeviceError, FAMILIES, Later, Launch, Recorded, Replay};
+use backend_cuda::{Cuda, FAMILIES};
 use cuda_emulator::{BuildError, Check, Emulated, Library, Order};
 use half::bf16;
 use ir::{Grid, Quantized, Spec, Weight};
 use std::io::Write;
 use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, OnceLock};
 use tensor::{DType, Tensor};
 
@@ -73,79 +72,6 @@ fn run_hopper(name: &str, check: Check, orders: &[(Order, bool)], test: impl Fn(
         let cuda = Cuda::new(device, false).with_wgmma().unwrap();
         assert_eq!(cuda.numerics(), "cuda-wgmma");
         test(&cuda);
-    }
-}
-
-/// A device that counts the bytes that are asked of it.
-pub(crate) struct Metered {
-    inner: Emulated,
-    asked: AtomicUsize,
-}
-
-impl Metered {
-    pub(crate) fn new(library: &'static Library) -> Self {
-        Self { inner: Emulated::new(library, Order::Forward, true), asked: AtomicUsize::new(0) }
-    }
-
-    /// Bytes asked for since this was called last.
-    pub(crate) fn asked(&self) -> usize {
-        self.asked.swap(0, Ordering::Relaxed)
-    }
-}
-
-impl Device for Metered {
-    fn describe(&self) -> String {
-        self.inner.describe()
-    }
-
-    fn allocate(&self, bytes: usize) -> Result<u64, DeviceError> {
-        self.asked.fetch_add(bytes, Ordering::Relaxed);
-        self.inner.allocate(bytes)
-    }
-
-    fn free(&self, at: u64) {
-        self.inner.free(at);
-    }
-
-    fn write(&self, to: u64, from: &[u8]) -> Result<(), DeviceError> {
-        self.inner.write(to, from)
-    }
-
-    fn read(&self, from: u64, to: &mut [u8]) -> Result<(), DeviceError> {
-        self.inner.read(from, to)
-    }
-
-    fn read_later(&self, from: u64, bytes: usize) -> Result<Later, DeviceError> {
-        self.inner.read_later(from, bytes)
-    }
-
-    fn copy(&self, to: u64, from: u64, bytes: usize) -> Result<(), DeviceError> {
-        self.inner.copy(to, from, bytes)
-    }
-
-    fn clear(&self, at: u64, bytes: usize) -> Result<(), DeviceError> {
-        self.inner.clear(at, bytes)
-    }
-
-    fn launch(&self, launch: &Launch<'_>) -> Result<(), DeviceError> {
-        self.inner.launch(launch)
-    }
-
-    fn record(&self, launches: &[Recorded]) -> Result<Box<dyn Replay>, DeviceError> {
-        self.inner.record(launches)
-    }
-
-    /// So that nothing is cut from larger pieces.
-    fn is_checked(&self) -> bool {
-        true
-    }
-
-    fn finish(&self) -> Result<(), DeviceError> {
-        self.inner.finish()
-    }
-
-    fn memory(&self) -> Result<(u64, u64), DeviceError> {
-        self.inner.memory()
     }
 }
 
