@@ -204,7 +204,7 @@ fn replicas_on_devices_of_their_own() {
     let arrival = |i: usize| Arrival { at: 0.0, prompt: 3 + i % 4, output: 3 + i % 3 };
     let requests: Vec<Arrival> = (0..6).map(arrival).collect();
     let say = |cudas: &[&Cuda], arrivals| {
-        let workload = Workload { requests: requests.clone(), arrivals };
+        let workload = Workload { arrivals, ..Workload::open(requests.clone()) };
         let deal = Mutex::new(Deal::new(&workload, cudas.len()));
         let (clock, dealer) = (&Wall::start(), &deal);
         let parts = std::thread::scope(|scope| {

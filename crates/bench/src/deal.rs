@@ -139,7 +139,7 @@ mod tests {
     fn open(requests: &[(f64, usize, usize)], replicas: usize) -> Deal {
         let arrival = |&(at, prompt, output)| Arrival { at, prompt, output };
         let requests = requests.iter().map(arrival).collect();
-        Deal::new(&Workload { requests, arrivals: Arrivals::Open }, replicas)
+        Deal::new(&Workload::open(requests), replicas)
     }
 
     /// The indices of all that a replica is given at a time.

@@ -318,7 +318,7 @@ mod tests {
     /// Requests of a prompt of one token, each `(arrival, output)`.
     fn open(requests: &[(f64, usize)]) -> Workload {
         let arrival = |&(at, output)| Arrival { at, prompt: 1, output };
-        Workload { requests: requests.iter().map(arrival).collect(), arrivals: Arrivals::Open }
+        Workload::open(requests.iter().map(arrival).collect())
     }
 
     #[test]
@@ -377,7 +377,7 @@ mod tests {
             (Arrivals::Closed(5), Batching::Continuous),
             (Arrivals::Closed(1), Batching::Static(2)),
         ] {
-            let workload = Workload { requests: requests.clone(), arrivals };
+            let workload = Workload { arrivals, ..Workload::open(requests.clone()) };
             let [one, three] = [1, 3].map(|count| {
                 let (parts, dealt) = replicas(&workload, (count, usize::MAX), batching);
                 let parts: Vec<_> = parts.into_iter().map(Result::unwrap).collect();

@@ -1,6 +1,7 @@
 //! What was measured, drawn: one HTML page that needs nothing else.
 
 mod chart;
+mod labels;
 mod latency;
 mod roofline;
 mod scale;
@@ -16,6 +17,8 @@ use std::fmt::Write;
 pub struct Drawn<'a> {
     /// How it is called.
     pub name: &'a str,
+    /// Generated tokens a second, under the workload.
+    pub throughput: f64,
     /// Seconds to the first token.
     pub ttft: &'a Spread,
     /// Seconds a token, a request.
@@ -39,22 +42,33 @@ pub struct Point {
     pub tally: Tally,
 }
 
+/// What the page is of.
+#[derive(Clone, Debug)]
+pub struct Header<'a> {
+    /// What was asked of the models, in words.
+    pub workload: &'a str,
+    /// What else is known, such as the processor: a name, and what it is.
+    pub facts: Vec<(&'static str, String)>,
+    /// The command that makes the page again.
+    pub command: String,
+}
+
 /// Colours of models; more than these share the last.
-const COLOURS: usize = 2;
+const COLOURS: usize = 6;
 
 const STYLE: &str = include_str!("plot/style.css");
 
-/// The page. `workload` says in words what was asked of the models.
-pub fn page(workload: &str, machine: &Machine, models: &[Drawn<'_>]) -> String {
+/// The page.
+pub fn page(header: &Header<'_>, machine: &Machine, models: &[Drawn<'_>]) -> String {
     let mut page = String::new();
     // Writing to a string does not fail.
-    let _ = write_page(&mut page, workload, machine, models);
+    let _ = write_page(&mut page, header, machine, models);
     page
 }
 
 fn write_page(
     page: &mut String,
-    workload: &str,
+    header: &Header<'_>,
     machine: &Machine,
     models: &[Drawn<'_>],
 ) -> std::fmt::Result {
@@ -63,15 +77,31 @@ fn write_page(
     writeln!(page, "<meta name=\"viewport\" content=\"width=device-width, initial-scale=1\">")?;
     writeln!(page, "<title>optimize bench: {}</title>", names.join(", "))?;
     writeln!(page, "<style>\n{STYLE}</style>\n</head>\n<body>\n<h1>optimize bench</h1>")?;
-    writeln!(page, "<p>{}</p>\n<p>Machine: {}.</p>", escape(workload), allowed(machine))?;
+    writeln!(page, "<dl>\n<dt>workload</dt><dd>{}</dd>", escape(header.workload))?;
+    for (name, fact) in &header.facts {
+        writeln!(page, "<dt>{name}</dt><dd>{}</dd>", escape(fact))?;
+    }
+    writeln!(page, "<dt>measured</dt><dd>{}</dd>", allowed(machine))?;
+    writeln!(page, "<dt>command</dt><dd><code>{}</code></dd>\n</dl>", escape(&header.command))?;
     writeln!(page, "<ul class=\"legend\">")?;
-    for (index, name) in names.iter().enumerate() {
-        writeln!(page, "<li><i class=\"m{}\"></i>{name}</li>", colour(index))?;
+    for (index, (name, model)) in names.iter().zip(models).enumerate() {
+        let rate = match model.throughput {
+            rate if rate.is_finite() => format!(" <span>{} tokens/s</span>", scale::short(rate)),
+            _ => String::new(),
+        };
+        writeln!(page, "<li><i class=\"m{}\"></i>{name}{rate}</li>", colour(index))?;
     }
     writeln!(page, "</ul>\n<h2>Latency under the workload</h2>\n<div class=\"row\">")?;
     page.push_str(&latency::figures(models));
-    writeln!(page, "</div>\n<h2>Throughput and roofline</h2>\n<div class=\"row wide\">")?;
-    page.push_str(&sweep::figure(models));
+    let swept = models.iter().any(|model| !model.sweep.is_empty());
+    let (title, class) = match swept {
+        true => ("Throughput and roofline", "wide"),
+        false => ("Roofline", "alone"),
+    };
+    writeln!(page, "</div>\n<h2>{title}</h2>\n<div class=\"row {class}\">")?;
+    if swept {
+        page.push_str(&sweep::figure(models));
+    }
     page.push_str(&roofline::figure(machine, models));
     writeln!(page, "</div>\n</body>\n</html>")
 }
@@ -125,13 +155,19 @@ mod tests {
         let linear = Point { phase: Phase::Decode, kind: Some("linear"), ..point.clone() };
         let model = Drawn {
             name,
+            throughput: 24.0,
             ttft: &spread,
             tpot: &spread,
             itl: &spread,
             sweep: vec![(1, 10.0), (4, 30.0)],
             points: vec![point, linear],
         };
-        page("16 requests", &MACHINE, &[model])
+        page(&header(), &MACHINE, &[model])
+    }
+
+    fn header() -> Header<'static> {
+        let facts = vec![("processor", "a <b> of 2 threads".to_string())];
+        Header { workload: "16 requests", facts, command: "optimize bench 'a&b'".into() }
     }
 
     #[test]
@@ -145,6 +181,49 @@ mod tests {
         let y = [&shares[..], &shares, &shares, &["10", "30"], &["16", "16"]].concat();
         assert_eq!(attributes(&page, "data-y"), y);
         assert_eq!(attributes(&page, "data-roof"), ["400", "200", "100"]);
+    }
+
+    /// What the labels of a page take: their places and words.
+    fn labels(page: &str) -> Vec<[f64; 4]> {
+        let parts = page.split("<text class=\"label\"").skip(1);
+        let of = |part: &str, name: &str| {
+            let value = part.split(&format!(" {name}=\"")).nth(1).and_then(|v| v.split('"').next());
+            value.unwrap_or_default().to_string()
+        };
+        let room = |part: &str| {
+            let number = |name: &str| of(part, name).parse::<f64>().unwrap();
+            let words = part.split('>').nth(1).and_then(|rest| rest.split('<').next()).unwrap();
+            let (x, y, wide) = (number("x"), number("y"), labels::width(words));
+            let left = match of(part, "text-anchor").as_str() {
+                "start" => x,
+                "middle" => x - wide / 2.0,
+                _ => x - wide,
+            };
+            [left, y - 10.0, left + wide, y + 3.0]
+        };
+        parts.map(room).collect()
+    }
+
+    #[test]
+    fn numbers_of_two_models_that_are_close_do_not_collide() {
+        let spread = Spread::new([0.001]);
+        let model = |name, more: f64| Drawn {
+            name,
+            throughput: 1.0,
+            ttft: &spread,
+            tpot: &spread,
+            itl: &spread,
+            sweep: [(1, 426.0), (2, 449.0), (4, 800.0), (8, 802.0)]
+                .map(|(u, r)| (u, r + more))
+                .into(),
+            points: vec![],
+        };
+        let page = page(&header(), &MACHINE, &[model("a", 0.0), model("b", 5.0), model("c", 9.0)]);
+        let labels = labels(&page);
+        assert!(labels.len() >= 8, "{}", labels.len());
+        for (index, one) in labels.iter().enumerate() {
+            assert!(labels[index + 1..].iter().all(|other| labels::apart(one, other)), "{one:?}");
+        }
     }
 
     #[test]
@@ -161,7 +240,9 @@ mod tests {
         for word in ["http", "src=", "href=", "url(", "@import", "<script"] {
             assert!(!page.contains(word), "{word}");
         }
-        for tag in ["svg", "figure", "g", "ul", "li", "div", "table", "text"] {
+        for tag in
+            ["svg", "figure", "g", "ul", "li", "div", "table", "text", "dl", "dd", "dt", "code"]
+        {
             let opened = page.matches(&format!("<{tag}>")).count()
                 + page.matches(&format!("<{tag} ")).count();
             assert_eq!(opened, page.matches(&format!("</{tag}>")).count(), "{tag}");
@@ -173,8 +254,11 @@ mod tests {
     fn a_model_of_which_nothing_is_known_is_still_a_page() {
         let none = Spread::default();
         let (ttft, tpot, itl) = (&none, &none, &none);
-        let model = Drawn { name: "m", ttft, tpot, itl, sweep: vec![], points: vec![] };
-        let page = page("nothing", &MACHINE, &[model]);
+        let throughput = f64::NAN;
+        let model = Drawn { name: "m", throughput, ttft, tpot, itl, sweep: vec![], points: vec![] };
+        let page = page(&header(), &MACHINE, &[model]);
+        assert!(!page.contains("Throughput"), "what nobody measured is not drawn");
+        assert!(page.contains("a &lt;b&gt; of 2 threads") && page.contains("&#39;a&amp;b&#39;"));
         assert!(page.ends_with("</html>\n") && !page.contains("NaN") && !page.contains("inf"));
     }
 }

@@ -10,6 +10,8 @@ pub enum Bound {
     Compute,
     /// Reading memory.
     Bandwidth,
+    /// Reading, faster than memory allows: what is read lies in a cache.
+    Cache,
 }
 
 impl Bound {
@@ -18,6 +20,7 @@ impl Bound {
         match self {
             Self::Compute => "compute",
             Self::Bandwidth => "bandwidth",
+            Self::Cache => "cache",
         }
     }
 }
@@ -39,10 +42,19 @@ impl Roof {
     pub fn new(tally: &Tally, machine: &Machine) -> Self {
         let compute = tally.floats / machine.f32 + tally.integers / machine.int8;
         let read = tally.bytes / machine.read;
-        let bound = if compute >= read { Bound::Compute } else { Bound::Bandwidth };
+        let bound = match () {
+            () if compute >= read => Bound::Compute,
+            () if read > tally.seconds => Bound::Cache,
+            () => Bound::Bandwidth,
+        };
         let any = compute > 0.0 || read > 0.0;
         let (mfu, mbu) = (compute / tally.seconds, read / tally.seconds);
         Self { bound: any.then_some(bound), mfu, mbu }
+    }
+
+    /// Whether it read faster than memory allows, so that its bytes cannot have come from there.
+    pub fn from_cache(&self) -> bool {
+        self.mbu > 1.0
     }
 }
 
@@ -58,6 +70,9 @@ mod tests {
         assert_eq!(roof, Roof { bound: Some(Bound::Bandwidth), mfu: 0.25, mbu: 0.4 });
         let roof = Roof::new(&Tally { bytes: 2.0, ..tally }, &machine);
         assert_eq!(roof.bound, Some(Bound::Compute));
+        let cached = Roof::new(&Tally { bytes: 21.0, ..tally }, &machine);
+        assert_eq!((cached.bound, cached.from_cache()), (Some(Bound::Cache), true));
+        assert!(!Roof::new(&Tally { bytes: 20.0, ..tally }, &machine).from_cache());
         let rest = Tally { seconds: 1.0, ..Tally::default() };
         assert_eq!(Roof::new(&rest, &machine).bound, None);
     }

@@ -36,7 +36,7 @@ pub(crate) enum Command {
     Chat(serve::Chat),
     /// Measure how fast a model answers here, against what the machine allows. Use it to compare
     /// models, and to know what a machine can serve.
-    Bench(bench::Bench),
+    Bench(Box<bench::Bench>),
     /// Show the devices of this machine and what they can do, and try every kernel against the plain
     /// reference. Use it when a GPU is not found, or its results are in doubt.
     Doctor(Doctor),

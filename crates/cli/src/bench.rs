@@ -1,5 +1,6 @@
 //! `optimize bench`: how fast a model is here, and how fast the machine would let it be.
 
+mod demand;
 mod kernels;
 mod plot;
 mod prompts;
@@ -11,46 +12,60 @@ mod subject;
 use crate::args::bench::{Batching, Bench, Prefill};
 use crate::args::serve::{Serving, Speculate};
 use crate::device::{Devices, Joined, Sums};
-use crate::eval::read;
 use crate::failure::{Code, Failure};
 use crate::output::{has_a_place, print, write_whole};
 use crate::room::Room;
 use ::bench::{Profiled, Workload};
 use backend::Backend;
+use demand::{Demand, Limit};
 use replica::{Replica, together};
 use report::Ceilings;
 use session::{Measured, Session};
+use std::iter::once;
 use subject::Subject;
 
-pub(crate) fn run(args: &Bench) -> Result<(), Failure> {
-    consistent(args)?;
-    let workload = workload(args)?;
-    let subject = Subject::of(args)?;
+pub(crate) fn run(mut args: Bench) -> Result<(), Failure> {
+    consistent(&args)?;
+    // A trace is read before anything else is, since it is most often what is wrong.
+    let trace = args.trace.as_ref().map(|path| Demand::trace(path, &args)).transpose()?;
+    let subject = Subject::of(&args)?;
     let baseline = args.baseline.as_ref();
     let baseline = baseline.map(|model| Subject::stored(model, &args.common)).transpose()?;
     let devices = Devices::replicas(&args.common, Sums::of(args.serving.invariant))?;
     let Some(first) = devices.first() else {
         return Err(Failure::refused("no device is given"));
     };
-    let machine = first.pool.install(|| first.machine())?;
     if args.kernels {
-        return first.pool.install(|| kernels::run(args, &subject, first, &machine));
+        let machine = first.pool.install(|| first.machine())?;
+        return first.pool.install(|| kernels::run(&args, &subject, first, &machine));
     }
+    // The draft is the other model's.
+    let plain = Serving { draft: None, speculate: Speculate::Off, ..args.serving.clone() };
+    let servings = [args.serving.clone(), plain];
+    let asked = trace.as_ref().map_or_else(|| demand::tokens(&args), Demand::tokens);
+    let subjects = once(&subject).chain(&baseline).map(|subject| (subject, asked)).zip(&servings);
+    let rooms = subjects.map(|(subject, serving)| Rooms::of(&args, subject, serving, &devices));
+    let rooms = rooms.collect::<Result<Vec<Rooms<'_>>, Failure>>()?;
+    let limits = rooms.iter().map(Rooms::limit).collect::<Vec<Limit>>();
+    let limit = limits.into_iter().min_by_key(|limit| limit.tokens);
+    let limit = limit.ok_or_else(|| Failure::refused("no model is given"))?;
+    args.fit(limit.tokens);
+    let mut demand = trace.unwrap_or_else(|| Demand::equal(&args));
+    demand.fit(&args, &limit)?;
+    let machine = first.pool.install(|| first.machine())?;
     let ceilings = Ceilings::of(machine, &devices)?;
-    let mut models = vec![measure(args, &subject, &args.serving, &devices, &workload)?];
-    if let Some(baseline) = &baseline {
-        // The draft is the other model's.
-        let plain = Serving { draft: None, speculate: Speculate::Off, ..args.serving.clone() };
-        models.push(measure(args, baseline, &plain, &devices, &workload)?);
-    }
+    let measure = |rooms: &Rooms<'_>| measure(&args, rooms, &devices, demand.workload());
+    let models = rooms.iter().map(measure).collect::<Result<Vec<Measured>, Failure>>()?;
+    let words = demand.words(&args);
+    let threads = Devices::threads(&devices);
     if let Some(path) = &args.plot {
-        let page = plot::page(args, &machine, &models);
+        let page = plot::page(&args, &words, (&machine, threads), &models);
         let write = write_whole(path, page.as_bytes());
         write.map_err(|error| Failure::new(Code::Machine, error))?;
     }
     match args.common.json {
-        true => print(&format!("{:#}", report::json(args, &ceilings, &models))),
-        false => print(&report::table(args, &ceilings, &models)),
+        true => print(&format!("{:#}", report::json(&args, &words, &ceilings, &models))),
+        false => print(&report::table(&args, &words, &ceilings, &models)),
     }
 }
 
@@ -85,37 +100,56 @@ fn one_replica(args: &Bench) -> Result<(), Failure> {
     })
 }
 
-fn workload(args: &Bench) -> Result<Workload, Failure> {
-    let (count, prompt, output) = (args.requests, args.prompt.max(1), args.output.max(1));
-    Ok(match (&args.trace, args.rate) {
-        (Some(path), _) => {
-            let trace = ::bench::trace(&read(path)?, count);
-            let trace = trace.map_err(|error| Failure::refused(format!("{path:?}: {error}")))?;
-            trace.stretched(args.stretch.unwrap_or(1.0))
+/// A model to be measured, and the room that it has on each replica.
+struct Rooms<'a> {
+    subject: &'a Subject,
+    exact: bool,
+    rooms: Vec<Room>,
+}
+
+impl<'a> Rooms<'a> {
+    fn of(
+        args: &Bench,
+        (subject, asked): (&'a Subject, usize),
+        serving: &Serving,
+        devices: &[Devices],
+    ) -> Result<Self, Failure> {
+        let sweep = args.sweep.iter().copied();
+        let users = sweep.fold(session::users(args), usize::max);
+        // Keys and values are for all that is asked, so that no block is taken from what is cached.
+        let whole = asked.div_ceil(subject.spec().context.max(1)).clamp(1, users);
+        let room = |devices: &Devices| {
+            let place = (devices, subject.weights().bytes);
+            let tokenizer = subject.tokenizer.as_ref();
+            let room = Room::new(subject.spec(), tokenizer, (serving, &args.common), place, whole);
+            let mut room = room.map_err(|failure| devices.named(failure))?;
+            room.measured = args.synthetic_acceptance.is_some();
+            Ok::<_, Failure>(room)
+        };
+        let rooms = devices.iter().map(room).collect::<Result<Vec<Room>, Failure>>()?;
+        Ok(Self { subject, exact: serving.exact, rooms })
+    }
+
+    /// What a request may have at most on each of them.
+    fn limit(&self) -> Limit {
+        let (spec, name) = (self.subject.spec(), &self.subject.name);
+        let room = self.rooms.iter().map(|room| room.tokens(spec)).min();
+        match room {
+            Some(tokens) if tokens < spec.context => {
+                Limit { tokens, of: format!("what {name:?} has keys and values for") }
+            }
+            _ => Limit { tokens: spec.context, of: format!("the context of {name:?}") },
         }
-        (None, Some(rate)) => Workload::poisson(rate, count, prompt, output, 0),
-        (None, None) => Workload::closed(session::users(args), count, prompt, output),
-    })
+    }
 }
 
 fn measure(
     args: &Bench,
-    subject: &Subject,
-    serving: &Serving,
+    Rooms { subject, exact, rooms }: &Rooms<'_>,
     devices: &[Devices],
     workload: &Workload,
 ) -> Result<Measured, Failure> {
-    let sweep = session::sweep(args).into_iter();
-    let users = sweep.fold(session::users(args), usize::max);
     let (spec, weights) = (subject.spec(), subject.weights());
-    let room = |devices: &Devices| {
-        let (tokenizer, place) = (subject.tokenizer.as_ref(), (devices, weights.bytes));
-        let room = Room::new(spec, tokenizer, (serving, &args.common), place, users);
-        let mut room = room.map_err(|failure| devices.named(failure))?;
-        room.measured = args.synthetic_acceptance.is_some();
-        Ok::<_, Failure>(room)
-    };
-    let rooms = devices.iter().map(room).collect::<Result<Vec<Room>, Failure>>()?;
     let stages: Vec<Vec<Joined<'_>>> = devices.iter().map(Devices::stages).collect();
     let backends = stages.iter().map(|all| all.iter().map(Joined::backend).collect());
     let mut backends: Vec<Vec<&dyn Backend>> = backends.collect();
@@ -140,7 +174,7 @@ fn measure(
         return Err(Failure::refused("no device is given"));
     };
     // A GPU multiplies the floats that weights stand for.
-    let rounds = first.devices.backend().numerics() == "default" && !serving.exact;
+    let rounds = first.devices.backend().numerics() == "default" && !exact;
     let integers = subject.integers().map(|stored| stored && rounds);
     let session = Session { args, subject, first, others, profiled: profiled.as_ref() };
     session.measure(workload, room.kv_token(), integers)

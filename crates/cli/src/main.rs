@@ -10,7 +10,9 @@ mod doctor;
 mod eval;
 mod failure;
 mod fault;
+mod fold;
 mod generation;
+mod host;
 mod inspect;
 mod measure;
 mod model;
@@ -82,7 +84,7 @@ fn run(arguments: &[OsString]) -> Result<(), Failure> {
         Command::Eval(args) => eval::run(&args),
         Command::Run(args) => run::run(&args),
         Command::Chat(args) => chat::run(&args),
-        Command::Bench(args) => bench::run(&args),
+        Command::Bench(args) => bench::run(*args),
         Command::Doctor(args) => doctor::run(&args),
         Command::Verify(args) => verify::run(&args),
     }

@@ -14,6 +14,7 @@ mod stream;
 mod template;
 
 pub use error::Error;
+pub use moment::strftime;
 pub use stream::{Detokenizer, StopStrings};
 pub use template::{ChatTemplate, TemplateFiles};
 

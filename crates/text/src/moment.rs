@@ -24,7 +24,10 @@ const RANGE: std::ops::Range<i64> = -62_135_596_800..253_402_300_800;
 const MAX_FORMAT: usize = 256;
 
 /// Writes the moment `seconds` after 1970 in a format of `strftime`.
-pub(crate) fn strftime(seconds: i64, format: &str) -> Result<String, String> {
+///
+/// # Errors
+/// What of the format, or of the moment, cannot be written.
+pub fn strftime(seconds: i64, format: &str) -> Result<String, String> {
     if format.len() > MAX_FORMAT {
         return Err(format!("strftime_now: the format has more than {MAX_FORMAT} bytes"));
     }

@@ -20,6 +20,9 @@ pub(crate) struct Axis<'a> {
     pub(crate) ticks: Vec<(f64, String)>,
 }
 
+/// The least share of its size that a drawing is shown at: its letters have 12 pixels.
+const SMALLEST: f64 = 0.85;
+
 /// Room for what stands beside the axes.
 const LEFT: f64 = 62.0;
 const RIGHT: f64 = 18.0;
@@ -46,8 +49,12 @@ impl Chart {
         [x, y]: [Scale; 2],
         [across, up]: [&Axis<'_>; 2],
     ) -> Self {
-        let svg =
-            format!("<svg viewBox=\"0 0 {width} {height}\" role=\"img\" aria-label=\"{alt}\">\n");
+        // On a narrow screen it is moved aside rather than made too small to be read.
+        let svg = format!(
+            "<div class=\"scroll\"><svg viewBox=\"0 0 {width} {height}\" style=\"min-width: {:.0}px\" \
+             role=\"img\" aria-label=\"{alt}\">\n",
+            SMALLEST * width
+        );
         let mut chart = Self { svg, width, height, x, y };
         let ([left, right], [bottom, top]) = (x.places(), y.places());
         for (value, name) in &across.ticks {
@@ -131,7 +138,7 @@ impl Chart {
 
     /// The drawing.
     pub(crate) fn finish(mut self) -> String {
-        self.svg.push_str("</svg>\n");
+        self.svg.push_str("</svg></div>\n");
         self.svg
     }
 }

@@ -21,7 +21,7 @@ pub(crate) fn figures(models: &[Drawn<'_>]) -> String {
         figure(title, meaning, &spreads)
     };
     of("TTFT", "time to the first token", |m| m.ttft.clone())
-        + &of("TPOT", "mean time a token after the first, a request", |m| m.tpot.clone())
+        + &of("TPOT", "mean time a token, of each request", |m| m.tpot.clone())
         + &of("ITL", "time between two tokens", |m| m.itl.clone())
 }
 
@@ -47,7 +47,7 @@ fn figure(title: &str, meaning: &str, spreads: &[(&str, Spread)]) -> String {
         }
     }
     let svg = chart.finish();
-    let caption = format!("<figcaption>{title} <span>&mdash; {meaning}</span></figcaption>");
+    let caption = format!("<figcaption>{title} <span>{meaning}</span></figcaption>");
     format!("<figure>{caption}\n{svg}{}</figure>\n", table(spreads))
 }
 

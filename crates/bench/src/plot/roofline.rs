@@ -2,6 +2,7 @@
 //! (Williams, Waterman & Patterson 2009).
 
 use super::chart::{Axis, Chart, Mark, inner};
+use super::labels::{Taken, apart, free, width};
 use super::scale::{Scale, log_ticks, short};
 use super::{Drawn, Point, colour, escape};
 use crate::machine::Machine;
@@ -11,9 +12,6 @@ const SIZE: [f64; 2] = [720.0, 420.0];
 
 /// Operations in billions.
 const GIGA: f64 = 1e9;
-
-/// A rectangle that is taken: left, top, right, bottom.
-type Taken = [f64; 4];
 
 /// The figure.
 pub(crate) fn figure(machine: &Machine, models: &[Drawn<'_>]) -> String {
@@ -49,7 +47,7 @@ pub(crate) fn figure(machine: &Machine, models: &[Drawn<'_>]) -> String {
             taken.push(room);
         }
     }
-    let caption = "<figcaption>Roofline <span>&mdash; what was reached, under what the machine \
+    let caption = "<figcaption>Roofline <span>what was reached, under what the machine \
                    allows</span></figcaption>";
     let note = "<p class=\"note\">Circles: prefill; squares: decode. Small marks: kinds of op, all \
                 their operands counted once; those above the slope read from a cache.</p>";
@@ -97,18 +95,27 @@ fn draw_roofs(
     let begin = left.max(low / read);
     chart.path(&[[begin, begin * read], [top / read, top]], "roof");
     let mut taken: Vec<Taken> = Vec::new();
-    // From the highest down: a name stands on its ceiling, or under it where another is close.
+    // A name stands on its ceiling at the right, or under it, or further left, where others are close.
     for (peak, name) in roofs.iter().rev() {
         chart.path(&[[peak / read, *peak], [right, *peak]], "roof");
-        let (x, line) = (chart.x.at(right), chart.y.at(*peak));
+        let (end, line) = (chart.x.at(right), chart.y.at(*peak));
         let words = format!("{name} {} G/s", short(*peak));
-        let room = |base: f64| [x - width(&words), base - 11.0, x, base + 3.0];
-        let crowded = taken.last().is_some_and(|above| room(line - 5.0)[1] < above[3]);
-        let base = if crowded { line + 13.0 } else { line - 5.0 };
-        taken.push(room(base));
+        let wide = width(&words);
+        let lines: Vec<f64> = roofs.iter().map(|(peak, _)| chart.y.at(*peak)).collect();
+        let room = |[x, base]: [f64; 2]| [x - wide, base - 10.0, x, base + 3.0];
+        let clear = |at: &[f64; 2]| {
+            let crossed = |y: &f64| (at[1] - 10.0..at[1] + 3.0).contains(y);
+            taken.iter().all(|other| apart(&room(*at), other)) && !lines.iter().any(crossed)
+        };
+        let beside = [line - 5.0, line + 13.0];
+        let places = (0..4).flat_map(|step| beside.map(|y| [end - f64::from(step) * 60.0, y]));
+        let at = places.clone().find(clear).unwrap_or([end, line - 5.0]);
+        taken.push(room(at));
         chart.put(&format!(
-            "<text data-roof=\"{}\" x=\"{x:.1}\" y=\"{base:.1}\" text-anchor=\"end\">{words}</text>",
-            short(*peak)
+            "<text data-roof=\"{}\" x=\"{:.1}\" y=\"{:.1}\" text-anchor=\"end\">{words}</text>",
+            short(*peak),
+            at[0],
+            at[1]
         ));
     }
     let ends = [begin, top / read].map(|x| [chart.x.at(x), chart.y.at(x * read)]);
@@ -175,40 +182,6 @@ fn words(model: &str, point: &Point, [intensity, rate]: [f64; 2]) -> String {
     )
 }
 
-/// About how wide words are.
-fn width(words: &str) -> f64 {
-    words.chars().count() as f64 * 6.7
-}
-
-/// A place beside a mark that covers nothing, its anchor, and what it takes.
-fn free(
-    [x, y]: [f64; 2],
-    radius: f64,
-    name: &str,
-    taken: &[Taken],
-    [right, bottom]: [f64; 2],
-) -> Option<(f64, f64, &'static str, Taken)> {
-    let (wide, gap) = (width(name), radius + 4.0);
-    let beside = [
-        (x + gap, y + 4.0, "start", x + gap),
-        (x - gap, y + 4.0, "end", x - gap - wide),
-        (x, y - gap, "middle", x - wide / 2.0),
-        (x, y + gap + 9.0, "middle", x - wide / 2.0),
-        (x + gap, y - 10.0, "start", x + gap),
-        (x + gap, y + 16.0, "start", x + gap),
-        (x - gap, y - 10.0, "end", x - gap - wide),
-        (x - gap, y + 16.0, "end", x - gap - wide),
-    ];
-    beside.into_iter().find_map(|(at, base, anchor, from)| {
-        let room = [from, base - 10.0, from + wide, base + 3.0];
-        let apart = |other: &Taken| {
-            room[2] < other[0] || other[2] < room[0] || room[3] < other[1] || other[3] < room[1]
-        };
-        let inside = room[0] > 62.0 && room[2] < right && room[1] > 0.0 && room[3] < bottom - 44.0;
-        (inside && taken.iter().all(apart)).then_some((at, base, anchor, room))
-    })
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -219,16 +192,5 @@ mod tests {
         assert_eq!(place(&tally), Some([4.0, 2.0]));
         assert_eq!(place(&Tally { floats: 0.0, integers: 0.0, ..tally }), None);
         assert_eq!(place(&Tally { bytes: 0.0, ..tally }), None);
-    }
-
-    #[test]
-    fn a_name_covers_nothing_and_is_left_out_where_there_is_no_room() {
-        let size = [720.0, 420.0];
-        let (x, _, anchor, _) = free([300.0, 200.0], 4.0, "linear", &[], size).unwrap();
-        assert_eq!((x, anchor), (308.0, "start"));
-        let right = [304.0, 150.0, 400.0, 250.0];
-        assert_eq!(free([300.0, 200.0], 4.0, "linear", &[right], size).unwrap().2, "end");
-        let all = [0.0, 0.0, 720.0, 420.0];
-        assert_eq!(free([300.0, 200.0], 4.0, "linear", &[all], size), None);
     }
 }

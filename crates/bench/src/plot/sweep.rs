@@ -1,6 +1,7 @@
 //! Throughput against concurrency.
 
 use super::chart::{Axis, Chart, Mark, inner};
+use super::labels::free;
 use super::scale::{Scale, linear_ticks, short};
 use super::{Drawn, colour, escape};
 
@@ -8,6 +9,9 @@ const SIZE: [f64; 2] = [480.0, 420.0];
 
 /// Places that names of concurrencies keep between them.
 const APART: f64 = 26.0;
+
+/// Of a mark.
+const RADIUS: f64 = 4.5;
 
 /// The figure.
 pub(crate) fn figure(models: &[Drawn<'_>]) -> String {
@@ -33,6 +37,7 @@ pub(crate) fn figure(models: &[Drawn<'_>]) -> String {
     let up = Axis::new("generated tokens/s", &ticks);
     let alt = "Throughput against concurrency";
     let mut chart = Chart::new(SIZE, alt, [x, y], [&across, &up]);
+    let (mut taken, mut labels) = (Vec::new(), Vec::new());
     for (index, model) in models.iter().enumerate() {
         let class = colour(index);
         let points: Vec<[f64; 2]> = model
@@ -45,11 +50,17 @@ pub(crate) fn figure(models: &[Drawn<'_>]) -> String {
         for [users, rate] in points {
             let words =
                 format!("{}: {users} at once, {} tokens/s", escape(model.name), short(rate));
-            chart.dot([users, rate], &format!("m{class}"), Mark::Circle(4.5), &words);
-            // The first model is named above its line, others below theirs.
-            let beside = if index == 0 { -10.0 } else { 18.0 };
-            let at = [chart.x.at(users), chart.y.at(rate) + beside];
-            chart.text(at, "middle", "label", &short(rate));
+            chart.dot([users, rate], &format!("m{class}"), Mark::Circle(RADIUS), &words);
+            let at = [chart.x.at(users), chart.y.at(rate)];
+            taken.push([at[0] - RADIUS, at[1] - RADIUS, at[0] + RADIUS, at[1] + RADIUS]);
+            labels.push((at, short(rate)));
+        }
+    }
+    // Where there is no room for a number, pointing at its mark says it.
+    for (at, number) in labels {
+        if let Some((x, y, anchor, room)) = free(at, RADIUS, &number, &taken, chart.size()) {
+            chart.text([x, y], anchor, "label", &number);
+            taken.push(room);
         }
     }
     let caption = "<figcaption>Throughput against concurrency</figcaption>";

@@ -29,12 +29,14 @@ pub(crate) struct Bench {
     /// optimization gained.
     #[arg(long, value_name = "MODEL")]
     pub(crate) baseline: Option<String>,
-    /// Tokens of a prompt [default: 512]. Use the length that your requests have.
-    #[arg(long, value_name = "N", default_value_t = 512, hide_default_value = true)]
-    pub(crate) prompt: usize,
-    /// Tokens generated a request [default: 128]. Use the length that your answers have.
-    #[arg(long, value_name = "N", default_value_t = 128, hide_default_value = true)]
-    pub(crate) output: usize,
+    /// Tokens of a prompt [default: 512, or what a small context leaves]. Use the length that your
+    /// requests have.
+    #[arg(long, value_name = "N", value_parser = tokens)]
+    pub(crate) prompt: Option<usize>,
+    /// Tokens generated a request [default: 128, or a quarter of a small context]. Use the length that
+    /// your answers have.
+    #[arg(long, value_name = "N", value_parser = tokens)]
+    pub(crate) output: Option<usize>,
     /// Requests of a workload [default: 16]. Use more for steadier percentiles.
     #[arg(long, value_name = "N", default_value_t = 16, hide_default_value = true)]
     pub(crate) requests: usize,
@@ -45,12 +47,17 @@ pub(crate) struct Bench {
     /// Requests a second, as a Poisson process. Use it to see latencies under a load.
     #[arg(long, value_name = "R", conflicts_with = "trace", value_parser = positive)]
     pub(crate) rate: Option<f64>,
-    /// A trace, CSV of TIMESTAMP,ContextTokens,GeneratedTokens. Use it to replay real arrivals.
+    /// A trace, Azure's CSV of TIMESTAMP,ContextTokens,GeneratedTokens, or Mooncake's JSON lines, whose
+    /// prompts share what their hash_ids say. Use it to replay real arrivals.
     #[arg(long, value_name = "FILE")]
     pub(crate) trace: Option<PathBuf>,
     /// Let a trace's requests come so many times as slowly. Use it to fit a trace to a machine.
     #[arg(long, value_name = "X", requires = "trace", value_parser = positive)]
     pub(crate) stretch: Option<f64>,
+    /// Cut a trace's requests to what the model's context holds, prompts at their end. Use it to replay a
+    /// trace of a larger model; without it such a trace is refused.
+    #[arg(long, requires = "trace")]
+    pub(crate) clip: bool,
     /// When requests that have come begin: at any step, in batches that fill up, or in batches that
     /// fill up or have waited [default: continuous]. Use the others to see what they cost.
     #[arg(long, value_enum, value_name = "HOW", default_value_t = Batching::Continuous)]
@@ -87,8 +94,8 @@ pub(crate) struct Bench {
     /// to see how far each is from what the machine allows.
     #[arg(long, conflicts_with_all = ["baseline", "plot", "profile", "trace", "sweep"])]
     pub(crate) kernels: bool,
-    /// Draw latencies, throughput against concurrency and a roofline on one HTML page that needs no
-    /// network. Use it to show results.
+    /// Draw latencies of every --prefill, throughput of a --sweep and a roofline on one HTML page that
+    /// needs no network. Use it to show results.
     #[arg(long, value_name = "FILE")]
     pub(crate) plot: Option<PathBuf>,
     /// Limits of a good request, such as ttft=500ms,tpot=50ms. Use it to see goodput.
@@ -148,6 +155,46 @@ pub(crate) enum Grid {
     Int8,
     /// 4 bits in groups of 128; the head 8 bits.
     Int4,
+}
+
+/// Tokens of a prompt where nobody says.
+const PROMPT: usize = 512;
+
+/// Tokens that are generated where nobody says.
+const OUTPUT: usize = 128;
+
+impl Bench {
+    /// Tokens of a prompt.
+    pub(crate) fn prompt(&self) -> usize {
+        self.prompt.unwrap_or(PROMPT)
+    }
+
+    /// Tokens generated a request.
+    pub(crate) fn output(&self) -> usize {
+        self.output.unwrap_or(OUTPUT)
+    }
+
+    /// Sizes that were not asked for become such that a request fits into `tokens`.
+    pub(crate) fn fit(&mut self, tokens: usize) {
+        let quarter = OUTPUT.min(tokens / 4).max(1);
+        let rest = |other: usize| tokens.saturating_sub(other).max(1);
+        match (self.prompt, self.output) {
+            (None, _) => {
+                let output = self.output.unwrap_or(quarter);
+                (self.prompt, self.output) = (Some(PROMPT.min(rest(output))), Some(output));
+            }
+            (Some(prompt), None) => self.output = Some(OUTPUT.min(rest(prompt))),
+            (Some(_), Some(_)) => {}
+        }
+    }
+}
+
+/// More tokens than any context has.
+const TOKENS: usize = 1 << 24;
+
+fn tokens(text: &str) -> Result<usize, String> {
+    let number = text.parse::<usize>().ok().filter(|n| (1..TOKENS).contains(n));
+    number.ok_or_else(|| format!("a whole number from 1 to {}", TOKENS - 1))
 }
 
 fn positive(text: &str) -> Result<f64, String> {
@@ -233,6 +280,22 @@ mod tests {
             assert!(probability(wrong).is_err(), "{wrong}");
         }
         assert!(count("0").is_err() && count("-1").is_err() && count("99999999").is_err());
+    }
+
+    #[test]
+    fn sizes_that_nobody_asked_for_fit() {
+        let fitted = |words: &[&str], tokens| {
+            let mut args = parse(words).unwrap();
+            args.fit(tokens);
+            (args.prompt(), args.output())
+        };
+        assert_eq!(fitted(&["m"], 4096), (512, 128));
+        assert_eq!(fitted(&["m"], 512), (384, 128));
+        assert_eq!(fitted(&["m"], 256), (192, 64));
+        assert_eq!(fitted(&["m", "--output", "200"], 256), (56, 200));
+        assert_eq!(fitted(&["m", "--prompt", "200"], 256), (200, 56));
+        assert_eq!(fitted(&["m", "--prompt", "900", "--output", "3"], 256), (900, 3));
+        assert!(parse(&["m", "--prompt", "0"]).is_err() && parse(&["m", "--clip"]).is_err());
     }
 
     #[test]

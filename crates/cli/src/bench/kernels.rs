@@ -1,5 +1,6 @@
 //! `optimize bench --kernels`: every kernel alone, against what the machine allows.
 
+use super::report::bandwidth_share;
 use super::subject::Subject;
 use crate::args::bench::Bench;
 use crate::device::Devices;
@@ -50,13 +51,15 @@ fn shares(timed: &Timed, machine: &Machine, numerics: &str) -> [f64; 2] {
 }
 
 fn line(timed: &Timed, machine: &Machine, numerics: &str) -> String {
-    let [bandwidth, compute] = shares(timed, machine, numerics).map(|share| 100.0 * share);
+    let [bandwidth, compute] = shares(timed, machine, numerics);
     let time = 1e6 * timed.seconds;
     format!(
-        "{:<58} {time:>12.1} us  {:>8.1} GB/s ({bandwidth:>5.1} %)  {:>10.1} GFLOP/s ({compute:>5.1} %)",
+        "{}\n{time:>14.1} us {:>8.1} GB/s ({:>7}) {:>10.1} GFLOP/s ({:>5.1} %)",
         timed.name,
         timed.bytes / timed.seconds / 1e9,
+        bandwidth_share(bandwidth, 1),
         timed.operations / timed.seconds / 1e9,
+        100.0 * compute,
     )
 }
 
@@ -68,6 +71,7 @@ fn row(timed: &Timed, machine: &Machine, numerics: &str) -> Value {
         "bytes": timed.bytes,
         "operations": timed.operations,
         "share_of_bandwidth": bandwidth,
+        "from_cache": bandwidth > 1.0,
         "share_of_peak": compute,
     })
 }

@@ -1,16 +1,54 @@
 //! What was measured, as it is drawn.
 
 use super::session::Measured;
-use crate::args::bench::{Batching, Bench};
-use ::bench::{Drawn, Machine, Phase, Point};
+use crate::args::bench::Bench;
+use crate::host;
+use ::bench::{Drawn, Header, Machine, Phase, Point, Summary};
 
 /// The page.
-pub(crate) fn page(args: &Bench, machine: &Machine, models: &[Measured]) -> String {
-    let drawn: Vec<Drawn<'_>> = models.iter().map(|model| drawn(args, model)).collect();
-    ::bench::page(&workload(args), machine, &drawn)
+pub(crate) fn page(
+    args: &Bench,
+    workload: &str,
+    (machine, threads): (&Machine, usize),
+    models: &[Measured],
+) -> String {
+    let facts = vec![
+        ("processor", format!("{}, {threads} threads", host::processor())),
+        ("made", format!("{} by optimize {}", host::now(), env!("CARGO_PKG_VERSION"))),
+    ];
+    let header = Header { workload, facts, command: host::command_line() };
+    // A series a model, and one a further way of computing its prompts.
+    let named = models.iter().flat_map(|model| {
+        let several = model.prefills.len() > 1;
+        model.prefills.iter().enumerate().map(move |(index, (how, summary))| {
+            let how = if several { format!(", prefill {}", how.name()) } else { String::new() };
+            (format!("{}{how}", model.model), model, summary, index == 0)
+        })
+    });
+    let named: Vec<(String, &Measured, &Summary, bool)> = named.collect();
+    let drawn: Vec<Drawn<'_>> = named.iter().map(|series| drawn(args, series)).collect();
+    ::bench::page(&header, machine, &drawn)
 }
 
-fn drawn<'a>(args: &Bench, model: &'a Measured) -> Drawn<'a> {
+/// A series; what was measured once a model is drawn with its first.
+fn drawn<'a>(
+    args: &Bench,
+    (name, model, load, first): &'a (String, &'a Measured, &'a Summary, bool),
+) -> Drawn<'a> {
+    let rate = |(users, summary): &(usize, Summary)| (*users, summary.throughput());
+    Drawn {
+        name,
+        throughput: load.throughput(),
+        ttft: &load.ttft,
+        tpot: &load.tpot,
+        itl: &load.itl,
+        sweep: if *first { model.sweep.iter().map(rate).collect() } else { Vec::new() },
+        points: if *first { points(args, model) } else { Vec::new() },
+    }
+}
+
+/// What stands under the roofs.
+fn points(args: &Bench, model: &Measured) -> Vec<Point> {
     let whole = |phase, tally| Point { phase, kind: None, tally };
     let mut points =
         vec![whole(Phase::Prefill, model.prefill(args)), whole(Phase::Decode, model.decode(args))];
@@ -22,41 +60,5 @@ fn drawn<'a>(args: &Bench, model: &'a Measured) -> Drawn<'a> {
         });
         points.extend(kinds);
     }
-    let rate = |(users, summary): &(usize, ::bench::Summary)| (*users, summary.throughput());
-    Drawn {
-        name: &model.model,
-        ttft: &model.load.ttft,
-        tpot: &model.load.tpot,
-        itl: &model.load.itl,
-        sweep: model.sweep.iter().map(rate).collect(),
-        points,
-    }
-}
-
-/// What was asked of the models, in words.
-fn workload(args: &Bench) -> String {
-    let Bench { requests, prompt, output, .. } = args;
-    let batches = match args.batching {
-        Batching::Continuous => "",
-        Batching::Static => ", in static batches",
-        Batching::Dynamic => ", in dynamic batches",
-    };
-    let how = match args.rate {
-        None => format!("{} at once", super::session::users(args)),
-        Some(rate) => format!("{rate} a second (Poisson)"),
-    };
-    let replicas = match args.common.device.len() {
-        0 | 1 => String::new(),
-        several => format!(", on {several} replicas"),
-    };
-    match &args.trace {
-        Some(path) => {
-            let name = path.file_name().unwrap_or_default().to_string_lossy();
-            format!("Workload: the first {requests} requests of {name}{batches}{replicas}.")
-        }
-        None => format!(
-            "Workload: {requests} requests, {how}{batches}{replicas}; {prompt} tokens of prompt, {output} \
-             generated."
-        ),
-    }
+    points
 }

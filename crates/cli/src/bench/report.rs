@@ -4,6 +4,8 @@ use super::session::{Gain, Measured, Profile, Speculation, StepCost};
 use crate::args::bench::Bench;
 use crate::device::Devices;
 use crate::failure::Failure;
+use crate::fold::fold;
+use crate::host;
 use crate::output::size;
 use ::bench::{Machine, Roof, Spread, Tally};
 use serde_json::{Value, json};
@@ -32,10 +34,11 @@ impl Ceilings {
 }
 
 /// Everything.
-pub(crate) fn json(args: &Bench, ceilings: &Ceilings, models: &[Measured]) -> Value {
-    let models: Vec<Value> = models.iter().map(|m| model_json(args, ceilings, m)).collect();
+pub(crate) fn json(args: &Bench, words: &str, ceilings: &Ceilings, measured: &[Measured]) -> Value {
+    let models: Vec<Value> = measured.iter().map(|m| model_json(args, ceilings, m)).collect();
     let machine_json = |machine: &Machine, threads: usize| {
         json!({
+            "processor": host::processor(),
             "read_bytes_per_second": machine.read,
             "f32_operations_per_second": machine.f32,
             "bf16_operations_per_second": machine.bf16,
@@ -44,19 +47,80 @@ pub(crate) fn json(args: &Bench, ceilings: &Ceilings, models: &[Measured]) -> Va
         })
     };
     let [one, all] = ceilings.threads;
+    let against = Ratios::of(args, measured).map(|ratios| ratios.json());
     json!({
+        "workload": words,
         "machine": machine_json(&ceilings.all, all),
         "first_device": machine_json(&ceilings.one, one),
         "models": models,
+        "against_baseline": against,
     })
+}
+
+/// The first model's figures over the second's.
+struct Ratios {
+    decode: [f64; 2],
+    prefill: f64,
+    /// The median under the workload.
+    ttft: f64,
+    size: f64,
+}
+
+impl Ratios {
+    fn of(args: &Bench, models: &[Measured]) -> Option<Self> {
+        let [model, baseline] = models else { return None };
+        let both = |of: &dyn Fn(&Measured) -> f64| [of(model), of(baseline)];
+        let over = |of: &dyn Fn(&Measured) -> f64| of(model) / of(baseline);
+        Some(Self {
+            decode: both(&|m| 1.0 / m.decode(args).seconds),
+            prefill: over(&|m| 1.0 / m.prefill(args).seconds),
+            ttft: over(&|m| m.load.ttft.percentile(50.0)),
+            size: over(&|m| m.bytes as f64),
+        })
+    }
+
+    fn json(&self) -> Value {
+        json!({
+            "decode": self.decode[0] / self.decode[1],
+            "prefill": self.prefill,
+            "ttft_p50": self.ttft,
+            "bytes": self.size,
+        })
+    }
+
+    /// The one line that most want to know.
+    fn line(&self) -> String {
+        let [ours, theirs] = self.decode;
+        format!(
+            "decode {} against {} tokens/s, {} x; prefill {} x, TTFT {} x, size {} x",
+            digits(ours, 3),
+            digits(theirs, 3),
+            digits(ours / theirs, 2),
+            digits(self.prefill, 2),
+            digits(self.ttft, 2),
+            digits(self.size, 2)
+        )
+    }
+}
+
+/// A number of so many digits, and all of those before the point.
+fn digits(value: f64, digits: i32) -> String {
+    let before = value.abs().log10().floor();
+    let after = if before.is_finite() { (digits - 1 - before as i32).clamp(0, 9) } else { 0 };
+    format!("{value:.0$}", after as usize)
+}
+
+/// `93 %`, or `cache` above what memory allows, with so many digits after the point.
+pub(super) fn bandwidth_share(share: f64, digits: usize) -> String {
+    if share > 1.0 { "cache".into() } else { format!("{:.digits$} %", 100.0 * share) }
 }
 
 fn model_json(args: &Bench, ceilings: &Ceilings, model: &Measured) -> Value {
     let machine = &ceilings.one;
     let (prefill, decode) = (model.prefill(args), model.decode(args));
     let mut prefill_json = tally_json(&prefill, machine);
-    prefill_json["tokens"] = json!(args.prompt.max(1));
-    prefill_json["tokens_per_second"] = json!(args.prompt.max(1) as f64 / prefill.seconds);
+    prefill_json["tokens"] = json!(args.prompt());
+    prefill_json["tokens_per_second"] = json!(args.prompt() as f64 / prefill.seconds);
     let mut decode_json = tally_json(&decode, machine);
     decode_json["tokens_per_second"] = json!(1.0 / decode.seconds);
     decode_json["bytes_per_token"] = json!(decode.bytes);
@@ -78,9 +142,12 @@ fn model_json(args: &Bench, ceilings: &Ceilings, model: &Measured) -> Value {
     let roof = Roof::new(&model.whole(), &ceilings.all);
     workload["mfu"] = json!(roof.mfu);
     workload["mbu"] = json!(roof.mbu);
+    workload["bound"] = json!(roof.bound.map(::bench::Bound::name));
+    workload["from_cache"] = json!(roof.from_cache());
     let stats = &model.stats;
     json!({
         "model": model.model,
+        "bytes": model.bytes,
         "prefill": prefill_json,
         "decode": decode_json,
         "alone": model.alone.json(),
@@ -108,6 +175,7 @@ fn tally_json(tally: &Tally, machine: &Machine) -> Value {
         "bound": roof.bound.map(::bench::Bound::name),
         "mfu": roof.mfu,
         "mbu": roof.mbu,
+        "from_cache": roof.from_cache(),
     })
 }
 
@@ -154,25 +222,31 @@ fn profile_json(profile: &[Profile], machine: &Machine) -> Value {
 }
 
 /// The same for people.
-pub(crate) fn table(args: &Bench, ceilings: &Ceilings, models: &[Measured]) -> String {
+pub(crate) fn table(args: &Bench, words: &str, ceilings: &Ceilings, models: &[Measured]) -> String {
     let [one, all] = ceilings.threads;
-    let mut text = format!("machine   {}\n", rates(&ceilings.all, all));
+    let mut text = fold("machine", &format!("{}, {all} threads", host::processor()));
+    text += &fold("", &rates(&ceilings.all));
     if ceilings.differ {
-        text += &format!("first     {}: what prefill and decode have\n", rates(&ceilings.one, one));
+        text += &fold("first", &format!("{}; {one} threads", rates(&ceilings.one)));
+        text += &fold("", "what prefill and decode have");
     }
+    text += &fold("workload", words);
     for model in models {
         // Writing to a string does not fail.
         let _ = write_model(&mut text, args, ceilings, model);
     }
+    if let Some(ratios) = Ratios::of(args, models) {
+        text += &format!("\n{}\n", ratios.line());
+    }
     text
 }
 
-/// `70 GB/s read, 540 GFLOP/s f32`, and so on.
-fn rates(machine: &Machine, threads: usize) -> String {
+/// `70.1 GB/s read, 540 GFLOP/s f32`, and so on.
+pub(super) fn rates(machine: &Machine) -> String {
     let bf16 =
         machine.bf16.map_or(String::new(), |bf16| format!("{:.0} GFLOP/s bf16, ", bf16 / 1e9));
     format!(
-        "{:.1} GB/s read, {:.0} GFLOP/s f32, {bf16}{:.0} GOP/s int8, {threads} threads",
+        "{:.1} GB/s read, {:.0} GFLOP/s f32, {bf16}{:.0} GOP/s int8",
         machine.read / 1e9,
         machine.f32 / 1e9,
         machine.int8 / 1e9,
@@ -181,17 +255,24 @@ fn rates(machine: &Machine, threads: usize) -> String {
 
 fn write_model(text: &mut String, args: &Bench, ceilings: &Ceilings, model: &Measured) -> Result {
     let machine = &ceilings.one;
-    writeln!(text, "\n{}", model.model)?;
+    writeln!(text, "\n{}, {}", model.model, size(model.bytes))?;
+    writeln!(text, "            tokens/s  bound         MFU    MBU")?;
     let tally = model.prefill(args);
-    let tokens = args.prompt.max(1);
-    let (rate, roof) = (tokens as f64 / tally.seconds, under(&tally, machine));
-    writeln!(text, "prefill   {rate:.0} tokens/s of a prompt of {tokens}: {roof}")?;
+    let tokens = args.prompt();
+    let of = format!("a prompt of {tokens} alone");
+    writeln!(
+        text,
+        "{}",
+        roof_line("prefill", tokens as f64 / tally.seconds, &tally, machine, &of)
+    )?;
     let tally = model.decode(args);
-    let (rate, bytes, roof) =
-        (1.0 / tally.seconds, size(tally.bytes as u64), under(&tally, machine));
-    writeln!(text, "decode    {rate:.1} tokens/s, one sequence: {bytes} a token; {roof}")?;
-    write_load(text, ceilings, model)?;
+    let of = format!("one sequence, {} a token", size(tally.bytes as u64));
+    writeln!(text, "{}", roof_line("decode", 1.0 / tally.seconds, &tally, machine, &of))?;
     let load = &model.load;
+    let of = format!("{} requests in {:.1} s", load.requests, load.seconds);
+    let (rate, all) = (load.throughput(), &ceilings.all);
+    writeln!(text, "{}", roof_line("load", rate, &model.whole(), all, &of))?;
+    write_load(text, model)?;
     writeln!(text, "ms               mean       p50       p90       p99")?;
     writeln!(text, "{}", spread_line("TTFT", &load.ttft))?;
     if let Some(tokenize) = load.tokenize.some() {
@@ -222,30 +303,24 @@ fn write_model(text: &mut String, args: &Bench, ceilings: &Ceilings, model: &Mea
     model.profile.iter().try_for_each(|profile| write_profile(text, profile, machine))
 }
 
-fn write_load(text: &mut String, ceilings: &Ceilings, model: &Measured) -> Result {
+fn write_load(text: &mut String, model: &Measured) -> Result {
     if let [_, _, ..] = model.replicas[..] {
         let dealt =
             |(device, requests): &(String, usize)| format!("{requests} requests on {device}");
         let dealt: Vec<String> = model.replicas.iter().map(dealt).collect();
-        writeln!(text, "replicas  {}: {}", dealt.len(), dealt.join(", "))?;
+        text.push_str(&fold("replicas", &format!("{}: {}", dealt.len(), dealt.join(", "))));
     }
     let load = &model.load;
-    writeln!(
-        text,
-        "workload  {} requests in {:.1} s: {:.1} generated tokens/s, {:.1} with prompts; {}",
-        load.requests,
-        load.seconds,
-        load.throughput(),
-        (load.prompt + load.output) as f64 / load.seconds,
-        under(&model.whole(), &ceilings.all)
-    )
+    let all = (load.prompt + load.output) as f64 / load.seconds;
+    writeln!(text, "          {all:>10.1}  with prompts")
 }
 
-/// `compute-bound, MFU 41 %, MBU 7 %`.
-fn under(tally: &Tally, machine: &Machine) -> String {
+/// A rate, what bounds it, and its shares of what the machine allows.
+fn roof_line(name: &str, rate: f64, tally: &Tally, machine: &Machine, of: &str) -> String {
     let roof = Roof::new(tally, machine);
-    let bound = roof.bound.map_or(String::new(), |bound| format!("{}-bound, ", bound.name()));
-    format!("{bound}MFU {:.0} %, MBU {:.0} %", roof.mfu * 100.0, roof.mbu * 100.0)
+    let bound = roof.bound.map_or("-", ::bench::Bound::name);
+    let (mfu, mbu) = (100.0 * roof.mfu, bandwidth_share(roof.mbu, 0));
+    format!("{name:<10}{rate:>10.1}  {bound:<9} {mfu:>5.0} % {mbu:>6}  {of}")
 }
 
 fn spread_line(name: &str, spread: &Spread) -> String {
@@ -266,24 +341,25 @@ fn write_speculation(text: &mut String, speculation: &Speculation) -> Result {
             length if length.is_finite() => format!("{length:.2} tokens a verification"),
             _ => "no draft pays".into(),
         };
-        writeln!(
-            text,
-            "{name:<9} {:.2} x plain decoding, {:.2} x predicted by the costs; {:.2} x the \
-             throughput; {}",
-            gain.decode, gain.predicted, gain.whole, length
-        )?;
+        let gain = format!(
+            "{:.2} x plain decoding, {:.2} x predicted by the costs; {:.2} x the throughput; {length}",
+            gain.decode, gain.predicted, gain.whole
+        );
+        text.push_str(&fold(name, &gain));
     }
     let share = |&(offered, stood): &(u64, u64)| match offered {
         0 => "-".into(),
         _ => format!("{:.0} %", 100.0 * stood as f64 / offered as f64),
     };
     let places: Vec<String> = speculation.places.iter().map(share).collect();
-    writeln!(text, "accepted by place: {}", places.join(", "))?;
+    text.push_str(&fold("accepted", &format!("by place: {}", places.join(", "))));
     let ms = |step: &StepCost| {
         format!("{}: {:.1} ({:.1})", step.positions, step.ran * 1e3, step.table * 1e3)
     };
     let steps: Vec<String> = speculation.steps.iter().map(ms).collect();
-    writeln!(text, "ms of a step by its positions (by the table of costs): {}", steps.join(", "))
+    let steps = format!("by its positions (by the table of costs): {}", steps.join(", "));
+    text.push_str(&fold("ms a step", &steps));
+    Ok(())
 }
 
 fn write_prefills(text: &mut String, model: &Measured) -> Result {
@@ -327,23 +403,23 @@ fn write_profile(text: &mut String, profile: &Profile, machine: &Machine) -> Res
     let total: f64 = profile.kinds.iter().map(|(_, tally)| tally.seconds).sum();
     writeln!(
         text,
-        "\n{:<9} a step: ms   share         MB     MFLOP       MOP  bound       MFU    MBU",
+        "\n{:<9}ms a step   share        MB    MFLOP      MOP  bound        MFU    MBU",
         profile.phase.name()
     )?;
     for (kind, tally) in &profile.kinds {
         let roof = Roof::new(tally, machine);
         writeln!(
             text,
-            "{:<9} {:10.3} {:5.1} % {:10.3} {:9.1} {:9.1}  {:<9} {:3.0} % {:4.0} %",
+            "{:<8} {:9.3} {:5.1} % {:>9} {:>8} {:>8}  {:<9} {:4.0} % {:>6}",
             kind.name(),
             tally.seconds / steps * 1e3,
             100.0 * tally.seconds / total,
-            tally.bytes / steps / 1e6,
-            tally.floats / steps / 1e6,
-            tally.integers / steps / 1e6,
+            digits(tally.bytes / steps / 1e6, 4),
+            digits(tally.floats / steps / 1e6, 4),
+            digits(tally.integers / steps / 1e6, 4),
             roof.bound.map_or("-", ::bench::Bound::name),
             roof.mfu * 100.0,
-            roof.mbu * 100.0
+            bandwidth_share(roof.mbu, 0)
         )?;
     }
     Ok(())

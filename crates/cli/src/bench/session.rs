@@ -21,15 +21,14 @@ use std::sync::{Mutex, PoisonError};
 /// Requests of the phases that are measured alone; the first is not counted.
 const ALONE: usize = 4;
 
-/// Concurrencies that are drawn where none are asked for.
-const SWEEP: [usize; 4] = [1, 2, 4, 8];
-
 /// Requests at once where the arguments do not say.
 const USERS: usize = 8;
 
 /// What was measured of a model.
 pub(crate) struct Measured {
     pub(crate) model: String,
+    /// What its folder takes, or would take.
+    pub(crate) bytes: u64,
     pub(crate) cost: Cost,
     /// Bytes of keys and values a token.
     pub(crate) token: u64,
@@ -120,17 +119,9 @@ pub(crate) fn users(args: &Bench) -> usize {
     args.concurrency.unwrap_or(USERS).max(1)
 }
 
-/// Concurrencies to be measured.
-pub(crate) fn sweep(args: &Bench) -> Vec<usize> {
-    match (&args.sweep[..], &args.plot) {
-        ([], Some(_)) => SWEEP.to_vec(),
-        (asked, _) => asked.to_vec(),
-    }
-}
-
 /// One request at a time.
 fn alone(args: &Bench) -> Workload {
-    Workload::closed(1, ALONE, args.prompt.max(1), args.output.max(2))
+    Workload::closed(1, ALONE, args.prompt(), args.output().max(2))
 }
 
 impl Session<'_, '_> {
@@ -157,10 +148,10 @@ impl Session<'_, '_> {
         let speculation =
             speculation.map(|p| self.speculate(p, workload, [&one, &all])).transpose()?;
         let mut sweep = Vec::new();
-        for users in self::sweep(self.args) {
+        for &users in &self.args.sweep {
             self.say(&format!("measuring {users} at once"));
-            let Bench { requests, prompt, output, .. } = *self.args;
-            let closed = Workload::closed(users, requests.max(users), prompt.max(1), output.max(1));
+            let (count, prompt) = (self.args.requests.max(users), self.args.prompt());
+            let closed = Workload::closed(users, count, prompt, self.args.output());
             let ran = self.run_all(&closed, users)?;
             sweep.push((users, Summary::new(&ran.records, self.args.slo)));
         }
@@ -169,6 +160,7 @@ impl Session<'_, '_> {
         let places = devices.map(|devices| devices.places.to_string());
         Ok(Measured {
             model: self.subject.name.clone(),
+            bytes: self.subject.bytes(),
             cost: self.subject.cost(),
             token,
             integers,
@@ -401,7 +393,7 @@ fn batching(args: &Bench, users: usize) -> ::bench::Batching {
 impl Measured {
     /// A prompt alone.
     pub(crate) fn prefill(&self, args: &Bench) -> Tally {
-        let tokens = args.prompt.max(1) as f64;
+        let tokens = args.prompt() as f64;
         let linears = [self.cost.layers as f64 * tokens, self.cost.head as f64];
         let seen = self.cost.seen as f64 * tokens * (tokens + 1.0) / 2.0;
         // Keys and values are written; what the prompt's own rows read of them is in a cache.
@@ -411,7 +403,7 @@ impl Measured {
 
     /// A token of one sequence, half of its output behind it.
     pub(crate) fn decode(&self, args: &Bench) -> Tally {
-        let seen = (args.prompt.max(1) + args.output.max(2) / 2) as f64;
+        let seen = (args.prompt() + args.output().max(2) / 2) as f64;
         let linears = [self.cost.layers as f64, self.cost.head as f64];
         let bytes = self.cost.weights as f64 + self.token as f64 * seen;
         self.tally(median(&self.alone.tpot), linears, self.cost.seen as f64 * seen, bytes)

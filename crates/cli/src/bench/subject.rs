@@ -81,6 +81,14 @@ impl Subject {
         Weights { spec: self.spec(), source, bytes: self.cost().weights }
     }
 
+    /// What its weight files take, or would take.
+    pub(crate) fn bytes(&self) -> u64 {
+        match &self.kind {
+            Kind::Stored(opened) => opened.checkpoint.files().iter().map(|file| file.bytes).sum(),
+            Kind::Noise(..) => self.cost().weights,
+        }
+    }
+
     /// What its steps must read and compute.
     pub(crate) fn cost(&self) -> Cost {
         Cost::new(self.spec(), |name: &str| match &self.kind {
