@@ -8,6 +8,7 @@ mod algebra;
 mod attend;
 mod cache;
 mod decode;
+mod doctor;
 mod dots;
 mod elementwise;
 mod isa;
@@ -30,6 +31,7 @@ mod x86;
 #[cfg(target_arch = "x86_64")]
 mod x86_dots;
 
+pub use doctor::Trial;
 pub use isa::Isa;
 
 use backend::numerics::LINEAR_CHUNK;

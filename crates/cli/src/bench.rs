@@ -20,6 +20,7 @@ use backend::Backend;
 use demand::{Demand, Limit};
 use replica::{Replica, together};
 use report::Ceilings;
+pub(crate) use report::rates;
 use session::{Measured, Session};
 use std::iter::once;
 use subject::Subject;

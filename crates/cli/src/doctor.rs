@@ -1,29 +1,38 @@
-//! `optimize doctor`: the devices of this machine, what they can do, and whether they do it right.
+//! `optimize doctor`: what machine this is, its devices, what they can do, and whether they do it right.
 
 use crate::args::Doctor;
+use crate::bench::rates;
 use crate::device::{Devices, Sums, Wanted};
 use crate::failure::{Code, Failure};
+use crate::fold::fold;
+use crate::host::Host;
 use crate::output::print;
 use ::bench::Machine;
+use backend_cpu::{Cpu, Isa, Trial};
 use serde_json::{Value, json};
+use std::iter::once;
 #[cfg(feature = "cuda")]
 use std::sync::Arc;
 
 pub(crate) fn run(args: &Doctor) -> Result<(), Failure> {
     let devices = Devices::open(&args.common, Wanted::Cpu, Sums::Ours)?;
-    let machine = devices.pool.install(|| devices.cpu_machine())?;
-    let threads = devices.pool.current_num_threads();
-    let name = format!("{:?}, {threads} threads", devices.cpu.isa());
-    let mut all = vec![Examined::new("cpu".into(), name, Some(machine))];
+    let host = Host::of(&args.common, devices.pool.current_num_threads());
+    let (machine, tried) =
+        devices.pool.install(|| (devices.cpu_machine(), Tried::all(devices.cpu.isa())));
+    let mut all = vec![cpu(machine?, &host, &tried)];
     let missing = gpus(&mut all);
     let wrong: usize = all.iter().map(|device| device.wrong.len()).sum();
     if args.common.json {
-        let devices: Vec<Value> = all.iter().map(Examined::json).collect();
-        print(&format!("{:#}", json!({ "devices": devices, "no_gpu": missing })))?;
+        let mut report = host.json();
+        report["instruction_sets"] = tried.iter().map(Tried::json).collect();
+        report["devices"] = all.iter().map(Examined::json).collect();
+        report["no_gpu"] = json!(missing);
+        print(&format!("{report:#}"))?;
     } else {
-        let mut text: String = all.iter().map(Examined::text).collect();
+        let mut text = host.text() + "\n";
+        all.iter().for_each(|device| text.push_str(&device.text()));
         if let Some(missing) = missing {
-            text.push_str(&format!("gpu         {missing}\n"));
+            text.push_str(&fold("gpu", &missing));
         }
         print(text.trim_end())?;
     }
@@ -37,6 +46,77 @@ pub(crate) fn run(args: &Doctor) -> Result<(), Failure> {
     }
 }
 
+/// The trials of an instruction set.
+struct Tried {
+    isa: Isa,
+    /// Whether it is the one that computes.
+    used: bool,
+    trials: Vec<Trial>,
+}
+
+impl Tried {
+    /// Those of every instruction set that this machine has, the one that computes first.
+    fn all(used: Isa) -> Vec<Self> {
+        let others = Isa::ALL.into_iter().filter(|isa| *isa != used);
+        let tried = |isa| {
+            let cpu = Cpu::with_isa(isa)?;
+            Some(Self { isa, used: isa == used, trials: cpu.trials() })
+        };
+        once(used).chain(others).filter_map(tried).collect()
+    }
+
+    fn right(&self) -> usize {
+        self.trials.iter().filter(|trial| trial.wrong.is_none()).count()
+    }
+
+    fn words(&self) -> String {
+        let used = if self.used { ", which computes" } else { "" };
+        let (right, all, words) = (self.right(), self.trials.len(), words(self.isa));
+        format!("{right} of {all} kernels right with {words}{used}")
+    }
+
+    fn json(&self) -> Value {
+        json!({
+            "name": self.isa.name(),
+            "used": self.used,
+            "tried": self.trials.len(),
+            "right": self.right(),
+        })
+    }
+}
+
+/// An instruction set as people call it.
+fn words(isa: Isa) -> &'static str {
+    match isa {
+        Isa::Avx512Bf16 => "AVX-512, VNNI and BF16",
+        Isa::Avx512Vnni => "AVX-512 and VNNI",
+        Isa::Avx512 => "AVX-512",
+        Isa::Avx2 => "AVX2 and FMA",
+        Isa::NeonI8mm => "NEON and I8MM",
+        Isa::NeonDot => "NEON and dot products",
+        Isa::Neon => "NEON",
+        Isa::Portable => "portable code",
+    }
+}
+
+/// The CPU, from what was measured and tried.
+fn cpu(machine: Machine, host: &Host, tried: &[Tried]) -> Examined {
+    let count = |of: fn(&Tried) -> usize| tried.iter().map(of).sum();
+    let wrong = tried.iter().flat_map(|one| {
+        let wrong = one.trials.iter().filter_map(|t| Some((&t.name, t.wrong.as_ref()?)));
+        wrong.map(|(name, why)| format!("{name}, with {}: {why}", words(one.isa)))
+    });
+    Examined {
+        place: "cpu".into(),
+        name: format!("{}, {} threads", host.processor, host.threads),
+        machine: Some(machine),
+        tried: count(|one| one.trials.len()),
+        right: count(Tried::right),
+        said: tried.iter().map(Tried::words).collect(),
+        wrong: wrong.collect(),
+    }
+}
+
 /// A device, measured and tried.
 struct Examined {
     place: String,
@@ -46,35 +126,20 @@ struct Examined {
     /// Trials, and how many of them came out right.
     tried: usize,
     right: usize,
+    /// The same in words, a line each.
+    said: Vec<String>,
     /// What is said of the others, and of whatever else it failed at.
     wrong: Vec<String>,
 }
 
 impl Examined {
-    /// One that is not tried.
-    fn new(place: String, name: String, machine: Option<Machine>) -> Self {
-        Self { place, name, machine, tried: 0, right: 0, wrong: Vec::new() }
-    }
-
     fn text(&self) -> String {
-        let mut text = format!("{:<12}{}\n", self.place, self.name);
-        if let Some(Machine { read, f32, bf16, int8 }) = self.machine {
-            let float = match bf16 {
-                Some(bf16) if bf16 == f32 => format!("{:.0} GFLOP/s bf16", bf16 / 1e9),
-                Some(bf16) => {
-                    format!("{:.0} GFLOP/s f32, {:.0} GFLOP/s bf16", f32 / 1e9, bf16 / 1e9)
-                }
-                None => format!("{:.0} GFLOP/s f32", f32 / 1e9),
-            };
-            let (read, int8) = (read / 1e9, int8 / 1e9);
-            let line = format!("            {read:.1} GB/s read, {float}, {int8:.0} GOP/s int8\n");
-            text.push_str(&line);
+        let mut text = fold(&self.place, &self.name);
+        if let Some(machine) = &self.machine {
+            text.push_str(&fold("", &rates(machine)));
         }
-        if self.tried > 0 {
-            let Self { right, tried, .. } = self;
-            text.push_str(&format!("            {right} of {tried} kernels and wrappers right\n"));
-        }
-        self.wrong.iter().for_each(|wrong| text.push_str(&format!("            wrong: {wrong}\n")));
+        self.said.iter().for_each(|said| text.push_str(&fold("", said)));
+        self.wrong.iter().for_each(|wrong| text.push_str(&fold("", &format!("wrong: {wrong}"))));
         text
     }
 
@@ -87,6 +152,7 @@ impl Examined {
             "bf16_operations_per_second": self.machine.and_then(|machine| machine.bf16),
             "int8_operations_per_second": self.machine.map(|machine| machine.int8),
             "tried": self.tried,
+            "right": self.right,
             "wrong": self.wrong,
         })
     }
@@ -106,7 +172,9 @@ fn gpus(all: &mut Vec<Examined>) -> Option<String> {
             }
             // There may be others that can be used.
             Err(error) => {
-                all.push(Examined::new(place, error.to_string(), None));
+                let (name, machine, said) = (error.to_string(), None, Vec::new());
+                let (tried, right, wrong) = (0, 0, Vec::new());
+                all.push(Examined { place, name, machine, tried, right, said, wrong });
             }
         }
     }
@@ -139,7 +207,8 @@ fn gpu(place: String, driver: Arc<backend_cuda::Driver>) -> Examined {
         Machine { read, f32, bf16: Some(f32), int8 }
     });
     let (tried, right) = (trials.len(), trials.iter().filter(|trial| trial.passed()).count());
-    Examined { place, name, machine, tried, right, wrong }
+    let said = vec![format!("{right} of {tried} kernels and wrappers right")];
+    Examined { place, name, machine, tried, right, said, wrong }
 }
 
 #[cfg(not(feature = "cuda"))]

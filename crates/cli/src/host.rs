@@ -1,7 +1,105 @@
 //! What machine this is, as far as the system says.
 
+use crate::args::Common;
+use crate::fold::fold;
+use crate::model::hub_cache;
+use crate::output::size;
+use serde_json::{Value, json};
 use std::fs;
+use std::path::PathBuf;
 use std::time::{SystemTime, UNIX_EPOCH};
+
+/// What `doctor` says of the machine.
+pub(crate) struct Host {
+    pub(crate) processor: String,
+    /// Those of the machine that this process may use.
+    cores: usize,
+    /// Those that compute.
+    pub(crate) threads: usize,
+    /// Bytes of memory, and those that are free, where the system says.
+    memory: [Option<u64>; 2],
+    /// Bytes that the container allows.
+    limit: Option<u64>,
+    /// Where the command is, and the bytes that are free there.
+    here: PathBuf,
+    disk: Option<u64>,
+    /// The folder of the local Hugging Face cache.
+    cache: PathBuf,
+}
+
+impl Host {
+    /// This machine.
+    pub(crate) fn of(common: &Common, threads: usize) -> Self {
+        let here = std::env::current_dir().unwrap_or_default();
+        Self {
+            processor: processor(),
+            cores: std::thread::available_parallelism().map_or(1, usize::from),
+            threads,
+            memory: [total_memory(), runtime::free_memory()],
+            limit: container_limit(),
+            disk: checkpoint::disk::free_bytes(&here),
+            here,
+            cache: hub_cache(common),
+        }
+    }
+
+    /// For people.
+    pub(crate) fn text(&self) -> String {
+        let known = |bytes: Option<u64>| bytes.map_or("an unknown amount".into(), size);
+        let cores = if self.cores == 1 { "core" } else { "cores" };
+        let system = format!("{} {}", std::env::consts::OS, std::env::consts::ARCH);
+        let [memory, free] = self.memory;
+        let limit = match self.limit {
+            Some(bytes) => format!("the container allows {}", size(bytes)),
+            None => "no container limits it".into(),
+        };
+        let there = if self.cache.is_dir() { "" } else { ", which does not exist" };
+        [
+            ("optimize", format!("{}, on {system}", env!("CARGO_PKG_VERSION"))),
+            ("processor", format!("{}, {} {cores}", self.processor, self.cores)),
+            ("memory", format!("{}, {} free; {limit}", known(memory), known(free))),
+            ("disk", format!("{} free in {}", known(self.disk), self.here.display())),
+            ("HF cache", format!("{}{there}", self.cache.display())),
+        ]
+        .map(|(label, words)| fold(label, &words))
+        .concat()
+    }
+
+    /// For programs; sizes are bytes, null where the system does not say.
+    pub(crate) fn json(&self) -> Value {
+        let [memory, free] = self.memory;
+        json!({
+            "version": env!("CARGO_PKG_VERSION"),
+            "system": std::env::consts::OS,
+            "architecture": std::env::consts::ARCH,
+            "processor": self.processor,
+            "cores": self.cores,
+            "threads": self.threads,
+            "memory_bytes": memory,
+            "free_memory_bytes": free,
+            "container_limit_bytes": self.limit,
+            "folder": self.here.display().to_string(),
+            "free_disk_bytes": self.disk,
+            "hub_cache": self.cache.display().to_string(),
+            "hub_cache_exists": self.cache.is_dir(),
+        })
+    }
+}
+
+/// The machine's memory in bytes.
+fn total_memory() -> Option<u64> {
+    let said = fs::read_to_string("/proc/meminfo").ok()?;
+    let line = said.lines().find_map(|line| line.strip_prefix("MemTotal:"))?;
+    line.trim().strip_suffix(" kB")?.trim().parse::<u64>().ok()?.checked_mul(1024)
+}
+
+/// What the control group that this process sees as its root allows, v2 or v1.
+fn container_limit() -> Option<u64> {
+    let files = ["/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes"];
+    let limit = files.iter().find_map(|file| fs::read_to_string(file).ok())?;
+    // v1 has a number that no machine has where there is no limit.
+    limit.trim().parse::<u64>().ok().filter(|limit| *limit < 1 << 60)
+}
 
 /// The processor's name.
 pub(crate) fn processor() -> String {

@@ -78,6 +78,12 @@ impl Opened {
     }
 }
 
+/// The folder of the local Hugging Face cache.
+pub(crate) fn hub_cache(common: &Common) -> PathBuf {
+    let home = || std::env::home_dir().map(|h| h.join(".cache/huggingface/hub"));
+    common.hub_cache.clone().or_else(home).unwrap_or_default()
+}
+
 fn resolve(model: &str, common: &Common) -> Result<PathBuf, Failure> {
     let path = Path::new(model);
     if path.is_dir() {
@@ -90,8 +96,7 @@ fn resolve(model: &str, common: &Common) -> Result<PathBuf, Failure> {
         };
         return Err(Failure::refused(format!("{model:?} is a file: {what}")));
     }
-    let home = || std::env::home_dir().map(|h| h.join(".cache/huggingface/hub"));
-    let cache = common.hub_cache.clone().or_else(home).unwrap_or_default();
+    let cache = hub_cache(common);
     let parts = model.split('/').count();
     if parts == 2
         && !model.starts_with(['.', '/'])

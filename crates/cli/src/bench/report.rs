@@ -242,15 +242,16 @@ pub(crate) fn table(args: &Bench, words: &str, ceilings: &Ceilings, models: &[Me
 }
 
 /// `70.1 GB/s read, 540 GFLOP/s f32`, and so on.
-pub(super) fn rates(machine: &Machine) -> String {
-    let bf16 =
-        machine.bf16.map_or(String::new(), |bf16| format!("{:.0} GFLOP/s bf16, ", bf16 / 1e9));
-    format!(
-        "{:.1} GB/s read, {:.0} GFLOP/s f32, {bf16}{:.0} GOP/s int8",
-        machine.read / 1e9,
-        machine.f32 / 1e9,
-        machine.int8 / 1e9,
-    )
+pub(crate) fn rates(machine: &Machine) -> String {
+    let float = match machine.bf16 {
+        // A GPU's linears all multiply on tensor cores.
+        Some(bf16) if bf16 == machine.f32 => format!("{:.0} GFLOP/s bf16", bf16 / 1e9),
+        Some(bf16) => {
+            format!("{:.0} GFLOP/s f32, {:.0} GFLOP/s bf16", machine.f32 / 1e9, bf16 / 1e9)
+        }
+        None => format!("{:.0} GFLOP/s f32", machine.f32 / 1e9),
+    };
+    format!("{:.1} GB/s read, {float}, {:.0} GOP/s int8", machine.read / 1e9, machine.int8 / 1e9)
 }
 
 fn write_model(text: &mut String, args: &Bench, ceilings: &Ceilings, model: &Measured) -> Result {
