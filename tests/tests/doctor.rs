@@ -1,8 +1,6 @@
 //! `optimize doctor` on the built binary: it says what machine this is, and tries every kernel of every
 //! instruction set that the machine has.
 
-#![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
-
 use backend_cpu::{Cpu, Isa};
 use serde_json::Value;
 use tests::run;
@@ -29,7 +27,9 @@ fn every_instruction_set_is_tried_and_the_machine_described() {
     assert_eq!(report["version"], env!("CARGO_PKG_VERSION"));
     assert_eq!((report["threads"].as_u64(), &report["hub_cache_exists"]), (Some(1), &true.into()));
     assert_eq!(report["hub_cache"], folder);
-    assert!(report["cores"].as_u64() > Some(0) && !report["processor"].as_str().unwrap().is_empty());
+    assert!(
+        report["cores"].as_u64() > Some(0) && !report["processor"].as_str().unwrap().is_empty()
+    );
     for key in ["memory_bytes", "free_memory_bytes", "container_limit_bytes", "free_disk_bytes"] {
         let said = report.get(key).unwrap_or_else(|| panic!("{key} is there"));
         assert!(said.is_null() || said.as_u64() > Some(0), "{key}: {said}");
@@ -42,7 +42,9 @@ fn people_read_names_and_not_those_of_a_program() {
     let text = String::from_utf8(out.stdout).unwrap();
     assert_eq!(out.status.code(), Some(0), "{text}");
     assert!(text.contains("56 of 56 kernels right with portable code, which computes"), "{text}");
-    for label in ["optimize  ", "processor ", "memory    ", "disk      ", "HF cache  ", "cpu       "] {
+    for label in
+        ["optimize  ", "processor ", "memory    ", "disk      ", "HF cache  ", "cpu       "]
+    {
         assert!(text.lines().any(|line| line.starts_with(label)), "{label} in {text}");
     }
     assert!(!text.contains("Avx512") && !text.contains("Portable"), "{text}");
