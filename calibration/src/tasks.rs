@@ -78,6 +78,15 @@ pub struct Answer {
     pub greedy: bool,
 }
 
+/// Whether an item was answered right, by each metric.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Right {
+    /// By log-probability; of a last word, by greedy decoding.
+    pub acc: bool,
+    /// By log-probability a character; of a choice alone.
+    pub acc_norm: Option<bool>,
+}
+
 /// What a task says about a model. A standard error needs two items.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 #[serde(untagged)]
@@ -229,8 +238,32 @@ impl Task {
         Ok(requests)
     }
 
+    /// Of each item, whether it was answered right: by log-probability, and by log-probability a
+    /// character; of last words by greedy decoding alone.
+    ///
+    /// # Errors
+    /// As [`Self::score`].
+    pub fn right(&self, answers: &[Answer]) -> Result<Vec<Right>, TaskError> {
+        self.check(answers)?;
+        Ok(match self {
+            Self::Choice(items) => right(items, answers),
+            Self::LastWord(_) => {
+                answers.iter().map(|a| Right { acc: a.greedy, acc_norm: None }).collect()
+            }
+        })
+    }
+
     /// The metrics, from one answer a request.
     pub fn score(&self, answers: &[Answer]) -> Result<Score, TaskError> {
+        self.check(answers)?;
+        Ok(match self {
+            Self::Choice(items) => choices(items, answers),
+            Self::LastWord(_) => last_words(answers),
+        })
+    }
+
+    /// Refuses anything but one answer a request, each with a log-probability.
+    fn check(&self, answers: &[Answer]) -> Result<(), TaskError> {
         let requests = match self {
             Self::Choice(items) => items.iter().map(|item| item.choices.len()).sum(),
             Self::LastWord(items) => items.len(),
@@ -246,10 +279,7 @@ impl Task {
         if let Some(request) = answers.iter().position(wrong) {
             return Err(TaskError::Logprob { request, logprob: answers[request].logprob });
         }
-        Ok(match self {
-            Self::Choice(items) => choices(items, answers),
-            Self::LastWord(_) => last_words(answers),
-        })
+        Ok(())
     }
 }
 
@@ -381,19 +411,26 @@ fn trimmed(text: &str) -> &str {
     text.trim_end_matches(|c: char| c.is_whitespace() || ('\u{1c}'..='\u{1f}').contains(&c))
 }
 
-fn choices(items: &[ChoiceItem], mut answers: &[Answer]) -> Score {
-    let (mut right, mut right_norm) = (0, 0);
-    for item in items {
+fn right(items: &[ChoiceItem], mut answers: &[Answer]) -> Vec<Right> {
+    let right = |item: &ChoiceItem| {
         let (own, rest) = answers.split_at(item.choices.len());
         answers = rest;
         let norm = own.iter().zip(&item.choices);
         let norm = norm.map(|(a, choice)| a.logprob / choice.chars().count() as f64);
-        right += usize::from(first_highest(own.iter().map(|a| a.logprob)) == Some(item.gold));
-        right_norm += usize::from(first_highest(norm) == Some(item.gold));
-    }
+        Right {
+            acc: first_highest(own.iter().map(|a| a.logprob)) == Some(item.gold),
+            acc_norm: Some(first_highest(norm) == Some(item.gold)),
+        }
+    };
+    items.iter().map(right).collect()
+}
+
+fn choices(items: &[ChoiceItem], answers: &[Answer]) -> Score {
+    let right = right(items, answers);
+    let count = |of: fn(&Right) -> bool| right.iter().filter(|right| of(right)).count();
     let items = items.len();
-    let ((acc, acc_stderr), (acc_norm, acc_norm_stderr)) =
-        (share(right, items), share(right_norm, items));
+    let (acc, acc_stderr) = share(count(|right| right.acc), items);
+    let (acc_norm, acc_norm_stderr) = share(count(|right| right.acc_norm == Some(true)), items);
     Score::Choice { items, acc, acc_stderr, acc_norm, acc_norm_stderr }
 }
 

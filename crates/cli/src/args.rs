@@ -264,11 +264,12 @@ pub(crate) struct Eval {
     /// The checkpoint: a folder, or a repository id in the local cache. Quote it with a leading `./`
     /// if a folder has a command's name.
     pub(crate) model: String,
-    /// The original to compare with: adds KL divergence and top-1 agreement. Use it to see what an
+    /// The original to compare with: adds KL divergence and top-1 agreement, or the difference on a
+    /// task, each with its standard error. Use it to see what an
     /// optimization changed; both must share a vocabulary.
-    #[arg(long, value_name = "MODEL", conflicts_with = "task")]
+    #[arg(long, value_name = "MODEL")]
     pub(crate) baseline: Option<String>,
-    /// The text to score, UTF-8. Use your own domain's text; without it a built-in extract is
+    /// The text to score, UTF-8, or `-` for standard input. Use your own domain's text; without it a built-in extract is
     /// scored.
     #[arg(long, value_name = "FILE", conflicts_with_all = ["tokens", "task"])]
     pub(crate) text: Option<PathBuf>,

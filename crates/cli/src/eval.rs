@@ -109,6 +109,9 @@ fn tokens(args: &args::Eval, opened: &Opened) -> Result<Tokens, Failure> {
     }
     let tokenizer = tokenizer(opened)?;
     let (text, from) = match &args.text {
+        Some(path) if path.as_os_str() == "-" => {
+            (whole(std::io::stdin().lock(), path)?, "standard input".to_string())
+        }
         Some(path) => (read(path)?, path.display().to_string()),
         None => (EVAL_TEXT.to_string(), "built-in".to_string()),
     };
@@ -128,8 +131,11 @@ const TEXT_BYTES: u64 = 1 << 30;
 
 /// Reads a text file whole: texts are small beside models.
 pub(crate) fn read(path: &std::path::Path) -> Result<String, Failure> {
+    whole(File::open(path).map_err(|error| Failure::io(path, error))?, path)
+}
+
+fn whole(file: impl Read, path: &std::path::Path) -> Result<String, Failure> {
     let mut bytes = Vec::new();
-    let file = File::open(path).map_err(|error| Failure::io(path, error))?;
     file.take(TEXT_BYTES + 1).read_to_end(&mut bytes).map_err(|error| Failure::io(path, error))?;
     if bytes.len() as u64 > TEXT_BYTES {
         return Err(Failure::refused(format!("{path:?} is longer than {TEXT_BYTES} bytes")));

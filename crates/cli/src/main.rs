@@ -24,6 +24,7 @@ mod request;
 mod room;
 mod run;
 mod serve;
+mod statistics;
 mod task;
 mod tokens;
 mod verify;

@@ -41,6 +41,8 @@ pub(crate) struct Scores {
     pub(crate) main: Vec<Scored>,
     /// The served path beside the exact one, compared with it.
     pub(crate) served: Option<(Served, Vec<Scored>)>,
+    /// The baseline's own; nothing if there is none.
+    pub(crate) baseline: Vec<Scored>,
 }
 
 impl Path {
@@ -98,7 +100,12 @@ impl Models<'_> {
             Path::Both(served) => scored.next().map(|scored| (served, scored)),
             Path::Exact | Path::Served(_) => None,
         };
-        Ok(Scores { main: scored.next().unwrap_or_default(), served })
+        let (main, baseline) = (scored.next(), scored.next());
+        Ok(Scores {
+            main: main.unwrap_or_default(),
+            served,
+            baseline: baseline.unwrap_or_default(),
+        })
     }
 
     fn remark_speed(&self, tokens: usize, seconds: f64) {

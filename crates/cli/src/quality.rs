@@ -3,6 +3,7 @@
 use crate::failure::Failure;
 use crate::measure::{Models, Path, Scores, Served};
 use crate::model::Opened;
+use crate::statistics::Mean;
 use calibration::Scored;
 use ir::{Source, Spec};
 use serde_json::{Value, json};
@@ -12,43 +13,45 @@ use std::fmt::Write;
 pub(crate) struct Quality {
     path: Path,
     scored: usize,
-    mean_nll: f64,
+    nll: Mean,
     baseline: Option<(String, Comparison)>,
-    served: Option<(Served, f64, Comparison)>,
+    served: Option<(Served, Mean, Comparison)>,
+    /// Of the served path over the baseline, in nats a token.
+    served_over_baseline: Option<Mean>,
 }
 
 /// How some log-probabilities compare with those of an original.
-struct Comparison {
+pub(crate) struct Comparison {
     /// Of the original, in nats a token.
-    mean_nll: f64,
+    pub(crate) nll: Mean,
+    /// How much higher ours is, token by token, in nats.
+    pub(crate) above: Mean,
     /// In nats a token.
-    divergence: f64,
+    pub(crate) divergence: Mean,
     /// The share of tokens with the same first choice.
-    agreement: f64,
+    pub(crate) agreement: Mean,
 }
 
 impl Quality {
     pub(crate) fn of(scores: &Scores, models: &Models<'_>) -> Result<Self, Failure> {
-        let mean_nll = mean_nll(&scores.main);
-        finite(mean_nll, models.opened)?;
+        let nll = nll(&scores.main, models.opened)?;
         let baseline = models.baseline.map(|baseline| {
             let comparison = Comparison::of(&scores.main);
-            finite(comparison.mean_nll, baseline)?;
+            finite(comparison.nll.mean, baseline)?;
             Ok::<_, Failure>((baseline.checkpoint.folder().display().to_string(), comparison))
         });
+        let baseline = baseline.transpose()?;
         let served = scores.served.as_ref().map(|(how, scored)| {
-            let mean_nll = self::mean_nll(scored);
-            finite(mean_nll, models.opened)?;
-            Ok::<_, Failure>((*how, mean_nll, Comparison::of(scored)))
+            Ok::<_, Failure>((*how, self::nll(scored, models.opened)?, Comparison::of(scored)))
+        });
+        let served = served.transpose()?;
+        let served_over_baseline = scores.served.as_ref().filter(|_| baseline.is_some());
+        let served_over_baseline = served_over_baseline.map(|(_, scored)| {
+            let pairs = scored.iter().zip(&scores.main);
+            Mean::of(pairs.filter_map(|(s, main)| Some(main.against?.logprob - s.logprob)))
         });
         let (path, scored) = (models.path, scores.main.len());
-        Ok(Self {
-            path,
-            scored,
-            mean_nll,
-            baseline: baseline.transpose()?,
-            served: served.transpose()?,
-        })
+        Ok(Self { path, scored, nll, baseline, served, served_over_baseline })
     }
 
     pub(crate) fn write_json(&self, report: &mut Value) {
@@ -58,25 +61,23 @@ impl Quality {
             write_how(how, report);
         }
         report["scored"] = json!(self.scored);
-        report["mean_nll"] = json!(self.mean_nll);
-        report["perplexity"] = json!(self.mean_nll.exp());
-        if let Some((model, c)) = &self.baseline {
-            report["baseline"] = json!({
-                "model": model,
-                "mean_nll": c.mean_nll,
-                "perplexity": c.mean_nll.exp(),
-                "kl_divergence": c.divergence,
-                "top1_agreement": c.agreement,
-            });
+        write_nll(self.nll, report);
+        if let Some((model, comparison)) = &self.baseline {
+            let mut baseline = json!({ "model": model });
+            write_nll(comparison.nll, &mut baseline);
+            comparison.write_json(&mut baseline);
+            report["baseline"] = baseline;
         }
-        if let Some((how, mean_nll, c)) = &self.served {
+        if let Some((how, nll, comparison)) = &self.served {
             let mut served = json!({});
             write_how(*how, &mut served);
-            served["mean_nll"] = json!(mean_nll);
-            served["perplexity"] = json!(mean_nll.exp());
-            served["perplexity_increase"] = json!(c.increase(*mean_nll));
-            served["kl_divergence"] = json!(c.divergence);
-            served["top1_agreement"] = json!(c.agreement);
+            write_nll(*nll, &mut served);
+            comparison.write_json(&mut served);
+            if let Some(above) = self.served_over_baseline {
+                let mut against = json!({});
+                above.increase().write("perplexity_increase", &mut against);
+                served["against_baseline"] = against;
+            }
             report["served"] = served;
         }
     }
@@ -88,46 +89,77 @@ impl Quality {
             Path::Served(how) => format!("; as served: {how}"),
             Path::Both(_) => "; exact".into(),
         };
-        write_perplexity(&mut out, "perplexity", self.mean_nll, &how);
+        write_perplexity(&mut out, "perplexity", self.nll, &how);
         if let Some((model, c)) = &self.baseline {
-            let _ = writeln!(out, "baseline    {:.4}  ({model})", c.mean_nll.exp());
-            c.write(&mut out, self.mean_nll, "");
+            let _ = writeln!(out, "baseline    {:.4}  ({model})", c.nll.exp());
         }
-        if let Some((how, mean_nll, c)) = &self.served {
-            write_perplexity(&mut out, "as served", *mean_nll, &format!("; {how}"));
-            c.write(&mut out, *mean_nll, "  ");
+        if let Some((how, nll, _)) = &self.served {
+            let _ = writeln!(out, "as served   {:.4}  ({how})", nll.exp());
+        }
+        if self.baseline.is_none() && self.served.is_none() {
+            return out;
+        }
+        out.push_str(
+            "\nchange                  perplexity        KL, nats a token     same top-1\n",
+        );
+        if let Some((_, comparison)) = &self.baseline {
+            comparison.write(&mut out, "against baseline");
+        }
+        if let Some((.., comparison)) = &self.served {
+            comparison.write(&mut out, "served against exact");
+        }
+        if let Some(above) = self.served_over_baseline {
+            let _ = writeln!(
+                out,
+                "{:<24}{}",
+                "served against baseline",
+                above.increase().percent(true)
+            );
         }
         out
     }
 }
 
 impl Comparison {
-    fn of(scored: &[Scored]) -> Self {
-        let n = scored.len() as f64;
-        let pairs = || scored.iter().filter_map(|s| s.against);
+    /// Of what was scored beside its original.
+    pub(crate) fn of(scored: &[Scored]) -> Self {
+        let pairs = scored.iter().filter_map(|s| Some((s, s.against?)));
         Self {
-            mean_nll: -pairs().map(|a| a.logprob).sum::<f64>() / n,
-            divergence: pairs().map(|a| a.divergence).sum::<f64>() / n,
-            agreement: pairs().filter(|a| a.agrees).count() as f64 / n,
+            nll: Mean::of(pairs.clone().map(|(_, a)| -a.logprob)),
+            above: Mean::of(pairs.clone().map(|(s, a)| a.logprob - s.logprob)),
+            divergence: Mean::of(pairs.clone().map(|(_, a)| a.divergence)),
+            agreement: Mean::of(pairs.map(|(_, a)| f64::from(u8::from(a.agrees)))),
         }
     }
 
-    /// How much higher the perplexity is than the original's, as a share.
-    fn increase(&self, mean_nll: f64) -> f64 {
-        (mean_nll - self.mean_nll).exp() - 1.0
+    pub(crate) fn write_json(&self, object: &mut Value) {
+        self.above.increase().write("perplexity_increase", object);
+        self.divergence.write("kl_divergence", object);
+        self.agreement.write("top1_agreement", object);
     }
 
-    fn write(&self, out: &mut String, mean_nll: f64, indent: &str) {
-        let width = 12 - indent.len();
-        let change = self.increase(mean_nll) * 100.0;
-        let _ = writeln!(out, "{indent}{:width$}{change:+.2} %", "change");
-        let _ = writeln!(out, "{indent}{:width$}{:.6} nats a token", "KL", self.divergence);
-        let _ = writeln!(out, "{indent}{:width$}{:.2} % agree", "top-1", self.agreement * 100.0);
+    fn write(&self, out: &mut String, label: &str) {
+        let change = self.above.increase().percent(true);
+        let divergence = format!("{:.6}", self.divergence);
+        let agreement = self.agreement.percent(false);
+        let _ = writeln!(out, "{label:<24}{change:<18}{divergence:<21}{agreement}");
     }
 }
 
-fn mean_nll(scored: &[Scored]) -> f64 {
-    -scored.iter().map(|s| s.logprob).sum::<f64>() / scored.len() as f64
+/// The mean of what was scored, in nats a token.
+///
+/// # Errors
+/// If it is no number: names the weight of `model` that is to blame.
+pub(crate) fn nll(scored: &[Scored], model: &Opened) -> Result<Mean, Failure> {
+    let nll = Mean::of(scored.iter().map(|s| -s.logprob));
+    finite(nll.mean, model)?;
+    Ok(nll)
+}
+
+/// A mean in nats a token, and the perplexity that it stands for.
+pub(crate) fn write_nll(nll: Mean, object: &mut Value) {
+    nll.write("mean_nll", object);
+    nll.exp().write("perplexity", object);
 }
 
 /// How a model is served, into a JSON object.
@@ -136,9 +168,9 @@ pub(crate) fn write_how(how: Served, object: &mut Value) {
     object["kv_dtype"] = json!(how.keys.name());
 }
 
-fn write_perplexity(out: &mut String, label: &str, mean_nll: f64, how: &str) {
-    let perplexity = mean_nll.exp();
-    let _ = writeln!(out, "{label:12}{perplexity:.4}  (mean NLL {mean_nll:.5} nats a token{how})");
+fn write_perplexity(out: &mut String, label: &str, nll: Mean, how: &str) {
+    let _ =
+        writeln!(out, "{label:12}{:.4}  (mean NLL {:.5} nats a token{how})", nll.exp(), nll.mean);
 }
 
 /// Refuses a model whose probabilities are no numbers, and names the weight that is to blame.
