@@ -163,6 +163,79 @@ fn a_task_beside_a_baseline_gives_paired_differences() {
     assert!(text.contains("\nbaseline ") && text.contains("\n  difference "), "{text}");
 }
 
+#[test]
+fn several_models_stand_side_by_side() {
+    let folder = tempfile::tempdir().unwrap();
+    let (artifact, stories) = (artifact(folder.path()), stories());
+    let copy = folder.path().join("copy of it");
+    fs::create_dir(&copy).unwrap();
+    for file in ["config.json", "model.safetensors", "tokenizer.json"] {
+        fs::copy(Path::new(&stories).join(file), copy.join(file)).unwrap();
+    }
+    let copy = copy.display().to_string();
+    let task = write_task(folder.path(), "task.jsonl").display().to_string();
+    let page = folder.path().join("page.html");
+    let some = ["--max-tokens", "300", "--task", &task];
+    let all = report(&[&["compare", &stories, &copy, &artifact][..], &some].concat());
+    assert_eq!(all["reference"], *stories);
+    let models = all["models"].as_array().unwrap();
+    assert_eq!(models.len(), 3);
+    // The same figures as eval's, of each by itself.
+    let eval = |more: &[&str]| report(&[&["eval", &artifact, "--path", "exact"], more].concat());
+    let text = eval(&["--baseline", &stories, "--max-tokens", "300"]);
+    let tasks = eval(&["--baseline", &stories, "--task", &task]);
+    for key in ["mean_nll", "mean_nll_stderr", "perplexity", "perplexity_stderr"] {
+        assert_eq!(models[2][key], text[key], "{key}");
+        assert_eq!(models[0][key], text["baseline"][key], "{key}");
+        assert_eq!(models[1][key], models[0][key], "{key}");
+    }
+    for (key, value) in models[2]["against_reference"].as_object().unwrap() {
+        assert_eq!(*value, text["baseline"][key], "{key}");
+    }
+    assert_eq!(models[2]["tasks"][0]["acc"], tasks["acc"]);
+    assert_eq!(models[2]["tasks"][0]["difference"], tasks["difference"]);
+    let copied = &models[1]["against_reference"];
+    assert_eq!((number(&copied["kl_divergence"]), number(&copied["top1_agreement"])), (0.0, 1.0));
+    assert!(models[0]["against_reference"].is_null() && models[0]["speed"].is_null());
+    let bytes = fs::metadata(Path::new(&artifact).join("model.safetensors")).unwrap().len();
+    assert_eq!(models[2]["bytes"].as_u64(), Some(bytes));
+    // The same as a table and as a page; another may be what all are held against.
+    let plot = ["--plot", page.to_str().unwrap(), "--baseline", &copy, "--speed", "--quiet"];
+    let out = run(&[&["compare", &artifact, &stories], &some[..], &plot].concat());
+    assert_eq!(out.status.code(), Some(0), "{}", remarks(&out));
+    let text = String::from_utf8(out.stdout).unwrap();
+    let rows =
+        |name: &str| text.lines().filter(|line| line.starts_with(&format!("{name} "))).count();
+    assert!(rows("copy of it") == rows("int4") && rows("int4") == rows("stories260k"), "{text}");
+    assert!(text.contains(" task acc_norm") && text.contains("decode, tokens/s"), "{text}");
+    let table = text.lines().filter(|line| !line.contains('/') || line.contains("tokens/s"));
+    assert!(table.clone().all(|line| line.chars().count() <= 80), "{text}");
+    let page = fs::read_to_string(&page).unwrap();
+    assert!(page.starts_with("<!doctype html>") && page.ends_with("</html>\n"));
+    assert!(page.contains("</i>int4</td>") && page.matches("<svg").count() == 2);
+}
+
+#[test]
+fn what_cannot_be_compared_is_refused_before_any_work() {
+    let folder = tempfile::tempdir().unwrap();
+    let noise = folder.path().join("noise");
+    write_noise_model(&noise, 1, 64, 100);
+    let (noise, stories) = (noise.display().to_string(), stories());
+    for (arguments, rule) in [
+        (&["compare", &stories][..], "nothing to be compared with"),
+        (&["compare"], "MODEL"),
+        (&["compare", &stories, &noise], "they cannot be compared"),
+        (&["compare", &stories, &stories, "--task", "no-task"], "is no file"),
+        (&["compare", &stories, &stories, "--plot", "/nowhere/page.html"], "is no folder"),
+        (&["compare", &stories, "no/model"], "no model at"),
+    ] {
+        let out = run(arguments);
+        assert_eq!(out.status.code(), Some(2), "{arguments:?}: {}", remarks(&out));
+        assert!(remarks(&out).contains(rule), "{arguments:?}: {}", remarks(&out));
+        assert!(!remarks(&out).contains("tokens/s"), "{}", remarks(&out));
+    }
+}
+
 /// Runs with something on standard input.
 fn fed(arguments: &[&str], input: &str) -> Output {
     let mut command: Command = optimize();

@@ -26,7 +26,7 @@ pub use kernels::{Scale, Timed, kernels};
 pub use machine::{Machine, Probe, measure};
 pub use metrics::{Limits, Spread, Summary};
 pub use oracle::{Oracle, first_difference};
-pub use plot::{Drawn, Header, Point, page};
+pub use plot::{Compared, Drawn, Header, Point, comparison, page};
 pub use profile::{Kind, Phase, Profiled, Tally};
 pub use roof::{Bound, Roof};
 pub use synthetic::{Synthetic, SyntheticGrid};

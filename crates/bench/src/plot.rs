@@ -1,11 +1,14 @@
 //! What was measured, drawn: one HTML page that needs nothing else.
 
 mod chart;
+mod compare;
 mod labels;
 mod latency;
 mod roofline;
 mod scale;
 mod sweep;
+
+pub use compare::{Compared, comparison};
 
 use crate::machine::Machine;
 use crate::metrics::Spread;
@@ -73,17 +76,9 @@ fn write_page(
     models: &[Drawn<'_>],
 ) -> std::fmt::Result {
     let names: Vec<String> = models.iter().map(|model| escape(model.name)).collect();
-    writeln!(page, "<!doctype html>\n<html lang=\"en\">\n<head>\n<meta charset=\"utf-8\">")?;
-    writeln!(page, "<meta name=\"viewport\" content=\"width=device-width, initial-scale=1\">")?;
-    writeln!(page, "<title>optimize bench: {}</title>", names.join(", "))?;
-    writeln!(page, "<style>\n{STYLE}</style>\n</head>\n<body>\n<h1>optimize bench</h1>")?;
-    writeln!(page, "<dl>\n<dt>workload</dt><dd>{}</dd>", escape(header.workload))?;
-    for (name, fact) in &header.facts {
-        writeln!(page, "<dt>{name}</dt><dd>{}</dd>", escape(fact))?;
-    }
+    write_head(page, ("bench", "workload"), &names, header)?;
     writeln!(page, "<dt>measured</dt><dd>{}</dd>", allowed(machine))?;
-    writeln!(page, "<dt>command</dt><dd><code>{}</code></dd>\n</dl>", escape(&header.command))?;
-    writeln!(page, "<ul class=\"legend\">")?;
+    writeln!(page, "</dl>\n<ul class=\"legend\">")?;
     for (index, (name, model)) in names.iter().zip(models).enumerate() {
         let rate = match model.throughput {
             rate if rate.is_finite() => format!(" <span>{} tokens/s</span>", scale::short(rate)),
@@ -103,7 +98,30 @@ fn write_page(
         page.push_str(&sweep::figure(models));
     }
     page.push_str(&roofline::figure(machine, models));
-    writeln!(page, "</div>\n</body>\n</html>")
+    writeln!(page, "</div>")?;
+    end(page)
+}
+
+/// All up to the list of what is known, which stays open. The command's name, and what its workload is.
+fn write_head(
+    page: &mut String,
+    (command, workload): (&str, &str),
+    names: &[String],
+    header: &Header<'_>,
+) -> std::fmt::Result {
+    writeln!(page, "<!doctype html>\n<html lang=\"en\">\n<head>\n<meta charset=\"utf-8\">")?;
+    writeln!(page, "<meta name=\"viewport\" content=\"width=device-width, initial-scale=1\">")?;
+    writeln!(page, "<title>optimize {command}: {}</title>", names.join(", "))?;
+    writeln!(page, "<style>\n{STYLE}</style>\n</head>\n<body>\n<h1>optimize {command}</h1>")?;
+    writeln!(page, "<dl>\n<dt>{workload}</dt><dd>{}</dd>", escape(header.workload))?;
+    for (name, fact) in &header.facts {
+        writeln!(page, "<dt>{name}</dt><dd>{}</dd>", escape(fact))?;
+    }
+    writeln!(page, "<dt>command</dt><dd><code>{}</code></dd>", escape(&header.command))
+}
+
+fn end(page: &mut String) -> std::fmt::Result {
+    writeln!(page, "</body>\n</html>")
 }
 
 /// The class of the model at `index`.

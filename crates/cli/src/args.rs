@@ -1,6 +1,7 @@
 //! The command line. A help text is two sentences: what the option does, and when one wants it.
 
 pub(crate) mod bench;
+pub(crate) mod compare;
 pub(crate) mod serve;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
@@ -29,6 +30,9 @@ pub(crate) enum Command {
     /// Measure a model's perplexity, or its score on a task, on this machine. Use it to know what a
     /// model is worth, and with --baseline what a smaller version of it lost.
     Eval(Eval),
+    /// Hold several models side by side: size, perplexity, divergence from the first, tasks, speed. Use it
+    /// to choose among versions of a model.
+    Compare(compare::Compare),
     /// Continue a text. Use it to see what a model says; text is streamed as it is generated.
     Run(serve::Run),
     /// Talk with a model in its own conversation format, a line a turn. Use it to judge a model by
@@ -394,7 +398,7 @@ fn places(text: &str) -> Result<Places, String> {
 }
 
 /// Arguments of every command.
-#[derive(Debug, Args)]
+#[derive(Clone, Debug, Args)]
 pub(crate) struct Common {
     /// Print one JSON object instead of a table. Use it in a pipeline.
     #[arg(long)]

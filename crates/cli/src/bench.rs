@@ -9,6 +9,7 @@ mod report;
 mod session;
 mod subject;
 
+use crate::args::Common;
 use crate::args::bench::{Batching, Bench, Prefill};
 use crate::args::serve::{Serving, Speculate};
 use crate::device::{Devices, Joined, Sums};
@@ -17,6 +18,7 @@ use crate::output::{has_a_place, print, write_whole};
 use crate::room::Room;
 use ::bench::{Profiled, Workload};
 use backend::Backend;
+use clap::Parser;
 use demand::{Demand, Limit};
 use replica::{Replica, together};
 use report::Ceilings;
@@ -68,6 +70,41 @@ pub(crate) fn run(mut args: Bench) -> Result<(), Failure> {
         true => print(&format!("{:#}", report::json(&args, &words, &ceilings, &models))),
         false => print(&report::table(&args, &words, &ceilings, &models)),
     }
+}
+
+/// How fast a model is with one request at a time.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Speed {
+    /// Tokens of a prompt a second.
+    pub(crate) prefill: f64,
+    /// Generated tokens a second.
+    pub(crate) decode: f64,
+}
+
+/// A command line of `bench` alone.
+#[derive(clap::Parser)]
+struct Line {
+    #[command(flatten)]
+    bench: Bench,
+}
+
+/// Measures one request at a time, as `bench` does by itself.
+pub(crate) fn speed(model: &str, common: &Common) -> Result<Speed, Failure> {
+    let words = ["bench", "--requests", "1", "--concurrency", "1", "--quiet", "--", model];
+    let line = Line::try_parse_from(words).map_err(|error| Failure::new(Code::Bug, error))?;
+    let mut args = line.bench;
+    args.common = Common { quiet: true, ..common.clone() };
+    let subject = Subject::stored(model, &args.common)?;
+    let devices = Devices::replicas(&args.common, Sums::of(args.serving.invariant))?;
+    let asked = (&subject, demand::tokens(&args));
+    let rooms = Rooms::of(&args, asked, &args.serving, &devices)?;
+    let limit = rooms.limit();
+    args.fit(limit.tokens);
+    let mut demand = Demand::equal(&args);
+    demand.fit(&args, &limit)?;
+    let measured = measure(&args, &rooms, &devices, demand.workload())?;
+    let prefill = args.prompt() as f64 / measured.prefill(&args).seconds;
+    Ok(Speed { prefill, decode: 1.0 / measured.decode(&args).seconds })
 }
 
 /// Refuses what would otherwise be ignored in silence, or fail when all the work is done.

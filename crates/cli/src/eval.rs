@@ -17,7 +17,7 @@ use std::fs::File;
 use std::io::Read;
 
 /// Tokens a window, unless the model's context is shorter or the user says otherwise.
-const WINDOW: usize = 2048;
+pub(crate) const WINDOW: usize = 2048;
 
 /// Tokens a window of llama-perplexity.
 const WINDOW_LLAMA_CPP: usize = 512;
@@ -57,10 +57,10 @@ fn consistent(args: &args::Eval) -> Result<(), Failure> {
 }
 
 /// A text as token ids, and where it came from.
-struct Tokens {
-    ids: Vec<u32>,
+pub(crate) struct Tokens {
+    pub(crate) ids: Vec<u32>,
     bos: Option<u32>,
-    from: String,
+    pub(crate) from: String,
 }
 
 fn text(args: &args::Eval, models: &Models<'_>) -> Result<(), Failure> {
@@ -107,8 +107,16 @@ fn tokens(args: &args::Eval, opened: &Opened) -> Result<Tokens, Failure> {
         let ids = parse_ids(path, &read(path)?, opened.spec.vocab)?;
         return Ok(Tokens { ids, bos: None, from: path.display().to_string() });
     }
+    text_tokens(args.text.as_ref(), opened)
+}
+
+/// The tokens of a file, of standard input for `-`, or of the built-in text.
+pub(crate) fn text_tokens(
+    file: Option<&std::path::PathBuf>,
+    opened: &Opened,
+) -> Result<Tokens, Failure> {
     let tokenizer = tokenizer(opened)?;
-    let (text, from) = match &args.text {
+    let (text, from) = match file {
         Some(path) if path.as_os_str() == "-" => {
             (whole(std::io::stdin().lock(), path)?, "standard input".to_string())
         }
@@ -193,7 +201,7 @@ fn named(protocol: &Protocol) -> String {
     }
 }
 
-fn sequence(window: &Window, text: &Tokens) -> Sequence {
+pub(crate) fn sequence(window: &Window, text: &Tokens) -> Sequence {
     let mut tokens = text.ids[window.begin..window.end].to_vec();
     if let (true, Some(bos), Some(first)) = (window.bos, text.bos, tokens.first_mut()) {
         *first = bos;

@@ -121,9 +121,14 @@ fn name(cpuinfo: &str) -> Option<String> {
 }
 
 /// The moment, such as `2026-11-29 05:30 UTC`.
-pub(crate) fn now() -> String {
+fn now() -> String {
     let seconds = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_secs();
     text::strftime(seconds as i64, "%Y-%m-%d %H:%M UTC").unwrap_or_default()
+}
+
+/// When and by what something was made.
+pub(crate) fn made() -> String {
+    format!("{} by optimize {}", now(), env!("CARGO_PKG_VERSION"))
 }
 
 /// The command line that this is, as a shell would take it.

@@ -5,6 +5,7 @@ mod args;
 mod bench;
 mod budget;
 mod chat;
+mod compare;
 mod device;
 mod doctor;
 mod eval;
@@ -83,6 +84,7 @@ fn run(arguments: &[OsString]) -> Result<(), Failure> {
     match line.command {
         Command::Inspect(args) => inspect::run(&args),
         Command::Eval(args) => eval::run(&args),
+        Command::Compare(args) => compare::run(&args),
         Command::Run(args) => run::run(&args),
         Command::Chat(args) => chat::run(&args),
         Command::Bench(args) => bench::run(*args),

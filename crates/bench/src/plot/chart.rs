@@ -24,10 +24,10 @@ pub(crate) struct Axis<'a> {
 const SMALLEST: f64 = 0.85;
 
 /// Room for what stands beside the axes.
-const LEFT: f64 = 62.0;
+pub(crate) const LEFT: f64 = 76.0;
 const RIGHT: f64 = 18.0;
 const TOP: f64 = 14.0;
-const BOTTOM: f64 = 44.0;
+pub(crate) const BOTTOM: f64 = 44.0;
 
 /// The places of both axes in a drawing of this size.
 pub(crate) fn inner(width: f64, height: f64) -> [[f64; 2]; 2] {

@@ -1,5 +1,7 @@
 //! Words beside marks, where they cover nothing.
 
+use super::chart::{BOTTOM, LEFT};
+
 /// A rectangle that is taken: left, top, right, bottom.
 pub(crate) type Taken = [f64; 4];
 
@@ -34,7 +36,8 @@ pub(crate) fn free(
     ];
     beside.into_iter().find_map(|(at, base, anchor, from)| {
         let room = [from, base - 10.0, from + wide, base + 3.0];
-        let inside = room[0] > 62.0 && room[2] < right && room[1] > 0.0 && room[3] < bottom - 44.0;
+        let inside =
+            room[0] > LEFT && room[2] < right && room[1] > 0.0 && room[3] < bottom - BOTTOM;
         (inside && taken.iter().all(|other| apart(&room, other)))
             .then_some((at, base, anchor, room))
     })

@@ -14,7 +14,7 @@ pub(crate) fn page(
 ) -> String {
     let facts = vec![
         ("processor", format!("{}, {threads} threads", host::processor())),
-        ("made", format!("{} by optimize {}", host::now(), env!("CARGO_PKG_VERSION"))),
+        ("made", host::made()),
     ];
     let header = Header { workload, facts, command: host::command_line() };
     // A series a model, and one a further way of computing its prompts.
