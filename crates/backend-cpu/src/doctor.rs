@@ -186,11 +186,11 @@ impl Trials<'_> {
         for (heads, window) in HEADS {
             let [q, k, v] = self.noise.attended(heads, 170);
             self.hold(format!("attention, {}", attended(heads, window)), |backend| {
-                let (query, kv) = (heads.query * heads.dim, heads.kv * heads.dim);
+                let [q, k, v] = uploaded(backend, heads, [&q, &k, &v])?;
                 let args = Attend {
-                    q: &backend.upload(query, q.clone())?,
-                    k: &backend.upload(kv, k.clone())?,
-                    v: &backend.upload(kv, v.clone())?,
+                    q: &q,
+                    k: &k,
+                    v: &v,
                     heads,
                     scale: 0.125,
                     window,
@@ -216,7 +216,6 @@ impl Trials<'_> {
                     format!("paged attention, {}, {}", dtype.name(), attended(heads, window));
                 self.hold(name, |backend| {
                     let cache = backend.kv_cache(heads, dtype, 13)?;
-                    let (query, kv) = (heads.query * heads.dim, heads.kv * heads.dim);
                     let mut all = Vec::new();
                     for ([q, k, v], [one, two]) in made.iter().zip(steps) {
                         let second = (if two.0 == 140 { 31 } else { two.0 }, two.1);
@@ -225,10 +224,11 @@ impl Trials<'_> {
                             start,
                             blocks: &blocks[of],
                         };
+                        let [q, k, v] = uploaded(backend, heads, [q, k, v])?;
                         let args = AttendPaged {
-                            q: &backend.upload(query, q.clone())?,
-                            k: &backend.upload(kv, k.clone())?,
-                            v: &backend.upload(kv, v.clone())?,
+                            q: &q,
+                            k: &k,
+                            v: &v,
                             heads,
                             scale: 0.125,
                             window,
@@ -299,6 +299,17 @@ const HEADS: [(Heads, Option<u32>); 3] = [
 
 // The longest sequence fits into its blocks.
 const _: () = assert!(10 * KV_BLOCK >= 141 && 3 * KV_BLOCK >= 32);
+
+/// Queries, keys and values on a device.
+fn uploaded(
+    backend: &dyn Backend,
+    heads: Heads,
+    [q, k, v]: [&Vec<f32>; 3],
+) -> Result<[Buffer; 3], BackendError> {
+    let (query, kv) = (heads.query * heads.dim, heads.kv * heads.dim);
+    let kv = |x: &Vec<f32>| backend.upload(kv, x.clone());
+    Ok([backend.upload(query, q.clone())?, kv(k)?, kv(v)?])
+}
 
 fn attended(heads: Heads, window: Option<u32>) -> String {
     let Heads { query, kv, dim } = heads;

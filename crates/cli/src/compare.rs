@@ -62,25 +62,7 @@ pub(crate) fn run(args: &Compare) -> Result<(), Failure> {
     };
     let quiet = args.common.quiet;
     let context = opened.iter().map(|one| one.spec.context).min().unwrap_or(WINDOW);
-    let window = args.window.unwrap_or(WINDOW.min(context));
-    let mut tokens = text_tokens(args.text.as_ref(), reference)?;
-    tokens.ids.truncate(args.max_tokens.unwrap_or(usize::MAX));
-    let places = windows(&Protocol::Windows { window, stride: window }, tokens.ids.len());
-    let places = places.map_err(|error| Failure::refused(format!("{}: {error}", tokens.from)))?;
-    let task = |file: &PathBuf| {
-        Ok::<_, Failure>((file.clone(), Set::read(file, args.max_tokens, reference, quiet)?))
-    };
-    let work = Work {
-        text: places.iter().map(|place| sequence(place, &tokens)).collect(),
-        tasks: args.task.iter().map(task).collect::<Result<_, Failure>>()?,
-    };
-    let about = About {
-        reference: show::folder(reference),
-        text: tokens.from,
-        window,
-        tokens: tokens.ids.len(),
-        scored: work.text.iter().map(|s| s.targets.len()).sum(),
-    };
+    let (work, about) = Work::of(args, reference, context)?;
     let devices = Devices::open(&args.common, Wanted::Fastest, Sums::Ours)?;
     let backend = devices.backend();
     let score = |model, baseline| {
@@ -122,6 +104,32 @@ pub(crate) fn run(args: &Compare) -> Result<(), Failure> {
 }
 
 impl Work {
+    /// What the arguments ask for, in the tokens of `reference` and at most `context` at a time.
+    fn of(args: &Compare, reference: &Opened, context: usize) -> Result<(Self, About), Failure> {
+        let quiet = args.common.quiet;
+        let window = args.window.unwrap_or(WINDOW.min(context));
+        let mut tokens = text_tokens(args.text.as_ref(), reference)?;
+        tokens.ids.truncate(args.max_tokens.unwrap_or(usize::MAX));
+        let places = windows(&Protocol::Windows { window, stride: window }, tokens.ids.len());
+        let places =
+            places.map_err(|error| Failure::refused(format!("{}: {error}", tokens.from)))?;
+        let task = |file: &PathBuf| {
+            Ok::<_, Failure>((file.clone(), Set::read(file, args.max_tokens, reference, quiet)?))
+        };
+        let work = Work {
+            text: places.iter().map(|place| sequence(place, &tokens)).collect(),
+            tasks: args.task.iter().map(task).collect::<Result<_, Failure>>()?,
+        };
+        let about = About {
+            reference: show::folder(reference),
+            text: tokens.from,
+            window,
+            tokens: tokens.ids.len(),
+            scored: work.text.iter().map(|s| s.targets.len()).sum(),
+        };
+        Ok((work, about))
+    }
+
     /// Everything, in one pass over the weights.
     fn all(&self) -> Vec<Sequence> {
         let tasks = self.tasks.iter().flat_map(|(_, set)| &set.sequences);
