@@ -3,9 +3,10 @@
 
 use crate::config::quote;
 use crate::error::{Error, LISTED, Mismatch, ShapeMismatch};
+use crate::prefix;
 use crate::stored::Stored;
 use ir::{Activation, Block, BlockId, Heads, ModelSpec, Op, Rope, Spec, Value, WeightId};
-use std::collections::HashSet;
+use std::collections::{BTreeMap, HashSet};
 use std::sync::Arc;
 use tensor::DType;
 
@@ -32,6 +33,8 @@ pub(crate) struct Plan {
     pub(crate) mlp_bias: bool,
     /// Norms of each query and key head before the rotation.
     pub(crate) qk_norm: bool,
+    /// What is legal but worth a word.
+    pub(crate) warnings: Vec<String>,
 }
 
 /// Emits and verifies every block, and holds it against what is stored.
@@ -45,11 +48,29 @@ pub(crate) fn emit(
     warnings: &mut Vec<String>,
 ) -> Result<ModelSpec, Error> {
     let mut found = Found::new(stored);
-    let (table, head, tied) = ends(plan, stored, warnings);
-    let embedding = embedding(plan, &mut found, table);
-    let layers = (0..plan.windows.len()).map(|i| layer(plan, &mut found, i)).collect();
-    let head = head_block(plan, &mut found, head);
+    let ends = ends(plan, stored, warnings);
+    let model = programs(plan, family, &mut found, ends)?;
     found.finish()?;
+    Ok(model)
+}
+
+/// The blocks as if every tensor were stored in `dtype`.
+pub(crate) fn imagine(plan: &Plan, family: &'static str, dtype: DType) -> Result<ModelSpec, Error> {
+    let nothing = BTreeMap::new();
+    let mut found = Found { imagined: Some(dtype), ..Found::new(&nothing) };
+    let head = if plan.tied { EMBEDDING } else { HEAD };
+    programs(plan, family, &mut found, (EMBEDDING, head, plan.tied))
+}
+
+fn programs(
+    plan: &Plan,
+    family: &'static str,
+    found: &mut Found,
+    (table, head, tied): (&'static str, &'static str, bool),
+) -> Result<ModelSpec, Error> {
+    let embedding = embedding(plan, found, table);
+    let layers = (0..plan.windows.len()).map(|i| layer(plan, found, i)).collect();
+    let head = head_block(plan, found, head);
     let (hidden, vocab, context) = (plan.hidden, plan.vocab, plan.context);
     let model = ModelSpec { family, hidden, vocab, context, tied, embedding, layers, head };
     ir::verify(&model.embedding, 1)?;
@@ -63,7 +84,8 @@ pub(crate) fn emit(
 ///
 /// As transformers does: where the configuration ties them and both are stored, the stored head
 /// is used (it is either equal, or the configuration is wrong); where only one is stored, it
-/// serves as both.
+/// serves as both. The backbone's class has no head: whatever the configuration says, its embedding
+/// serves, since there is nothing else that could.
 fn ends(
     plan: &Plan,
     stored: &dyn Stored,
@@ -71,6 +93,15 @@ fn ends(
 ) -> (&'static str, &'static str, bool) {
     let (table, head) = (stored.get(EMBEDDING).is_some(), stored.get(HEAD).is_some());
     match (plan.tied, table, head) {
+        (false, true, false) if stored.is_backbone() => {
+            warnings.push(format!(
+                "{} is not stored, and config.json does not say tie_word_embeddings = true: the embedding \
+                 is read as the head, but what it predicts may mean nothing (transformers would make a head \
+                 of noise)",
+                quote(HEAD)
+            ));
+            (EMBEDDING, EMBEDDING, true)
+        }
         (false, ..) => (EMBEDDING, HEAD, false),
         (true, true, true) => {
             warnings.push(format!(
@@ -201,6 +232,8 @@ impl Program {
 /// The stored tensors, and what was found wrong with those that were asked for.
 struct Found<'a> {
     stored: &'a dyn Stored,
+    /// What every tensor is taken to be, if none is looked for.
+    imagined: Option<DType>,
     /// A tied embedding is asked for twice, and told of once.
     seen: HashSet<String>,
     missing: Vec<String>,
@@ -211,11 +244,15 @@ struct Found<'a> {
 impl<'a> Found<'a> {
     fn new(stored: &'a dyn Stored) -> Self {
         let seen = HashSet::new();
-        Self { stored, seen, missing: Vec::new(), shapes: Vec::new(), dtypes: Vec::new() }
+        let (missing, shapes, dtypes) = (Vec::new(), Vec::new(), Vec::new());
+        Self { stored, imagined: None, seen, missing, shapes, dtypes }
     }
 
     /// The dtype of a stored tensor. What is wrong is kept for one error at the end.
     fn take(&mut self, name: &str, expected: &[usize]) -> DType {
+        if let Some(dtype) = self.imagined {
+            return dtype;
+        }
         let stored = self.stored.get(name);
         let dtype = stored.map_or(DType::F32, |(dtype, _)| dtype);
         if !self.seen.insert(name.to_owned()) {
@@ -236,7 +273,12 @@ impl<'a> Found<'a> {
     }
 
     fn finish(self) -> Result<(), Error> {
-        let Self { mut missing, mut shapes, mut dtypes, .. } = self;
+        let Self { stored, mut missing, mut shapes, mut dtypes, .. } = self;
+        if !missing.is_empty()
+            && let Some(error) = prefix::foreign(stored)
+        {
+            return Err(error);
+        }
         if !missing.is_empty() {
             let count = missing.len();
             missing.truncate(LISTED);

@@ -27,6 +27,14 @@ pub enum Error {
         /// The supported families, separated by commas.
         supported: String,
     },
+    /// The tensors are those of the model, under names of a wrapper.
+    #[error("tensor names begin with {prefix}: {what}")]
+    Prefix {
+        /// What the names begin with, quoted and escaped.
+        prefix: String,
+        /// Who writes such names, and what to do.
+        what: &'static str,
+    },
     /// A multimodal configuration keeps its decoder in a nested object.
     #[error(
         "config.json: model_type {model_type} nests its decoder in \"text_config\", which is not supported"
@@ -37,24 +45,28 @@ pub enum Error {
     },
     /// The weights are stored quantized.
     #[error(
-        "config.json: \"quantization_config\" says that the weights are quantized (quant_method {method}), \
+        "config.json: {key:?} says that the weights are quantized (quant_method {method}), \
          which is not supported; use the unquantized checkpoint"
     )]
     Quantized {
+        /// The key that says so.
+        key: &'static str,
         /// The method, quoted and escaped.
         method: String,
     },
     /// A key that is neither honoured nor known to be inert.
     #[error(
-        "config.json: key {key} = {value} is not supported for {family}, and may change the result"
+        "config.json: key {key} = {value} is not supported for {reader}, and may change the result"
     )]
     UnknownKey {
+        /// The key's path as it is, which [`crate::ignore`] takes.
+        path: String,
         /// The key's path, quoted and escaped.
         key: String,
         /// Its value, shortened and escaped.
         value: String,
-        /// The family.
-        family: &'static str,
+        /// Who would have to read it: the family, or the kind of rotary scaling.
+        reader: String,
     },
     /// A required key is absent.
     #[error("config.json: key {key} is missing")]

@@ -1,10 +1,10 @@
-//! Which keys of a configuration are honoured, which are inert, and the refusal of all others.
-//!
-//! The lists are literal so that a review can hold them against transformers (5.23.0).
+//! Which keys of a configuration are honoured, and the refusal of those that are neither honoured
+//! nor inert ([`crate::inert`]).
 
 use crate::config::{Fields, quote, show};
 use crate::error::Error;
 use crate::families::Family;
+use crate::inert;
 use serde_json::{Map, Value};
 
 /// Keys that every family reads.
@@ -33,121 +33,49 @@ const COMMON: &[&str] = &[
     "vocab_size",
 ];
 
-/// Keys that do not reach the logits of a decoder's forward: identity, training, generation,
-/// classification heads, and the loading machinery of transformers.
-const INERT: &[&str] = &[
-    // Identity and provenance.
-    "_commit_hash",
-    "_name_or_path",
-    "auto_map",
-    "custom_pipelines",
-    "model_name",
-    "name_or_path",
-    "tokenizer_class",
-    "transformers_version",
-    "unsloth_fixed",
-    "unsloth_version",
-    // Which kernels run and what a forward returns.
-    "_attn_implementation",
-    "_attn_implementation_autoset",
-    "_attn_implementation_internal",
-    "_experts_implementation",
-    "_flash_attn_2_enabled",
-    "attn_implementation",
-    "chunk_size_feed_forward",
-    "keys_to_ignore_at_inference",
-    "output_attentions",
-    "output_hidden_states",
-    "output_scores",
-    "pretraining_tp",
-    "return_dict",
-    "return_dict_in_generate",
-    "torchscript",
-    "use_bfloat16",
-    "use_cache",
-    "use_flash_attn",
-    "use_flash_attention_2",
-    "use_return_dict",
-    // Training.
-    "attention_dropout",
-    "embd_pdrop",
-    "gradient_checkpointing",
-    "hidden_dropout",
-    "initializer_range",
-    "neftune_noise_alpha",
-    "resid_pdrop",
-    "tf_legacy_loss",
-    // Token ids that only the tokenizer and the sampler read.
-    "bos_token_id",
-    "decoder_start_token_id",
-    "eos_token_id",
-    "forced_bos_token_id",
-    "forced_eos_token_id",
-    "pad_token_id",
-    "sep_token_id",
-    "unk_token_id",
-    // Generation.
-    "assistant_confidence_threshold",
-    "assistant_lookbehind",
-    "bad_words_ids",
-    "begin_suppress_tokens",
-    "diversity_penalty",
-    "do_sample",
-    "early_stopping",
-    "encoder_no_repeat_ngram_size",
-    "encoder_repetition_penalty",
-    "epsilon_cutoff",
-    "eta_cutoff",
-    "exponential_decay_length_penalty",
-    "length_penalty",
-    "max_length",
-    "max_new_tokens",
-    "min_length",
-    "no_repeat_ngram_size",
-    "num_assistant_tokens",
-    "num_assistant_tokens_schedule",
-    "num_beam_groups",
-    "num_beams",
-    "num_return_sequences",
-    "remove_invalid_values",
-    "repetition_penalty",
-    "suppress_tokens",
-    "target_lookbehind",
-    "temperature",
-    "top_k",
-    "top_p",
-    "typical_p",
-    // Heads other than the language model's.
-    "classifier_dropout",
-    "finetuning_task",
-    "id2label",
-    "label2id",
-    "num_labels",
-    "prefix",
-    "problem_type",
-    "task_specific_params",
-    // Encoder-decoder relics of the common base class.
-    "cross_attention_hidden_size",
-    "pruned_heads",
-    "tie_encoder_decoder",
-];
-
 /// Refuses every key that the family does not honour and that is not known to be inert.
-///
-/// Null and false are inert by convention: they say that a feature is absent.
-pub(crate) fn audit(config: &Map<String, Value>, family: &Family) -> Result<(), Error> {
-    if let Some(quantization) = config.get("quantization_config").filter(|v| !v.is_null()) {
-        let method = quantization.get("quant_method").map_or("not named".to_owned(), show);
-        return Err(Error::Quantized { method });
-    }
-    let known = |key: &str| [COMMON, family.keys, INERT].iter().any(|list| list.contains(&key));
-    let absent = |value: &Value| matches!(value, Value::Null | Value::Bool(false));
-    match config.iter().find(|(key, value)| !known(key) && !absent(value)) {
+pub(crate) fn audit(config: &Fields, family: &Family) -> Result<(), Error> {
+    quantized(config)?;
+    let known = |key: &str| [COMMON, family.keys].iter().any(|list| list.contains(&key));
+    match config.keys().find(|(key, value)| !known(key) && !inert::is_inert(config, key, value)) {
         None => Ok(()),
-        Some((key, value)) => {
-            Err(Error::UnknownKey { key: quote(key), value: show(value), family: family.name })
-        }
+        Some((key, value)) => Err(Error::UnknownKey {
+            path: key.to_owned(),
+            key: quote(key),
+            value: show(value),
+            reader: family.name.to_owned(),
+        }),
     }
+}
+
+/// Refuses weights that are stored quantized in a way that is not read.
+fn quantized(config: &Fields) -> Result<(), Error> {
+    // mlx-lm writes both; its own layout is no safetensors layout that anyone else reads.
+    for key in ["quantization_config", "quantization"] {
+        let said = config.keys().find(|(name, value)| *name == key && !value.is_null());
+        let Some((_, said)) = said else { continue };
+        let method = match (said.get("quant_method"), key) {
+            (Some(method), _) => show(method),
+            (None, "quantization") => "MLX's, which is not named".to_owned(),
+            (None, _) => "not named".to_owned(),
+        };
+        return Err(Error::Quantized { key, method });
+    }
+    Ok(())
+}
+
+/// Takes the key at `path` out of a configuration: a key of its own, or `object.key` for one inside
+/// an object, at any depth. Whether there was one.
+pub fn ignore(config: &mut Map<String, Value>, path: &str) -> bool {
+    // A key may hold a dot itself.
+    if config.shift_remove(path).is_some() {
+        return true;
+    }
+    let dots = path.match_indices('.').map(|(at, _)| (&path[..at], &path[at + 1..]));
+    dots.into_iter().any(|(outer, rest)| match config.get_mut(outer) {
+        Some(Value::Object(inner)) => ignore(inner, rest),
+        _ => false,
+    })
 }
 
 /// A word if the checkpoint was saved from another class than the family's language model.

@@ -4,11 +4,23 @@
 use crate::config::{Fields, cap, quote, show};
 use crate::error::Error;
 use crate::frequencies::{self, Frequencies, Llama3, Yarn};
+use crate::inert;
 use ir::Rope;
+use serde_json::Value;
 use std::sync::Arc;
 
 /// The base when no key gives it.
 const DEFAULT_THETA: f64 = 10_000.0;
+
+/// What a configuration says of positions.
+pub(crate) struct Rotary {
+    /// The frequencies.
+    pub(crate) rope: Arc<Rope>,
+    /// The tokens that the model takes, what its scaling adds included.
+    pub(crate) context: usize,
+    /// What is legal but worth a word.
+    pub(crate) warnings: Vec<String>,
+}
 
 /// How the base frequencies are stretched.
 #[derive(Clone, Debug, PartialEq)]
@@ -19,11 +31,12 @@ enum Scaling {
     Yarn(Yarn),
 }
 
-/// The frequencies of heads of size `head_dim` in a model of `context` tokens.
+/// The frequencies of heads of size `head_dim` in a model whose `max_position_embeddings` is
+/// `context`.
 ///
 /// # Errors
 /// If a value breaks a rule, a scaling is not supported, or the two spellings disagree.
-pub(crate) fn read(config: &Fields, head_dim: usize, context: usize) -> Result<Arc<Rope>, Error> {
+pub(crate) fn read(config: &Fields, head_dim: usize, context: usize) -> Result<Rotary, Error> {
     whole_head(config)?;
     let old = config.object("rope_scaling")?;
     let new = config.object("rope_parameters")?;
@@ -42,7 +55,47 @@ pub(crate) fn read(config: &Fields, head_dim: usize, context: usize) -> Result<A
         Scaling::Llama3(llama3) => frequencies::llama3(theta, head_dim, llama3),
         Scaling::Yarn(yarn) => frequencies::yarn(theta, head_dim, yarn),
     };
-    finite(config, found)
+    let rope = finite(config, found)?;
+    let mut warnings = Vec::new();
+    for object in [old, new].into_iter().flatten() {
+        warnings.extend(followed(&object));
+    }
+    let (extended, by) = extended(&scaling, context);
+    if extended != context {
+        warnings.push(format!(
+            "the context is {extended} tokens, {by}; config.json says max_position_embeddings = {context}"
+        ));
+    }
+    Ok(Rotary { rope, context: extended, warnings })
+}
+
+/// The context of a scaled model, and how it comes about, as vLLM derives its `max_model_len`: yarn
+/// multiplies the original context, whatever `max_position_embeddings` says, linear scaling
+/// multiplies that, and llama3's is extended already. transformers has no limit.
+fn extended(scaling: &Scaling, context: usize) -> (usize, String) {
+    // Both factors are capped far below what a float holds; the cap bounds the product.
+    let times = |tokens: f64, factor: f64| ((tokens * factor) as usize).clamp(1, cap::CONTEXT);
+    match scaling {
+        Scaling::Yarn(Yarn { factor, original, .. }) => {
+            (times(*original, *factor), format!("as yarn extends {original} by {factor}"))
+        }
+        Scaling::Linear { factor } => {
+            let by = format!("as linear scaling extends {context} by {factor}");
+            (times(context as f64, *factor), by)
+        }
+        Scaling::Default | Scaling::Llama3(_) => (context, String::new()),
+    }
+}
+
+/// What readers differ about, and who is followed.
+fn followed(object: &Fields) -> Option<String> {
+    let key = FOLLOWED.iter().find(|key| {
+        object.keys().any(|(name, v)| name == **key && v.as_f64().is_some_and(|v| v != 1.0))
+    })?;
+    Some(format!(
+        "{} is ignored, as transformers ignores it; vLLM multiplies by it and gives other logits",
+        object.path(key)
+    ))
 }
 
 /// The base: inside one of the objects, or beside them. Where several say it, they must agree.
@@ -99,6 +152,8 @@ fn scaling(config: &Fields, object: &Fields, context: usize) -> Result<Scaling, 
             "mscale_all_dim",
             "truncate",
             ORIGINAL,
+            FOLLOWED[0],
+            FOLLOWED[1],
         ],
         other => return Err(unsupported(object, other)),
     };
@@ -112,6 +167,9 @@ fn scaling(config: &Fields, object: &Fields, context: usize) -> Result<Scaling, 
 }
 
 const ORIGINAL: &str = "original_max_position_embeddings";
+
+/// Keys of yarn that vLLM reads (`YaRNScalingRotaryEmbedding`) and transformers does not.
+const FOLLOWED: [&str; 2] = ["attn_factor", "extrapolation_factor"];
 
 fn llama3(config: &Fields, object: &Fields, context: usize) -> Result<Llama3, Error> {
     let found = Llama3 {
@@ -173,17 +231,25 @@ fn scale(object: &Fields, key: &str) -> Result<Option<f64>, Error> {
     fits.then_some(value).ok_or_else(|| object.breaks(key, "must be from 0 to 1e6"))
 }
 
-/// Refuses the keys of `object` that a scaling of type `kind` does not read.
+/// Refuses the keys of `object` that a scaling of type `kind` does not read and that may mean
+/// something.
+///
+/// `finetuned` is Yarn-Mistral's and Yarn-Llama's note on training, which neither transformers nor
+/// vLLM reads; an original context says nothing where no scaling starts from it, nor a factor of 1.
 fn only(object: &Fields, kind: &str, own: &[&str]) -> Result<(), Error> {
-    const SHARED: [&str; 4] = ["rope_type", "type", "rope_theta", "partial_rotary_factor"];
-    let read = |key: &str| SHARED.contains(&key) || own.contains(&key);
-    let absent = |value: &serde_json::Value| value.is_null() || *value == false;
-    match object.keys().find(|(key, value)| !read(key) && !absent(value)) {
+    const READ: [&str; 4] = ["rope_type", "type", "rope_theta", "partial_rotary_factor"];
+    const INERT: [&str; 2] = ["finetuned", ORIGINAL];
+    let known = |key: &str| READ.contains(&key) || INERT.contains(&key) || own.contains(&key);
+    let absent = |key: &str, value: &Value| {
+        inert::says_nothing(value) || key == "factor" && value.as_f64() == Some(1.0)
+    };
+    match object.keys().find(|(key, value)| !known(key) && !absent(key, value)) {
         None => Ok(()),
-        Some((key, value)) => Err(Error::Value {
+        Some((key, value)) => Err(Error::UnknownKey {
+            path: object.path(key).trim_matches('"').to_owned(),
             key: object.path(key),
             value: show(value),
-            rule: format!("is not read by rope_type {kind:?}"),
+            reader: format!("rope_type {kind:?}"),
         }),
     }
 }

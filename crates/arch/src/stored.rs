@@ -18,6 +18,11 @@ pub trait Stored {
     fn is_packed(&self, _name: &str) -> bool {
         false
     }
+
+    /// Whether it was saved from the backbone's class, which has no head of its own.
+    fn is_backbone(&self) -> bool {
+        false
+    }
 }
 
 impl Stored for BTreeMap<String, (DType, Vec<usize>)> {

@@ -47,11 +47,8 @@ pub(crate) fn config(
 ) -> Result<Value, CompileError> {
     let mut config = source.clone();
     config.shift_remove("quantization_config");
-    if let Some(tied) = config.get_mut("tie_word_embeddings") {
-        *tied = json!(plan.tied);
-    } else if !plan.tied {
-        config.insert("tie_word_embeddings".into(), json!(false));
-    }
+    // Readers of an absent key do not agree, and a backbone's head is tied without one.
+    config.insert("tie_word_embeddings".into(), json!(plan.tied));
     if let Some(dtype) = dtype {
         let key = if config.contains_key("dtype") { "dtype" } else { "torch_dtype" };
         config.insert(key.into(), json!(dtype));

@@ -8,6 +8,7 @@ mod qwen3;
 use crate::config::{Fields, cap, quote};
 use crate::decoder::Plan;
 use crate::error::Error;
+use crate::rope::Rotary;
 use ir::Heads;
 use serde_json::{Map, Value};
 
@@ -29,18 +30,75 @@ pub(crate) const FAMILIES: &[Family] =
 
 /// Families that people will try, and what a dense decoder lacks for them.
 const UNSUPPORTED: &[(&str, &str)] = &[
+    ("baichuan", "fused projections and ALiBi"),
+    ("bloom", "ALiBi and layer norms"),
+    ("chatglm", "fused projections and partial rotary embeddings"),
+    ("cohere", "layer norms and a parallel feed-forward"),
+    ("cohere2", "layer norms and a parallel feed-forward"),
+    ("dbrx", "a mixture of experts"),
     ("deepseek_v2", "multi-head latent attention and a mixture of experts"),
     ("deepseek_v3", "multi-head latent attention and a mixture of experts"),
+    ("deepseek_v32", "sparse latent attention and a mixture of experts"),
+    ("deepseek_v4", "sparse attention and a mixture of experts"),
+    ("exaone4", "another order of norms and layers without rotation"),
+    ("falcon", "fused projections and layer norms"),
     ("gemma", "another norm and embedding scale"),
     ("gemma2", "another norm, embedding scale and soft caps"),
+    ("gemma3", "another norm and embedding scale, and a vision tower"),
     ("gemma3_text", "another norm and embedding scale"),
+    ("gemma4", "another norm and embedding scale, and towers for images and sound"),
+    ("glm4", "another order of norms and partial rotary embeddings"),
+    ("glm4_moe", "a mixture of experts"),
+    ("glm_moe_dsa", "sparse latent attention and a mixture of experts"),
     ("gpt2", "learned positions and layer norms"),
+    ("gpt_bigcode", "learned positions and layer norms"),
+    ("gpt_neox", "partial rotary embeddings and layer norms"),
     ("gpt_oss", "a mixture of experts and attention sinks"),
+    ("gptj", "partial rotary embeddings and layer norms"),
+    ("granite", "multipliers of embeddings, residuals and logits"),
+    ("granitemoe", "a mixture of experts"),
+    ("granitemoehybrid", "state-space layers"),
+    ("internlm2", "fused projections"),
+    ("jamba", "state-space layers and a mixture of experts"),
+    ("kimi_k2", "multi-head latent attention and a mixture of experts"),
+    ("kimi_k25", "multi-head latent attention, a mixture of experts and a vision tower"),
+    ("llama4", "a mixture of experts and a vision tower"),
+    ("llama4_text", "a mixture of experts"),
+    ("mamba", "state-space layers"),
+    ("mamba2", "state-space layers"),
+    ("minicpm", "multipliers of embeddings and residuals"),
+    ("minimax_m2", "a mixture of experts"),
+    ("ministral3", "another rotary scaling"),
+    ("mistral3", "a vision tower"),
     ("mixtral", "a mixture of experts"),
+    ("mllama", "cross attention and a vision tower"),
+    ("mpt", "ALiBi and layer norms"),
+    ("nemotron", "another norm and activation"),
+    ("nemotron_h", "state-space layers and a mixture of experts"),
+    ("olmo", "norms without weights"),
+    ("olmo2", "another order of norms"),
+    ("olmo3", "another order of norms"),
+    ("olmoe", "a mixture of experts"),
+    ("opt", "learned positions and layer norms"),
+    ("phi", "partial rotary embeddings and layer norms"),
     ("phi3", "fused projections and partial rotary embeddings"),
+    ("phimoe", "a mixture of experts"),
+    ("qwen2_5_vl", "a vision tower"),
     ("qwen2_moe", "a mixture of experts"),
+    ("qwen2_vl", "a vision tower"),
+    ("qwen3_5", "linear attention and a vision tower"),
+    ("qwen3_5_moe", "linear attention, a mixture of experts and a vision tower"),
+    ("qwen3_5_text", "linear attention"),
     ("qwen3_moe", "a mixture of experts"),
     ("qwen3_next", "linear attention and a mixture of experts"),
+    ("qwen3_vl", "a vision tower"),
+    ("qwen3_vl_moe", "a mixture of experts and a vision tower"),
+    ("rwkv", "no attention at all"),
+    ("seed_oss", "another layout of biases"),
+    ("smollm3", "layers without rotation"),
+    ("stablelm", "partial rotary embeddings and layer norms"),
+    ("starcoder2", "layer norms and an ungated feed-forward"),
+    ("step3p7", "a mixture of experts and a vision tower"),
 ];
 
 /// The family that a configuration names.
@@ -48,17 +106,15 @@ pub(crate) fn select(config: &Map<String, Value>) -> Result<&'static Family, Err
     let fields = Fields::root(config);
     let supported = FAMILIES.iter().map(|f| f.name).collect::<Vec<_>>().join(", ");
     let name = fields.text("model_type")?;
-    if config.get("text_config").is_some_and(|nested| !nested.is_null()) {
+    let known = UNSUPPORTED.iter().find(|row| Some(row.0) == name).map(|row| row.1);
+    if known.is_none() && config.get("text_config").is_some_and(|nested| !nested.is_null()) {
         return Err(Error::Nested { model_type: quote(name.unwrap_or("")) });
     }
     let Some(name) = name else { return Err(Error::NoModelType { supported }) };
-    FAMILIES.iter().find(|family| family.name == name).ok_or_else(|| {
-        let why = UNSUPPORTED.iter().find(|row| row.0 == name).map(|row| row.1);
-        Error::Family {
-            model_type: quote(name),
-            why: why.unwrap_or("an unknown family"),
-            supported,
-        }
+    FAMILIES.iter().find(|family| family.name == name).ok_or_else(|| Error::Family {
+        model_type: quote(name),
+        why: known.unwrap_or("an unknown family"),
+        supported,
     })
 }
 
@@ -81,6 +137,7 @@ pub(crate) fn common(config: &Fields, defaults: &Defaults) -> Result<Plan, Error
     let context =
         config.integer("max_position_embeddings", 1, cap::CONTEXT)?.unwrap_or(defaults.context);
     let heads = heads(config, hidden, defaults)?;
+    let Rotary { rope, context, warnings } = crate::rope::read(config, heads.dim, context)?;
     Ok(Plan {
         hidden,
         vocab: config.size("vocab_size", cap::VOCAB)?,
@@ -88,13 +145,14 @@ pub(crate) fn common(config: &Fields, defaults: &Defaults) -> Result<Plan, Error
         context,
         heads,
         eps: epsilon(config)?,
-        rope: crate::rope::read(config, heads.dim, context)?,
+        rope,
         tied: config.flag("tie_word_embeddings", false)?,
         windows: vec![None; layers],
         qkv_bias: false,
         o_bias: false,
         mlp_bias: false,
         qk_norm: false,
+        warnings,
     })
 }
 

@@ -4,6 +4,7 @@
 
 mod common;
 mod goldens;
+mod inert;
 mod programs;
 mod refusals;
 mod rope;

@@ -159,7 +159,7 @@ const VALUES: &[(&str, &str, &str)] = &[
     ),
     (
         "mistral",
-        r#"{"layer_types": ["full_attention"]}"#,
+        r#"{"layer_types": ["sliding_attention"]}"#,
         "key \"layer_types\" = a list of 1 is not supported for mistral, and may change the result",
     ),
     (
@@ -185,7 +185,7 @@ const VALUES: &[(&str, &str, &str)] = &[
     // Windows.
     (
         "qwen2",
-        r#"{"layer_types": ["full_attention"]}"#,
+        r#"{"layer_types": ["sliding_attention"]}"#,
         "key \"layer_types\" = a list of 1: must list 2 layers, as num_hidden_layers says",
     ),
     (
@@ -230,11 +230,23 @@ const VALUES: &[(&str, &str, &str)] = &[
         r#"{"model_type": "absent"}"#,
         "no key \"model_type\"; supported families are llama, mistral, qwen2, qwen3",
     ),
-    ("llama", r#"{"model_type": 3}"#, "key \"model_type\" = 3: must be a string"),
     (
         "llama",
         r#"{"model_type": "gemma3", "text_config": {"hidden_size": 8}}"#,
-        "model_type \"gemma3\" nests its decoder in \"text_config\", which is not supported",
+        "model_type \"gemma3\" (another norm and embedding scale, and a vision tower) is not supported; \
+         supported families are llama, mistral, qwen2, qwen3",
+    ),
+    (
+        "llama",
+        r#"{"quantization": {"bits": 4}}"#,
+        "\"quantization\" says that the weights are quantized \
+        (quant_method MLX's, which is not named), which is not supported; use the unquantized checkpoint",
+    ),
+    ("llama", r#"{"model_type": 3}"#, "key \"model_type\" = 3: must be a string"),
+    (
+        "llama",
+        r#"{"model_type": "new_vl", "text_config": {"hidden_size": 8}}"#,
+        "model_type \"new_vl\" nests its decoder in \"text_config\", which is not supported",
     ),
 ];
 
@@ -271,11 +283,11 @@ const ROTARY: &[(&str, &str)] = &[
     ),
     (
         r#"{"rope_scaling": {"type": "linear", "factor": 2, "low_freq_factor": 1}}"#,
-        "key \"rope_scaling.low_freq_factor\" = 1: is not read by rope_type \"linear\"",
+        "key \"rope_scaling.low_freq_factor\" = 1 is not supported for rope_type \"linear\", and may change the result",
     ),
     (
         r#"{"rope_scaling": {"factor": 2}}"#,
-        "key \"rope_scaling.factor\" = 2: is not read by rope_type \"default\"",
+        "key \"rope_scaling.factor\" = 2 is not supported for rope_type \"default\", and may change the result",
     ),
     (
         r#"{"rope_scaling": {"rope_type": "llama3", "factor": 2, "low_freq_factor": 4, "high_freq_factor": 4}}"#,
@@ -300,7 +312,7 @@ const ROTARY: &[(&str, &str)] = &[
     ),
     (
         r#"{"rope_parameters": {"full_attention": {"rope_theta": 1e6}}}"#,
-        "key \"rope_parameters.full_attention\" = an object of 1 keys: is not read by rope_type \"default\"",
+        "key \"rope_parameters.full_attention\" = an object of 1 keys is not supported for rope_type \"default\", and may change the result",
     ),
     // Two spellings that disagree.
     (
