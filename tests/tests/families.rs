@@ -42,6 +42,14 @@ fn only_odd_fixtures_warn() {
                 "config.json says dtype = \"float32\", the tensors are stored 1 as F16, 15 as BF16, \
                  5 as F32; the stored dtypes are used",
             ],
+            "llama-linear" => vec![
+                "the context is 80 tokens, as linear scaling extends 32 by 2.5; config.json says \
+                 max_position_embeddings = 32",
+            ],
+            "llama-linear-old-spelling" => vec![
+                "the context is 96 tokens, as linear scaling extends 32 by 3; config.json says \
+                 max_position_embeddings = 32",
+            ],
             "llama-tied-head-stored" => vec![
                 "config.json says tie_word_embeddings = true, but \"lm_head.weight\" is stored too; \
                  it is read as the head",

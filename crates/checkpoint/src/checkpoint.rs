@@ -1,5 +1,6 @@
 //! A Hugging Face folder of safetensors files, opened: headers and configuration, no data.
 
+use crate::contents;
 use crate::error::Error;
 use crate::folder::Folder;
 use crate::header::Header;
@@ -16,12 +17,13 @@ use std::ops::Range;
 use std::path::{Path, PathBuf};
 use tensor::{Bytes, DType, Tensor};
 
-const SINGLE: &str = "model.safetensors";
-const INDEX: &str = "model.safetensors.index.json";
+/// The one file of weights.
+pub(crate) const SINGLE: &str = "model.safetensors";
+/// The index of several.
+pub(crate) const INDEX: &str = "model.safetensors.index.json";
+const QUANTIZATION: &str = "quantization_config";
 /// How many elements of a packed weight are unpacked at a time.
 const UNPACKED: usize = 1 << 20;
-const CONVERT: &str = "convert it with transformers: \
-                       AutoModelForCausalLM.from_pretrained(dir).save_pretrained(out)";
 
 /// A tensor of a checkpoint.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -65,6 +67,7 @@ pub struct Checkpoint {
     packed: Option<Packed>,
     files: Vec<FileInfo>,
     shards: Vec<Shard>,
+    backbone: bool,
     warnings: Vec<String>,
 }
 
@@ -84,10 +87,7 @@ impl Checkpoint {
     pub fn open(folder: &Path) -> Result<Self, Error> {
         let folder = Folder::open(folder)?;
         let names = folder.names()?;
-        let config = folder.object("config.json", &Limits::CONFIG)?;
-        let config = config.ok_or_else(|| {
-            Error::broken(&folder.path, "has no config.json: a Hugging Face model folder has one")
-        })?;
+        let config = Self::read_config(&folder, &names)?;
         let generation_config = folder.object("generation_config.json", &Limits::CONFIG)?;
         let mut opened = Self {
             folder,
@@ -99,12 +99,33 @@ impl Checkpoint {
             packed: None,
             files: Vec::new(),
             shards: Vec::new(),
+            backbone: false,
             warnings: Vec::new(),
         };
         opened.open_weights()?;
         opened.find_packed()?;
         opened.warn_of_oddities();
         Ok(opened)
+    }
+
+    /// What the `config.json` of `folder` says, whether or not there are weights beside it; as
+    /// [`Checkpoint::config`].
+    ///
+    /// # Errors
+    /// If there is none, or it is not a strict JSON object.
+    pub fn config_in(folder: &Path) -> Result<Map<String, Value>, Error> {
+        let folder = Folder::open(folder)?;
+        let names = folder.names()?;
+        let mut config = Self::read_config(&folder, &names)?;
+        if config.get(QUANTIZATION).is_some_and(quantization::is_ours) {
+            config.shift_remove(QUANTIZATION);
+        }
+        Ok(config)
+    }
+
+    fn read_config(folder: &Folder, names: &BTreeSet<String>) -> Result<Map<String, Value>, Error> {
+        let config = folder.object("config.json", &Limits::CONFIG)?;
+        config.ok_or_else(|| Error::missing(&folder.path, contents::without_config(folder, names)))
     }
 
     /// The folder, as it was given.
@@ -195,6 +216,12 @@ impl Checkpoint {
         weight.map(|weight| self.codes(name, weight, rows)).transpose()
     }
 
+    /// Whether the tensors were saved from the backbone's class: their names had no `model.`, which
+    /// they have here, and there need be no head.
+    pub fn is_backbone(&self) -> bool {
+        self.backbone
+    }
+
     /// The files of weights, by name.
     pub fn files(&self) -> &[FileInfo] {
         &self.files
@@ -234,22 +261,27 @@ impl Checkpoint {
             self.open_shards(&index)?;
             self.check_total(&index);
         } else {
-            return Err(self.no_weights());
+            let rule = contents::without_weights(&self.folder, &self.names);
+            return Err(Error::missing(self.folder(), rule));
         }
+        self.name_backbone();
         self.stored.sort_unstable_by(|a, b| a.name.cmp(&b.name));
         Ok(())
     }
 
-    /// Opens the files of the index and holds it against them: each names exactly what the other
-    /// has.
+    /// Opens the files of the index and reads every tensor that they hold, as transformers does;
+    /// what the index says otherwise is worth a word. A tensor that the model needs and no file
+    /// holds is refused by whoever asks for it.
     fn open_shards(&mut self, index: &Index) -> Result<(), Error> {
         let path = self.folder().join(INDEX);
         let broken =
             |rule: String| Error::Index { path: path.clone(), fault: IndexError::Rule(rule) };
         let mut owner: BTreeMap<String, &str> = BTreeMap::new();
+        let mut odd = Oddities::default();
         for name in index.files() {
             let Some(opened) = self.folder.file(name)? else {
-                return Err(broken(format!("shard {name:?} is missing from the folder")));
+                let rule = format!("names {name:?}, which is missing from the folder");
+                return Err(Error::missing(&path, rule));
             };
             let (shard, header) = Shard::open(opened)?;
             for entry in &header.entries {
@@ -260,8 +292,7 @@ impl Checkpoint {
                     return Err(broken(rule));
                 }
                 if !index.weight_map.contains_key(tensor) {
-                    let rule = format!("tensor {tensor:?} of shard {name:?} is not in weight_map");
-                    return Err(broken(rule));
+                    odd.note(format!("tensor {tensor:?} of shard {name:?} is not in weight_map"));
                 }
             }
             self.push(shard, header);
@@ -270,10 +301,30 @@ impl Checkpoint {
             let found = owner.get(tensor);
             if found != Some(&file.as_str()) {
                 let other = found.map_or(String::new(), |f| format!(" but in {f:?}"));
-                return Err(broken(format!("tensor {tensor:?} is not in shard {file:?}{other}")));
+                odd.note(format!("tensor {tensor:?} is not in shard {file:?}{other}"));
             }
         }
+        self.warnings.extend(odd.said());
         Ok(())
+    }
+
+    /// Gives the names of the backbone's class what they have in a language model.
+    fn name_backbone(&mut self) {
+        const PARTS: [&str; 4] = ["embed_tokens.", "layers.", "norm.", "rotary_emb."];
+        let whole = self.stored.iter().any(|t| t.name.starts_with("model."));
+        let bare = self.stored.iter().any(|t| t.name == "embed_tokens.weight");
+        if whole || !bare {
+            return;
+        }
+        for tensor in &mut self.stored {
+            if PARTS.iter().any(|part| tensor.name.starts_with(part)) {
+                tensor.name.insert_str(0, "model.");
+            }
+        }
+        self.backbone = true;
+        let rule = "the names of the tensors have no \"model.\": they were saved from the backbone's \
+                    class, and are read, and written, with it";
+        self.warnings.push(rule.to_owned());
     }
 
     fn push(&mut self, shard: Shard, header: Header) {
@@ -314,6 +365,10 @@ impl Checkpoint {
         for name in self.names.iter().filter(unread) {
             self.warnings.push(format!("{name:?} is ignored: it is not part of the checkpoint"));
         }
+        if self.names.contains(contents::ADAPTER) {
+            let rule = "an adapter lies beside the weights; they are read without it";
+            self.warnings.push(format!("{} is ignored: {rule}", contents::ADAPTER));
+        }
         for key in ["auto_map", "trust_remote_code"] {
             if self.config.contains_key(key) {
                 let note = "code that a checkpoint brings is never executed";
@@ -322,36 +377,15 @@ impl Checkpoint {
         }
     }
 
-    /// The folder has neither file nor index: says what it has instead.
-    fn no_weights(&self) -> Error {
-        let any = |f: &dyn Fn(&str) -> bool| self.names.iter().find(|n| f(n));
-        let pickle = any(&|n| {
-            let pickled = [".bin", ".pt", ".pth", ".ckpt", ".pkl"].iter().any(|e| n.ends_with(e));
-            pickled || n == "pytorch_model.bin.index.json"
-        });
-        let foreign =
-            any(&|n| [".h5", ".msgpack", ".gguf", ".onnx"].iter().any(|e| n.ends_with(e)));
-        let shard = any(&|n| n.ends_with(".safetensors"));
-        let rule = match (shard, pickle, foreign) {
-            (Some(name), _, _) => format!("has {name:?}, but neither {SINGLE} nor {INDEX}"),
-            (_, Some(name), _) => {
-                format!("has {name:?}, but no safetensors: pickle is never read; {CONVERT}")
-            }
-            (_, _, Some(name)) => format!("has {name:?}, but no safetensors; {CONVERT}"),
-            _ => format!("has neither {SINGLE} nor {INDEX}"),
-        };
-        Error::broken(self.folder(), rule)
-    }
-
     /// Finds the weights that compressed-tensors packed, if config.json says that it did.
     fn find_packed(&mut self) -> Result<(), Error> {
-        const KEY: &str = "quantization_config";
-        let Some(said) = self.config.get(KEY).filter(|said| quantization::is_ours(said)) else {
+        let Some(said) = self.config.get(QUANTIZATION).filter(|said| quantization::is_ours(said))
+        else {
             return Ok(());
         };
         let path = self.folder().join("config.json");
         let groups = quantization::parse(said)
-            .map_err(|rule| Error::broken(&path, format!("{KEY}: {rule}")))?;
+            .map_err(|rule| Error::broken(&path, format!("{QUANTIZATION}: {rule}")))?;
         let read_shape = |info: &TensorInfo| {
             let read = self.stored_rows(info, 0..2)?;
             let numbers: Vec<u64> =
@@ -361,7 +395,7 @@ impl Checkpoint {
         };
         let stored = Stored { tensors: &self.stored, read_shape: &read_shape };
         self.packed = Some(Packed::find(&stored, &groups).map_err(|e| self.locate(e))?);
-        self.quantization = self.config.shift_remove(KEY);
+        self.quantization = self.config.shift_remove(QUANTIZATION);
         Ok(())
     }
 
@@ -494,4 +528,23 @@ fn allocate(path: &Path, bytes: usize) -> Result<Bytes, Error> {
     let fault = |_| std::io::Error::from(std::io::ErrorKind::OutOfMemory);
     tried.map_err(|e| Error::io(path, "hold the rows in memory", fault(e)))?;
     Ok(Bytes::zeroed(bytes))
+}
+
+/// What an index says that the files do not, the first few word by word.
+#[derive(Default)]
+struct Oddities {
+    first: Vec<String>,
+    more: usize,
+}
+
+impl Oddities {
+    fn note(&mut self, rule: String) {
+        const SHOWN: usize = 4;
+        if self.first.len() < SHOWN { self.first.push(rule) } else { self.more += 1 }
+    }
+
+    fn said(self) -> Vec<String> {
+        let more = (self.more > 0).then(|| format!("{INDEX}: {} more like these", self.more));
+        self.first.into_iter().map(|rule| format!("{INDEX}: {rule}")).chain(more).collect()
+    }
 }

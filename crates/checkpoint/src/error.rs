@@ -17,6 +17,14 @@ pub enum Error {
         /// The rule it breaks, and what to do.
         rule: String,
     },
+    /// A file is not there: the download is not complete, or it is another kind of folder.
+    #[error("{path:?}: {rule}")]
+    Missing {
+        /// The folder or file.
+        path: PathBuf,
+        /// What is missing, and what is there instead.
+        rule: String,
+    },
     /// A JSON file is broken.
     #[error("{path:?}: {fault}")]
     Json {
@@ -91,6 +99,16 @@ impl Error {
     /// A rule that the folder or file at `path` breaks.
     pub(crate) fn broken(path: &Path, rule: impl Into<String>) -> Self {
         Self::Folder { path: path.to_owned(), rule: rule.into() }
+    }
+
+    /// What is missing at `path`.
+    pub(crate) fn missing(path: &Path, rule: impl Into<String>) -> Self {
+        Self::Missing { path: path.to_owned(), rule: rule.into() }
+    }
+
+    /// Whether a file is not there that a download would bring.
+    pub fn is_missing(&self) -> bool {
+        matches!(self, Self::Missing { .. })
     }
 
     /// A rule that a tensor breaks.

@@ -110,7 +110,7 @@ impl Folder {
     /// The target of a link, if the link may be followed.
     fn follow(&self, path: &Path, entry: &Path) -> Result<PathBuf, Error> {
         let target = fs::canonicalize(entry).map_err(|e| match e.kind() {
-            io::ErrorKind::NotFound => Error::broken(path, "is a link to a file that is missing"),
+            io::ErrorKind::NotFound => Error::missing(path, "is a link to a file that is missing"),
             _ => Error::io(path, "follow the link", e),
         })?;
         let in_blobs = self.blobs.as_ref().is_some_and(|b| target.starts_with(b));

@@ -333,7 +333,7 @@ impl<'de> DeserializeSeed<'de> for Metadata {
 
     fn deserialize<D: Deserializer<'de>>(self, d: D) -> Result<Self::Value, D::Error> {
         let in_metadata = |e| de::Error::custom(format_args!("__metadata__: {e}"));
-        d.deserialize_map(self).map_err(in_metadata)
+        d.deserialize_option(self).map_err(in_metadata)
     }
 }
 
@@ -342,6 +342,15 @@ impl<'de> Visitor<'de> for Metadata {
 
     fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str("an object of strings")
+    }
+
+    // Null is none, as the `safetensors` crate has it.
+    fn visit_none<E: de::Error>(self) -> Result<Self::Value, E> {
+        Ok(BTreeMap::new())
+    }
+
+    fn visit_some<D: Deserializer<'de>>(self, d: D) -> Result<Self::Value, D::Error> {
+        d.deserialize_map(self)
     }
 
     fn visit_map<A: MapAccess<'de>>(self, mut members: A) -> Result<Self::Value, A::Error> {

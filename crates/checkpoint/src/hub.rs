@@ -9,12 +9,24 @@ const PART_MAX: usize = 96;
 /// The longest name of a revision.
 const REVISION_MAX: usize = 128;
 
-/// The snapshot of `repo` (`org/name` or `name`) that `main` names in the cache folder `cache`
-/// (usually `~/.cache/huggingface/hub`); `None` if there is none.
+/// What the cache has of a repository.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Snapshot {
+    /// The folder of the revision that was asked for.
+    Found(PathBuf),
+    /// Other revisions only, by their hashes: the one asked for was not downloaded.
+    Others(Vec<String>),
+    /// Nothing.
+    Absent,
+}
+
+/// The snapshot of `repo` (`org/name` or `name`) that `revision` names (a branch, a tag or a hash)
+/// in the cache folder `cache` (usually `~/.cache/huggingface/hub`).
 ///
 /// # Errors
-/// If `repo` is not a repository's id, or the cache is damaged or unreadable.
-pub fn hub_snapshot(repo: &str, cache: &Path) -> Result<Option<PathBuf>, Error> {
+/// If `repo` is not a repository's id or `revision` no revision's name, or the cache is damaged or
+/// unreadable.
+pub fn hub_snapshot(repo: &str, revision: &str, cache: &Path) -> Result<Snapshot, Error> {
     if !is_id(repo) {
         return Err(Error::broken(
             Path::new(repo),
@@ -22,23 +34,51 @@ pub fn hub_snapshot(repo: &str, cache: &Path) -> Result<Option<PathBuf>, Error> 
              '.', neither '--' nor '..', neither first nor last a '-' or '.'",
         ));
     }
+    if !is_revision(revision) {
+        return Err(Error::broken(Path::new(revision), "is not the name of a revision"));
+    }
     let home = cache.join(format!("models--{}", repo.replace('/', "--")));
-    let refs = home.join("refs");
-    if !refs.is_dir() {
+    let snapshots = home.join("snapshots");
+    let named = named(&home.join("refs"), revision)?;
+    let snapshot = snapshots.join(named.as_deref().unwrap_or(revision));
+    if (named.is_some() || is_hash(revision)) && snapshot.is_dir() {
+        return Ok(Snapshot::Found(snapshot));
+    }
+    if !snapshots.is_dir() {
+        return Ok(Snapshot::Absent);
+    }
+    let others = Folder::open(&snapshots)?.names()?;
+    let others: Vec<String> = others.into_iter().filter(|name| is_hash(name)).collect();
+    Ok(if others.is_empty() { Snapshot::Absent } else { Snapshot::Others(others) })
+}
+
+/// The hash that a branch or tag stands for, if the cache knows.
+fn named(refs: &Path, revision: &str) -> Result<Option<String>, Error> {
+    // A pull request's name has slashes, and each is a folder.
+    let path = refs.join(revision);
+    let (Some(folder), Some(name)) = (path.parent(), path.file_name().and_then(|n| n.to_str()))
+    else {
+        return Ok(None);
+    };
+    if !folder.is_dir() || path.is_dir() {
         return Ok(None);
     }
-    let Some(revision) = Folder::open(&refs)?.bytes("main", REVISION_MAX + 2)? else {
-        return Ok(None);
+    let Some(hash) = Folder::open(folder)?.bytes(name, REVISION_MAX + 2)? else { return Ok(None) };
+    let hash = std::str::from_utf8(&hash).ok().map(str::trim).filter(|hash| is_hash(hash));
+    let broken = || Error::broken(&path, "does not hold the hash of a revision");
+    hash.map(|hash| Some(hash.to_owned())).ok_or_else(broken)
+}
+
+fn is_hash(name: &str) -> bool {
+    (1..=REVISION_MAX).contains(&name.len()) && name.bytes().all(|b| b.is_ascii_alphanumeric())
+}
+
+fn is_revision(name: &str) -> bool {
+    let part = |part: &str| {
+        let known = |b: u8| b.is_ascii_alphanumeric() || matches!(b, b'-' | b'_' | b'.' | b'+');
+        !part.is_empty() && !part.starts_with('.') && part.bytes().all(known)
     };
-    let revision = std::str::from_utf8(&revision).ok().map(str::trim);
-    let plain = |r: &&str| {
-        !r.is_empty() && r.len() <= REVISION_MAX && r.bytes().all(|b| b.is_ascii_alphanumeric())
-    };
-    let revision = revision
-        .filter(plain)
-        .ok_or_else(|| Error::broken(&refs.join("main"), "does not hold the hash of a revision"))?;
-    let snapshot = home.join("snapshots").join(revision);
-    Ok(snapshot.is_dir().then_some(snapshot))
+    name.len() <= REVISION_MAX && name.split('/').all(part)
 }
 
 fn is_id(repo: &str) -> bool {

@@ -46,7 +46,7 @@ impl Index {
 pub fn parse(bytes: &[u8]) -> Result<Index, IndexError> {
     let mut document = json::parse_object(bytes, &Limits::INDEX)?;
     let total_size = match document.get("metadata") {
-        None => None,
+        None | Some(Value::Null) => None,
         Some(Value::Object(metadata)) => metadata.get("total_size").cloned(),
         Some(other) => {
             return broken(format!("metadata is an object, found {}", json::kind(other)));
@@ -74,6 +74,8 @@ pub fn parse(bytes: &[u8]) -> Result<Index, IndexError> {
             let found = json::kind(&file);
             return broken(format!("tensor {tensor:?}: the file is a string, found {found}"));
         };
+        // The same file, spelled with its folder.
+        let file = file.strip_prefix("./").map_or(file.clone(), str::to_owned);
         if let Err(rule) = check_file_name(&file) {
             return broken(format!("tensor {tensor:?}: file name {:?} {rule}", shown(&file)));
         }

@@ -9,6 +9,7 @@
 //! Pickle is never read and nothing that a folder brings is ever executed.
 
 mod checkpoint;
+mod contents;
 pub mod disk;
 mod error;
 mod folder;
@@ -27,7 +28,7 @@ mod write;
 
 pub use checkpoint::{Checkpoint, FileInfo, TensorInfo};
 pub use error::Error;
-pub use hub::hub_snapshot;
+pub use hub::{Snapshot, hub_snapshot};
 pub use layout::Planned;
 pub use sink::{SHARD_BYTES, Sink};
 pub use write::{Written, hash_file, hash_file_on, write_file, write_file_on};

@@ -2,7 +2,7 @@
 
 #![expect(clippy::unwrap_used, reason = "a fixture that cannot be made fails its test")]
 
-use checkpoint::{Checkpoint, hub_snapshot};
+use checkpoint::{Checkpoint, Snapshot, hub_snapshot};
 use ir::{ReadError, Source};
 use std::fs;
 use std::os::unix::fs::symlink;
@@ -124,6 +124,8 @@ fn cache(cache: &Path) -> std::path::PathBuf {
     fs::create_dir_all(home.join("blobs")).unwrap();
     fs::create_dir_all(&snapshot).unwrap();
     fs::write(home.join("refs/main"), "0123abcd").unwrap();
+    fs::create_dir_all(home.join("refs/refs/pr")).unwrap();
+    fs::write(home.join("refs/refs/pr/1"), "0123abcd\n").unwrap();
     fs::write(home.join("blobs/aa"), "{}").unwrap();
     fs::write(home.join("blobs/bb"), file(&[("x", "U8", &[2], &[7, 8])])).unwrap();
     symlink("../../blobs/aa", snapshot.join("config.json")).unwrap();
@@ -135,8 +137,13 @@ fn cache(cache: &Path) -> std::path::PathBuf {
 fn a_snapshot_of_the_hub_cache_opens_through_its_links() {
     let dir = tempfile::tempdir().unwrap();
     let snapshot = cache(dir.path());
-    let found = hub_snapshot("org/name", dir.path()).unwrap().unwrap();
-    assert_eq!(found, snapshot);
+    for revision in ["main", "refs/pr/1", "0123abcd"] {
+        let found = hub_snapshot("org/name", revision, dir.path()).unwrap();
+        assert_eq!(found, Snapshot::Found(snapshot.clone()), "{revision}");
+    }
+    let other = hub_snapshot("org/name", "v2", dir.path()).unwrap();
+    assert_eq!(other, Snapshot::Others(vec!["0123abcd".into()]));
+    let found = snapshot.clone();
     let opened = Checkpoint::open(&found).unwrap();
     assert_eq!(opened.read_rows("x", 0..2).unwrap().bytes(), [7, 8]);
     // A link to the folder itself is the user's own doing.
@@ -155,9 +162,13 @@ fn a_snapshot_of_the_hub_cache_opens_through_its_links() {
 fn a_repository_that_is_not_in_the_cache_is_none_and_a_bad_id_an_error() {
     let dir = tempfile::tempdir().unwrap();
     let snapshot = cache(dir.path());
-    let find = |repo: &str| hub_snapshot(repo, dir.path()).map_err(|e| e.to_string());
-    assert_eq!(find("org/other"), Ok(None));
-    assert_eq!(find("name"), Ok(None));
+    let find = |repo: &str| hub_snapshot(repo, "main", dir.path()).map_err(|e| e.to_string());
+    assert_eq!(find("org/other"), Ok(Snapshot::Absent));
+    assert_eq!(find("name"), Ok(Snapshot::Absent));
+    for revision in ["../main", "", "/etc", "a//b", "a b", ".", "\u{202e}"] {
+        let error = hub_snapshot("org/name", revision, dir.path()).unwrap_err().to_string();
+        assert!(error.contains("is not the name of a revision") && error.is_ascii(), "{error}");
+    }
     for id in [
         "",
         "/",
@@ -178,7 +189,7 @@ fn a_repository_that_is_not_in_the_cache_is_none_and_a_bad_id_an_error() {
     }
     assert!(find(&"a".repeat(97)).is_err());
     fs::remove_dir_all(&snapshot).unwrap();
-    assert_eq!(find("org/name"), Ok(None), "a download that did not finish");
+    assert_eq!(find("org/name"), Ok(Snapshot::Absent), "a download that did not finish");
     for revision in ["../../..", "", "a/b", "\u{ff}", &"a".repeat(1000)] {
         fs::write(dir.path().join("models--org--name/refs/main"), revision).unwrap();
         assert!(find("org/name").is_err(), "{revision:?}");

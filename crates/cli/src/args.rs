@@ -416,12 +416,12 @@ pub(crate) struct Common {
     /// Print no progress and no remarks. Use it in a log that should hold results only.
     #[arg(long)]
     pub(crate) quiet: bool,
-    /// The folder of the local Hugging Face cache [default: ~/.cache/huggingface/hub]. Use it when
-    /// the cache was moved.
+    /// The folder of the local Hugging Face cache [default: HF_HUB_CACHE, or HF_HOME/hub, or
+    /// ~/.cache/huggingface/hub]. Use it when the cache was moved.
     #[arg(long, value_name = "DIR")]
     pub(crate) hub_cache: Option<PathBuf>,
-    /// Ignore this key of config.json instead of refusing it; repeatable. Use it only when you know
-    /// that the key does not change the result.
+    /// Ignore this key of config.json instead of refusing it, such as rope_scaling.KEY for one inside
+    /// another; repeatable. Use it only when you know that the key does not change the result.
     #[arg(long, value_name = "KEY")]
     pub(crate) ignore_config_key: Vec<String>,
     /// Force an instruction set. Use it to test that kernels agree.

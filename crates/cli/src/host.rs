@@ -2,7 +2,7 @@
 
 use crate::args::Common;
 use crate::fold::fold;
-use crate::model::hub_cache;
+use crate::place::hub_cache;
 use crate::output::size;
 use serde_json::{Value, json};
 use std::fs;

@@ -19,6 +19,7 @@ mod measure;
 mod model;
 mod optimize;
 mod output;
+mod place;
 mod plan;
 mod quality;
 mod request;

@@ -3,10 +3,10 @@
 use crate::args::Common;
 use crate::failure::Failure;
 use crate::output::remark;
+use crate::place;
 use checkpoint::{Checkpoint, TensorInfo};
 use compiler::Tensors;
 use ir::ModelSpec;
-use std::path::{Path, PathBuf};
 use text::{ChatTemplate, TemplateFiles, Tokenizer};
 
 /// The longest file that goes with a chat template; a tokenizer_config.json may list many tokens.
@@ -21,20 +21,22 @@ pub(crate) struct Opened {
 impl Opened {
     /// Opens a model, reading headers only.
     pub(crate) fn open(model: &str, common: &Common) -> Result<Self, Failure> {
-        let folder = resolve(model, common)?;
-        let checkpoint = Checkpoint::open(&folder)?;
+        let place = place::resolve(model, common)?;
+        let config = place.config(common)?;
+        // A family that is refused is refused before anybody fetches its weights.
+        arch::check(&config).map_err(|e| place.refuse(e))?;
+        let checkpoint = Checkpoint::open(&place.folder).map_err(|e| place.missing(e))?;
+        let warn = |warnings: &[String]| {
+            let said = warnings.iter().filter(|_| !common.quiet);
+            said.for_each(|w| remark(&format!("warning: {w}")));
+        };
+        warn(checkpoint.warnings());
         let mut config = checkpoint.config().clone();
         for key in &common.ignore_config_key {
-            if config.shift_remove(key).is_none() {
-                let message = format!("config.json has no key {key:?} to ignore");
-                return Err(Failure::refused(message));
-            }
+            arch::ignore(&mut config, key);
         }
-        let loaded = arch::load(&config, &Tensors(&checkpoint))?;
-        if !common.quiet {
-            let warnings = checkpoint.warnings().iter().chain(&loaded.warnings);
-            warnings.for_each(|w| remark(&format!("warning: {w}")));
-        }
+        let loaded = arch::load(&config, &Tensors(&checkpoint)).map_err(|e| place.refuse(e))?;
+        warn(&loaded.warnings);
         Ok(Self { checkpoint, spec: loaded.model })
     }
 
@@ -76,35 +78,4 @@ impl Opened {
     pub(crate) fn streamed(&self) -> calibration::Model<'_> {
         calibration::Model { spec: &self.spec, source: &self.checkpoint }
     }
-}
-
-/// The folder of the local Hugging Face cache.
-pub(crate) fn hub_cache(common: &Common) -> PathBuf {
-    let home = || std::env::home_dir().map(|h| h.join(".cache/huggingface/hub"));
-    common.hub_cache.clone().or_else(home).unwrap_or_default()
-}
-
-fn resolve(model: &str, common: &Common) -> Result<PathBuf, Failure> {
-    let path = Path::new(model);
-    if path.is_dir() {
-        return Ok(path.to_path_buf());
-    }
-    if path.is_file() {
-        let what = match path.extension().and_then(|e| e.to_str()) {
-            Some("gguf") => "GGUF files cannot be read yet",
-            _ => "a model is a folder with a config.json",
-        };
-        return Err(Failure::refused(format!("{model:?} is a file: {what}")));
-    }
-    let cache = hub_cache(common);
-    let parts = model.split('/').count();
-    if parts == 2
-        && !model.starts_with(['.', '/'])
-        && let Some(snapshot) = checkpoint::hub_snapshot(model, &cache)?
-    {
-        return Ok(snapshot);
-    }
-    Err(Failure::refused(format!("no model at {model:?}")).with_hint(format!(
-        "it is neither a folder nor a repository in the local cache {cache:?}; nothing is downloaded"
-    )))
 }

@@ -19,7 +19,9 @@ pub(crate) fn measure(
 ) -> Result<Quality, CompileError> {
     let artifact = Checkpoint::open(folder)?;
     let mut config = artifact.config().clone();
-    job.ignored_keys.iter().for_each(|key| drop(config.shift_remove(key)));
+    for key in job.ignored_keys {
+        arch::ignore(&mut config, key);
+    }
     let spec = arch::load(&config, &Tensors(&artifact))?.model;
     let result = Model { spec: &spec, source: &artifact };
     let sequences: Vec<Sequence> = job.held_out.sequences.iter().map(|s| sequence(s)).collect();
@@ -70,5 +72,9 @@ impl arch::Stored for Tensors<'_> {
 
     fn is_packed(&self, name: &str) -> bool {
         self.0.tensor(name).is_some_and(|t| t.grid.is_some())
+    }
+
+    fn is_backbone(&self) -> bool {
+        self.0.is_backbone()
     }
 }
