@@ -2,8 +2,8 @@
 
 use crate::args::Common;
 use crate::fold::fold;
-use crate::place::hub_cache;
 use crate::output::size;
+use crate::place::hub_cache;
 use serde_json::{Value, json};
 use std::fs;
 use std::path::PathBuf;
