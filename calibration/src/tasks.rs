@@ -12,7 +12,8 @@
 //! harness's bytes form is another metric there, `acc_bytes`). For the last word `acc` is the
 //! share that greedy decoding would have found, and `perplexity` is that of whole words:
 //! `exp(-mean log-probability)`. Standard errors are the sample deviation over the root of n;
-//! the harness bootstraps the one of the perplexity, so it is left out here.
+//! that of the perplexity is the logarithm's, times the perplexity (the harness draws samples again
+//! instead, which comes near).
 //!
 //! Context and continuation are tokenized together and cut at the length of the context's own
 //! ids; white space at the context's end goes to the continuation first. An empty context is the
@@ -114,6 +115,8 @@ pub enum Score {
         acc_stderr: Option<f64>,
         /// Of the words: `exp(-mean log-probability)`.
         perplexity: f64,
+        /// Its standard error, to the first order.
+        perplexity_stderr: Option<f64>,
     },
 }
 
@@ -307,9 +310,9 @@ impl fmt::Display for Score {
                 write!(f, "acc {acc:.4}{}, ", error(acc_stderr))?;
                 write!(f, "acc_norm {acc_norm:.4}{} ({items} items)", error(acc_norm_stderr))
             }
-            Self::LastWord { items, acc, acc_stderr, perplexity } => {
+            Self::LastWord { items, acc, acc_stderr, perplexity, perplexity_stderr } => {
                 write!(f, "acc {acc:.4}{}, ", error(acc_stderr))?;
-                write!(f, "perplexity {perplexity:.4} ({items} items)")
+                write!(f, "perplexity {perplexity:.4}{} ({items} items)", error(perplexity_stderr))
             }
         }
     }
@@ -437,8 +440,12 @@ fn choices(items: &[ChoiceItem], answers: &[Answer]) -> Score {
 fn last_words(answers: &[Answer]) -> Score {
     let items = answers.len();
     let (acc, acc_stderr) = share(answers.iter().filter(|a| a.greedy).count(), items);
-    let mean = answers.iter().map(|a| a.logprob).sum::<f64>() / items as f64;
-    Score::LastWord { items, acc, acc_stderr, perplexity: libm::exp(-mean) }
+    let n = items as f64;
+    let mean = answers.iter().map(|a| a.logprob).sum::<f64>() / n;
+    let perplexity = libm::exp(-mean);
+    let squares: f64 = answers.iter().map(|a| (a.logprob - mean) * (a.logprob - mean)).sum();
+    let perplexity_stderr = (items > 1).then(|| (squares / (n - 1.0) / n).sqrt() * perplexity);
+    Score::LastWord { items, acc, acc_stderr, perplexity, perplexity_stderr }
 }
 
 fn first_highest(values: impl Iterator<Item = f64>) -> Option<usize> {

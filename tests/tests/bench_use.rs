@@ -97,7 +97,10 @@ fn prompts_of_a_mooncake_trace_share_what_it_says() {
     let trace = write(folder.path(), "wrong.jsonl", &lines.replacen("[7]", "[7, 8]", 1));
     let out = bench(&["--trace", &trace]);
     assert_eq!(out.status.code(), Some(2));
-    assert!(remarks(&out).contains("line 1: input_length 500 is 1 blocks of 512 tokens"));
+    assert!(
+        remarks(&out)
+            .contains("line 1: hash_ids of 2 blocks of 512 tokens, where input_length 500 has 1")
+    );
 }
 
 #[test]

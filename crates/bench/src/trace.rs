@@ -148,7 +148,7 @@ fn of_object(line: &str) -> Result<Asked, String> {
     let blocks = prompt.div_ceil(SHARED_BLOCK);
     if !shared.is_empty() && shared.len() != blocks {
         return Err(format!(
-            "input_length {prompt} is {blocks} blocks of {SHARED_BLOCK} tokens, and hash_ids has {}",
+            "hash_ids of {} blocks of {SHARED_BLOCK} tokens, where input_length {prompt} has {blocks}",
             shared.len()
         ));
     }

@@ -121,6 +121,8 @@ pub(crate) struct Outcome {
 pub(crate) struct Difference {
     acc: Mean,
     acc_norm: Option<Mean>,
+    /// How much higher the perplexity of last words is, as a share.
+    perplexity: Option<Mean>,
 }
 
 impl Set {
@@ -164,7 +166,9 @@ impl Outcome {
         let one = |right: bool| f64::from(u8::from(right));
         let norm = |(a, b): (&Right, &Right)| Some(one(a.acc_norm?) - one(b.acc_norm?));
         let has_norm = self.right.first().is_some_and(|right| right.acc_norm.is_some());
+        let nats = self.answers.iter().zip(&other.answers).map(|(a, b)| b.logprob - a.logprob);
         Difference {
+            perplexity: (!has_norm).then(|| Mean::of(nats).increase()),
             acc: Mean::of(both.clone().map(|(a, b)| one(a.acc) - one(b.acc))),
             acc_norm: has_norm.then(|| Mean::of(both.filter_map(norm))),
         }
@@ -177,8 +181,9 @@ impl Outcome {
             Score::Choice { acc, acc_stderr, acc_norm, acc_norm_stderr, .. } => {
                 vec![("acc", mean(acc, acc_stderr)), ("acc_norm", mean(acc_norm, acc_norm_stderr))]
             }
-            Score::LastWord { acc, acc_stderr, perplexity, .. } => {
-                vec![("acc", mean(acc, acc_stderr)), ("perplexity", format!("{perplexity:.4}"))]
+            Score::LastWord { acc, acc_stderr, perplexity, perplexity_stderr, .. } => {
+                let perplexity = mean(perplexity, perplexity_stderr);
+                vec![("acc", mean(acc, acc_stderr)), ("perplexity", perplexity)]
             }
         }
     }
@@ -192,6 +197,9 @@ impl Difference {
         if let Some(norm) = self.acc_norm {
             norm.write("acc_norm", &mut object);
         }
+        if let Some(increase) = self.perplexity {
+            increase.write("perplexity_increase", &mut object);
+        }
         object
     }
 
@@ -202,6 +210,7 @@ impl Difference {
         };
         let mut columns = vec![("acc", signed(self.acc))];
         columns.extend(self.acc_norm.map(|norm| ("acc_norm", signed(norm))));
+        columns.extend(self.perplexity.map(|increase| ("perplexity", increase.percent(true))));
         columns
     }
 }
