@@ -111,6 +111,26 @@ fn a_request_that_does_not_fit_is_refused_and_what_nobody_asked_for_fits() {
     assert_eq!(out.status.code(), Some(2), "{said}");
     assert!(said.contains("500 + 100 tokens exceed the context of"), "{said}");
     assert!(!said.contains("measuring"), "{said}");
+    for count in ["0", "18446744073709551615"] {
+        for option in ["--requests", "--concurrency", "--prompt", "--output"] {
+            let out = run(&["bench", &stories, option, count]);
+            assert_eq!(out.status.code(), Some(2), "{option} {count}: {}", remarks(&out));
+        }
+    }
+    // Keys and values are for what is asked, not for whole contexts.
+    let out = run(&[
+        "bench",
+        &stories,
+        "--requests",
+        "2",
+        "--concurrency",
+        "2",
+        "--prompt",
+        "8",
+        "--output",
+        "8",
+    ]);
+    assert!(remarks(&out).contains(" for 160 tokens"), "{}", remarks(&out));
     let out = run(&["bench", &stories, "--json", "--requests", "2", "--kv-memory", "64M"]);
     assert_eq!(out.status.code(), Some(0), "{}", remarks(&out));
     let report: Value = serde_json::from_slice(&out.stdout).unwrap();

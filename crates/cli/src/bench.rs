@@ -20,6 +20,7 @@ use ::bench::{Profiled, Workload};
 use backend::Backend;
 use clap::Parser;
 use demand::{Demand, Limit};
+use ir::ModelSpec;
 use replica::{Replica, together};
 use report::Ceilings;
 pub(crate) use report::rates;
@@ -45,7 +46,7 @@ pub(crate) fn run(mut args: Bench) -> Result<(), Failure> {
     // The draft is the other model's.
     let plain = Serving { draft: None, speculate: Speculate::Off, ..args.serving.clone() };
     let servings = [args.serving.clone(), plain];
-    let asked = trace.as_ref().map_or_else(|| demand::tokens(&args), Demand::tokens);
+    let asked = trace.as_ref().map_or(0, Demand::tokens).max(demand::tokens(&args));
     let subjects = once(&subject).chain(&baseline).map(|subject| (subject, asked)).zip(&servings);
     let rooms = subjects.map(|(subject, serving)| Rooms::of(&args, subject, serving, &devices));
     let rooms = rooms.collect::<Result<Vec<Rooms<'_>>, Failure>>()?;
@@ -154,12 +155,15 @@ impl<'a> Rooms<'a> {
     ) -> Result<Self, Failure> {
         let sweep = args.sweep.iter().copied();
         let users = sweep.fold(session::users(args), usize::max);
-        // Keys and values are for all that is asked, so that no block is taken from what is cached.
-        let whole = asked.div_ceil(subject.spec().context.max(1)).clamp(1, users);
+        // Keys and values are for all that is asked, so that no block is taken from what is cached, and
+        // not for a whole context where that is far more.
+        let context = subject.spec().context.max(1);
+        let whole = asked.div_ceil(context).clamp(1, users);
+        let spec = ModelSpec { context: context.min(asked), ..subject.spec().clone() };
         let room = |devices: &Devices| {
             let place = (devices, subject.weights().bytes);
             let tokenizer = subject.tokenizer.as_ref();
-            let room = Room::new(subject.spec(), tokenizer, (serving, &args.common), place, whole);
+            let room = Room::new(&spec, tokenizer, (serving, &args.common), place, whole);
             let mut room = room.map_err(|failure| devices.named(failure))?;
             room.measured = args.synthetic_acceptance.is_some();
             Ok::<_, Failure>(room)

@@ -39,10 +39,11 @@ pub(crate) struct Bench {
     pub(crate) output: Option<usize>,
     /// Requests of a workload [default: 16]. Use more for steadier percentiles.
     #[arg(long, value_name = "N", default_value_t = 16, hide_default_value = true)]
+    #[arg(value_parser = requests)]
     pub(crate) requests: usize,
     /// Requests at once, each that ends making room for the next [default: 8]. Use it to see
     /// throughput against latency.
-    #[arg(long, value_name = "N", conflicts_with_all = ["rate", "trace"])]
+    #[arg(long, value_name = "N", conflicts_with_all = ["rate", "trace"], value_parser = count)]
     pub(crate) concurrency: Option<usize>,
     /// Requests a second, as a Poisson process. Use it to see latencies under a load.
     #[arg(long, value_name = "R", conflicts_with = "trace", value_parser = positive)]
@@ -212,6 +213,14 @@ fn probability(text: &str) -> Result<f64, String> {
     number.ok_or_else(|| "a probability from 0 to 1".into())
 }
 
+/// More requests than anybody waits for.
+const REQUESTS: usize = 1 << 20;
+
+fn requests(text: &str) -> Result<usize, String> {
+    let number = text.parse::<usize>().ok().filter(|n| (1..=REQUESTS).contains(n));
+    number.ok_or_else(|| format!("a whole number from 1 to {REQUESTS}"))
+}
+
 /// More at once would not fit into any step.
 const MOST: usize = 1 << 16;
 
@@ -279,6 +288,7 @@ mod tests {
         for wrong in ["-0.1", "1.01", "nan", "x"] {
             assert!(probability(wrong).is_err(), "{wrong}");
         }
+        assert!(requests("0").is_err() && requests("18446744073709551615").is_err());
         assert!(count("0").is_err() && count("-1").is_err() && count("99999999").is_err());
     }
 

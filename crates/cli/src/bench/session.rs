@@ -116,7 +116,7 @@ pub(crate) struct Session<'a, 'm> {
 
 /// Requests at once, as far as the arguments say.
 pub(crate) fn users(args: &Bench) -> usize {
-    args.concurrency.unwrap_or(USERS).max(1)
+    args.concurrency.unwrap_or(USERS)
 }
 
 /// One request at a time.
