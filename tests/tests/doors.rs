@@ -212,3 +212,38 @@ fn a_header_without_metadata_may_say_so() {
     write_safetensors(&path, &[("x".into(), vec![1], vec![0.0])]);
     refused(&["inspect", model.to_str().unwrap()], &["are not stored"]);
 }
+
+/// The bytes are those of the weights that the configuration's own model has.
+#[test]
+fn a_configuration_alone_says_what_its_model_would_take() {
+    let dir = tempfile::tempdir().unwrap();
+    let model = model(dir.path());
+    let path = model.to_str().unwrap();
+    let inspect = || {
+        let (code, out, error) = text(&run(&["inspect", path, "--json"]));
+        assert_eq!(code, 0, "{error}");
+        serde_json::from_str::<Value>(&out).unwrap()
+    };
+    let whole = inspect();
+    fs::remove_file(model.join("model.safetensors")).unwrap();
+    let alone = inspect();
+    for key in
+        ["family", "layers", "hidden", "heads", "vocabulary", "context", "tied", "parameters"]
+    {
+        assert_eq!(alone[key], whole[key], "{key}");
+    }
+    // It was stored as f32.
+    assert_eq!(alone["would_take"]["bf16"], whole["bytes"].as_u64().unwrap() / 2);
+    // One layer: matrices of 32x32, 16x32 twice, 32x32, 96x32 twice and 32x96, one scale a row.
+    let (matrices, rows) = (2 * 1024 + 2 * 512 + 3 * 3072, 2 * 32 + 2 * 16 + 2 * 96 + 32);
+    let rest = whole["parameters"].as_u64().unwrap() - matrices;
+    assert_eq!(alone["would_take"]["int8"], 2 * rest + matrices + 2 * rows);
+    assert_eq!(alone["would_take"]["int4"], 2 * rest + matrices / 2 + 2 * rows);
+    // Keys and values of one head of 16, in bf16.
+    assert_eq!(alone["kv_bytes"]["thousand_tokens"], 2 * 2 * 16 * 1000);
+    let (_, table, _) = text(&run(&["inspect", path]));
+    assert!(table.contains("after --quant int4") && table.contains("none here"), "{table}");
+    refused(&["run", path, "hi"], &["has neither model.safetensors nor"]);
+    edit(&model, |c| c["model_type"] = json!("deepseek_v3"));
+    refused(&["inspect", path], &["\"deepseek_v3\" (multi-head latent attention"]);
+}

@@ -1,9 +1,11 @@
 //! `optimize inspect`: what a checkpoint is, layer by layer, from its headers.
 
+mod prospect;
+
 use crate::args;
 use crate::failure::Failure;
 use crate::model::Opened;
-use crate::output::{grouped, print, size};
+use crate::output::{grouped, print, remark, size};
 use checkpoint::TensorInfo;
 use ir::{Block, BlockId, Heads, ModelSpec, Op, Spec};
 use serde_json::{Value, json};
@@ -11,6 +13,13 @@ use std::collections::BTreeMap;
 use std::fmt::Write;
 
 pub(crate) fn run(args: &args::Inspect) -> Result<(), Failure> {
+    if let Some(prospect) = prospect::Prospect::of(args)? {
+        let said = prospect.warnings().filter(|_| !args.common.quiet);
+        said.for_each(|warning| remark(&format!("warning: {warning}")));
+        let json = args.common.json;
+        let text = if json { format!("{:#}", prospect.report()) } else { prospect.table() };
+        return print(&text);
+    }
     let opened = Opened::open(&args.model, &args.common)?;
     let tokenizer = match opened.tokenizer() {
         Ok(Some(t)) => Ok(Some(t.size())),

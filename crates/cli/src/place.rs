@@ -29,6 +29,27 @@ impl Place {
         Ok(config)
     }
 
+    /// Whether there is a config.json, and nothing beside it that could be meant as weights.
+    pub(crate) fn has_configuration_alone(&self) -> bool {
+        const WEIGHTS: [&str; 10] =
+            ["safetensors", "bin", "pt", "pth", "ckpt", "gguf", "onnx", "h5", "msgpack", "npz"];
+        let Ok(entries) = fs::read_dir(&self.folder) else { return false };
+        let is_weight = |path: &Path| {
+            let extension = path.extension().and_then(|e| e.to_str());
+            extension.is_some_and(|e| WEIGHTS.contains(&e))
+                || path.ends_with("adapter_config.json")
+                || path.to_string_lossy().ends_with(".safetensors.index.json")
+        };
+        self.folder.join("config.json").is_file()
+            && !entries.flatten().any(|entry| is_weight(&entry.path()))
+    }
+
+    /// How to get the weights.
+    pub(crate) fn fetching(&self) -> String {
+        let fetch = self.fetch.as_ref().map(|fetch| format!("{fetch} brings them"));
+        fetch.unwrap_or_else(|| "put them beside config.json, as safetensors".to_owned())
+    }
+
     /// A failure to open the folder, with the command that brings what is missing.
     pub(crate) fn missing(&self, error: checkpoint::Error) -> Failure {
         let fetch = self.fetch.as_ref().filter(|_| error.is_missing());
