@@ -7,7 +7,7 @@ use crate::place;
 use checkpoint::{Checkpoint, TensorInfo};
 use compiler::Tensors;
 use ir::ModelSpec;
-use text::{ChatTemplate, TemplateFiles, Tokenizer};
+use text::{ChatTemplate, TemplateFiles, TokenFiles, Tokenizer};
 
 /// The longest file that goes with a chat template; a tokenizer_config.json may list many tokens.
 const CHAT_FILE: usize = 64 << 20;
@@ -49,7 +49,16 @@ impl Opened {
     /// The tokenizer, or `None` if the checkpoint has none at all.
     pub(crate) fn tokenizer(&self) -> Result<Option<Tokenizer>, Failure> {
         let Some(bytes) = self.checkpoint.tokenizer()? else { return Ok(None) };
-        let tokenizer = Tokenizer::from_bytes(&bytes)?;
+        let file = |name| self.checkpoint.side_file(name, CHAT_FILE);
+        let files = ["tokenizer_config.json", "special_tokens_map.json", "added_tokens.json"];
+        let [config, map, added] = files.map(file);
+        let (config, map, added) = (config?, map?, added?);
+        let files = TokenFiles {
+            tokenizer_config: config.as_deref(),
+            special_tokens_map: map.as_deref(),
+            added_tokens: added.as_deref(),
+        };
+        let tokenizer = Tokenizer::load(&bytes, &files)?;
         let (ids, rows) = (tokenizer.size(), self.spec.vocab);
         if ids > rows {
             return Err(Failure::refused(format!(
@@ -57,7 +66,7 @@ impl Opened {
                 ids - 1
             )));
         }
-        Ok(Some(tokenizer))
+        Ok(Some(tokenizer.with_rows(rows)))
     }
 
     /// The chat template, or `None` if the checkpoint has none.

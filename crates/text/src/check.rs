@@ -20,8 +20,9 @@ const MAX_TOKEN: usize = 4096;
 const MAX_PATTERN: usize = 4096;
 /// Normalizers, pre-tokenizers, decoders or post-processors, nested ones included.
 const MAX_PARTS: usize = 64;
-/// How often a chain of normalizers may multiply the length of a text.
-const MAX_GROWTH: usize = 64;
+/// How often a chain of normalizers may multiply the length of a text. SentencePiece's map for
+/// NFKC alone writes up to 33 bytes for one character.
+const MAX_GROWTH: usize = 256;
 const MAX_SPECIAL: usize = 64;
 
 type Checked = Result<(), Error>;
@@ -161,6 +162,16 @@ fn added_tokens(value: Option<&Value>) -> Result<Ids, Error> {
     Ok(ids)
 }
 
+/// Whether a token that another file adds is one that the library can take.
+pub(crate) fn added_token(content: &str) -> Checked {
+    token_length(content, &|| format!("added token {}", quoted(content)))
+}
+
+/// Whether so many added tokens are allowed.
+pub(crate) fn added_count(count: usize) -> Checked {
+    within("added_tokens", count, MAX_ADDED)
+}
+
 fn merges(model: &Map<String, Value>) -> Checked {
     let Some(merges) = model.get("merges") else { return Ok(()) };
     let vocab = object(model.get("vocab").unwrap_or(&Value::Null), "model.vocab")?;
@@ -210,6 +221,10 @@ fn random_or_slow(model: &Map<String, Value>) -> Checked {
 fn normalizers(value: Option<&Value>) -> Checked {
     let mut growth = 1usize;
     for part in parts(value, "normalizer", "normalizers")? {
+        // The library also takes a part without a type for the one whose keys it has.
+        if let Some(map) = part.get("precompiled_charsmap") {
+            growth = growth.saturating_mul(charsmap(map)?);
+        }
         let added = |key: &str| part[key].as_str().map_or(0, str::len);
         match part["type"].as_str() {
             Some("Replace") => {
@@ -231,6 +246,41 @@ fn normalizers(value: Option<&Value>) -> Checked {
         return Err(Error::rule("normalizer", rule));
     }
     Ok(())
+}
+
+/// How often a precompiled character map may multiply a text.
+///
+/// It is base64 of: the bytes of a trie (4, little-endian), the trie, and the replacements, each
+/// ended by a zero. The library allocates what the first four bytes say before it reads on.
+fn charsmap(map: &Value) -> Result<usize, Error> {
+    let bad = |rule: String| Error::rule("normalizer.precompiled_charsmap", rule);
+    let text = map.as_str().ok_or_else(|| bad("is not a string".into()))?;
+    let bytes = base64(text).ok_or_else(|| bad("is not base64".into()))?;
+    let (size, rest) = bytes.split_first_chunk::<4>().ok_or_else(|| bad("has no trie".into()))?;
+    let size = u32::from_le_bytes(*size) as usize;
+    if size == 0 || size > rest.len() {
+        let rule = format!("says that its trie has {size} bytes; {} follow", rest.len());
+        return Err(bad(rule));
+    }
+    Ok(rest[size..].split(|b| *b == 0).map(<[u8]>::len).max().unwrap_or(0).max(1))
+}
+
+/// The bytes of standard base64 with padding; `None` if it is none.
+fn base64(text: &str) -> Option<Vec<u8>> {
+    const SIGNS: &[u8; 64] = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/";
+    let mut values = [None; 256];
+    SIGNS.iter().zip(0u32..).for_each(|(&sign, value)| values[usize::from(sign)] = Some(value));
+    let mut bytes = Vec::with_capacity(text.len() / 4 * 3);
+    let (mut bits, mut held) = (0u32, 0);
+    for sign in text.trim_end_matches('=').bytes() {
+        bits = bits << 6 | values[usize::from(sign)]?;
+        held += 6;
+        if held >= 8 {
+            held -= 8;
+            bytes.push((bits >> held) as u8);
+        }
+    }
+    Some(bytes)
 }
 
 fn pre_tokenizers(value: Option<&Value>) -> Checked {
@@ -312,10 +362,11 @@ fn parts<'v>(value: Option<&'v Value>, key: &str, nested: &str) -> Result<Vec<&'
 
 // Recursion is bounded: the JSON parser refuses more than 128 levels.
 fn collect<'v>(value: &'v Value, nested: &str, found: &mut Vec<&'v Value>) {
-    match value[nested].as_array() {
-        Some(inner) => inner.iter().for_each(|part| collect(part, nested, found)),
-        None if value.is_null() => {}
-        None => found.push(value),
+    let inner = value[nested].as_array();
+    inner.into_iter().flatten().for_each(|part| collect(part, nested, found));
+    // A list beside another type does not make it a sequence.
+    if !value.is_null() && (inner.is_none() || value["type"] != "Sequence") {
+        found.push(value);
     }
 }
 

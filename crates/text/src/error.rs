@@ -56,6 +56,19 @@ pub enum Error {
         /// White space characters allowed.
         limit: usize,
     },
+    /// The text has an added token for which the embedding has no row.
+    #[error(
+        "the text has the token {token}, whose id {id} is beyond the {rows} rows of the model's \
+         embedding; leave it out"
+    )]
+    BeyondEmbedding {
+        /// The token, quoted.
+        token: String,
+        /// Its id.
+        id: u32,
+        /// Rows of the embedding.
+        rows: usize,
+    },
     /// The library could not tokenize the text.
     #[error("the text cannot be tokenized: {0}")]
     Encode(String),

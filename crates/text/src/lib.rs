@@ -6,6 +6,7 @@
 //! `check`, settings that alter a text (truncation, padding) are switched off, and whatever the
 //! library still panics on becomes an [`Error`].
 
+mod added;
 mod check;
 mod error;
 mod moment;
@@ -13,6 +14,7 @@ mod pyjson;
 mod stream;
 mod template;
 
+pub use added::TokenFiles;
 pub use error::Error;
 pub use moment::strftime;
 pub use stream::{Detokenizer, StopStrings};
@@ -34,12 +36,19 @@ pub struct Tokenizer {
     missing: Vec<u8>,
     splits: bool,
     bos: Option<u32>,
-    size: usize,
+    base: usize,
+    rows: usize,
 }
 
 impl Tokenizer {
     /// Loads the bytes of a tokenizer.json, which the caller has found to be strict JSON.
     pub fn from_bytes(json: &[u8]) -> Result<Self, Error> {
+        Self::load(json, &TokenFiles::default())
+    }
+
+    /// Loads a tokenizer.json and the tokens that other files of the checkpoint declare, with the
+    /// ids that transformers gives them.
+    pub fn load(json: &[u8], files: &TokenFiles<'_>) -> Result<Self, Error> {
         if json.len() > check::MAX_FILE {
             return Err(Error::FileSize { bytes: json.len(), limit: check::MAX_FILE });
         }
@@ -55,11 +64,18 @@ impl Tokenizer {
         })?
         .map_err(|e| Error::Load(error::message(&e)))?;
         agreed_ids(&file, &inner)?;
-        let highest = inner.get_vocab(true).into_values().max();
-        let size = highest.map_or(0, |id| id as usize + 1);
+        let mut inner = inner;
+        let existing: Vec<_> = inner.get_added_tokens_decoder().into_values().collect();
+        let declared = added::declared(files, &existing)?;
+        if !declared.is_empty() {
+            let added = guarded("adding tokens", || inner.add_tokens(declared))?;
+            added.map_err(|e| Error::Load(error::message(&e)))?;
+        }
+        let highest = inner.get_vocab(false).into_values().max();
+        let base = highest.map_or(0, |id| id as usize + 1);
         let missing = check::missing_bytes(&file);
         let splits = check::splits_by_pattern(&file);
-        let mut tokenizer = Self { inner, missing, splits, bos: None, size };
+        let mut tokenizer = Self { inner, missing, splits, bos: None, base, rows: usize::MAX };
         tokenizer.bos = tokenizer.find_bos()?;
         Ok(tokenizer)
     }
@@ -87,9 +103,17 @@ impl Tokenizer {
         self.bos
     }
 
-    /// The highest id plus one, added tokens included. An embedding may have more rows.
+    /// The highest id of the vocabulary plus one, without added tokens. An embedding may have
+    /// more rows.
     pub fn size(&self) -> usize {
-        self.size
+        self.base
+    }
+
+    /// Says how many rows the embedding has: a text that needs another is then an error.
+    #[must_use]
+    pub fn with_rows(mut self, rows: usize) -> Self {
+        self.rows = rows;
+        self
     }
 
     /// Whether both give every token the same id.
@@ -114,7 +138,12 @@ impl Tokenizer {
         // `encode_fast` leaves out the offsets, which nobody here reads.
         let encoding = guarded("encoding", || self.inner.encode_fast(text, special))?;
         let encoding = encoding.map_err(|e| Error::Encode(error::message(&e)))?;
-        Ok(encoding.get_ids().to_vec())
+        let ids = encoding.get_ids();
+        if let Some(&id) = ids.iter().find(|&&id| id as usize >= self.rows) {
+            let token = error::quoted(&self.inner.id_to_token(id).unwrap_or_default());
+            return Err(Error::BeyondEmbedding { token, id, rows: self.rows });
+        }
+        Ok(ids.to_vec())
     }
 
     /// What stands before the plain ids of a text when special tokens are added.

@@ -7,6 +7,7 @@
 //! list methods, `tojson` as `json.dumps`, `raise_exception`, `strftime_now`, loop controls, and
 //! `{% generation %}` blocks, which change nothing in the text.
 
+use crate::added::{object, settings};
 use crate::error::{Error, message, quoted};
 use crate::{guarded, moment, pyjson};
 use minijinja::syntax::SyntaxConfig;
@@ -21,8 +22,6 @@ use std::time::Duration;
 
 /// The largest template in use has some 20 KB.
 const MAX_TEMPLATE: usize = 1 << 18;
-/// A tokenizer_config.json lists the added tokens, which may be many.
-const MAX_CONFIG: usize = 64 << 20;
 /// Bytes of one rendered conversation.
 const MAX_OUTPUT: usize = 64 << 20;
 /// Steps of a render; one also pays for 64 bytes of data that the template makes.
@@ -84,8 +83,7 @@ impl ChatTemplate {
                 rule: format!("has {} bytes; at most {MAX_TEMPLATE} are read", source.len()),
             });
         }
-        let mut tokens = special_tokens(&map);
-        tokens.extend(special_tokens(&config));
+        let tokens = special_tokens(&settings(config, map));
         let environment = in_time(move || guarded_template(|| environment(&source)))?;
         Ok(Some(Self { environment, tokens }.with_now(DEFAULT_NOW)))
     }
@@ -146,16 +144,6 @@ fn string(value: Jinja) -> Result<Jinja, minijinja::Error> {
         let rule = format!("string: the value is longer than {MAX_OUTPUT} bytes");
         minijinja::Error::new(ErrorKind::InvalidOperation, rule)
     })
-}
-
-/// A file that holds a JSON object; none at all is an empty one.
-fn object(file: &'static str, bytes: Option<&[u8]>) -> Result<Map<String, Value>, Error> {
-    let Some(bytes) = bytes else { return Ok(Map::new()) };
-    let broken = |rule: String| Error::TemplateFile { file, rule };
-    if bytes.len() > MAX_CONFIG {
-        return Err(broken(format!("has {} bytes; at most {MAX_CONFIG} are read", bytes.len())));
-    }
-    serde_json::from_slice(bytes).map_err(|e| broken(format!("is no object: {}", message(&e))))
 }
 
 /// The template of a tokenizer_config.json: a string, or a list of named ones.

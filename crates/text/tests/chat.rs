@@ -81,7 +81,7 @@ fn a_checkpoint_says_where_its_template_is() {
     let config = br#"{"chat_template": "{{ bos_token }}c", "bos_token": {"content": "<b>"}}"#;
     assert_eq!(text(load(config, None, None)), "<b>c");
     let map = Some(&br#"{"bos_token": "<map>", "eos_token": "<e>"}"#[..]);
-    assert_eq!(text(load(config, map, Some(b"{{ bos_token }}{{ eos_token }}f\n"))), "<b><e>f");
+    assert_eq!(text(load(config, map, Some(b"{{ bos_token }}{{ eos_token }}f\n"))), "<map><e>f");
     let list = br#"{"chat_template": [{"name": "tool_use", "template": "t"},
                                       {"name": "default", "template": "d"}]}"#;
     assert_eq!(text(load(list, None, None)), "d");
