@@ -127,6 +127,9 @@ fn an_index_that_lists_too_much_or_too_little_is_a_warning_and_a_lost_tensor_an_
     assert!(error.contains("\"model.norm.weight\" of shard"), "{error}");
     rename_in(&model.join(SHARD), "model.norm.weight", "lost");
     refused(&["inspect", path], &["1 tensors", "are not stored: \"model.norm.weight\""]);
+    rename_in(&model.join(SHARD), "lost", "model.norm.weight");
+    edit(&model, |c| c["tie_word_embeddings"] = json!(false));
+    refused(&["inspect", path], &["\"lm_head.weight\"", "no head to predict tokens with"]);
 }
 
 fn rename_in(path: &Path, from: &str, to: &str) {

@@ -38,15 +38,24 @@ const WRAPPERS: &[(&str, &str)] = &[
 
 /// The error of a checkpoint whose names would be right without what they begin with.
 pub(crate) fn foreign(stored: &dyn Stored) -> Option<Error> {
-    let table = stored.names().find(|name| name.ends_with("embed_tokens.weight"))?;
-    let inside = ["model.embed_tokens.weight", "embed_tokens.weight"];
-    let prefix = inside.iter().find_map(|end| table.strip_suffix(end))?;
-    if prefix.is_empty() || prefix == "model." {
+    const TABLES: [&str; 2] = ["model.embed_tokens.weight", "embed_tokens.weight"];
+    // Its own names are right; what is missing is missing.
+    if TABLES.iter().any(|table| stored.get(table).is_some()) {
         return None;
     }
-    let known = WRAPPERS.iter().find(|(known, _)| prefix == *known);
+    let before = |name: &str| {
+        let table = TABLES.iter().find_map(|table| name.strip_suffix(table));
+        table.filter(|prefix| prefix.ends_with('.')).map(str::to_owned)
+    };
+    let wrapper = |name: &str| {
+        let known = WRAPPERS.iter().find(|(known, _)| name.starts_with(known));
+        known.map(|(known, _)| (*known).to_owned())
+    };
+    // A file of adapters alone has no table.
+    let prefix = stored.names().find_map(before).or_else(|| stored.names().find_map(wrapper))?;
     // Wrappers may lie in each other: the outermost is to be taken off first.
+    let known = WRAPPERS.iter().find(|(known, _)| prefix == *known);
     let outer = || WRAPPERS.iter().find(|(known, _)| prefix.starts_with(known));
     let what = known.or_else(outer).map_or("rename the tensors without it", |(_, what)| what);
-    Some(Error::Prefix { prefix: quote(prefix), what })
+    Some(Error::Prefix { prefix: quote(&prefix), what })
 }

@@ -68,6 +68,11 @@ impl Place {
             arch::Error::Quantized { key, .. } => Some(format!(
                 "if the weights are not quantized in truth, and the key is a relic: --ignore-config-key {key}"
             )),
+            arch::Error::MissingTensors { count: 1, names } if names == &["\"lm_head.weight\""] => Some(
+                "it has no head to predict tokens with: a reward model, a classifier or an embedding model? \
+                 If its head is the embedding, config.json must say \"tie_word_embeddings\": true"
+                    .to_owned(),
+            ),
             _ => None,
         };
         let failure = Failure::refused(format!("{:?}: {error}", self.folder));

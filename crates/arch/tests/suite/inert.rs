@@ -113,6 +113,7 @@ fn a_foreign_prefix_is_named_with_what_to_do() {
         ("module.", "model.module.save_pretrained"),
         ("base_model.model._orig_mod.", "merge_and_unload"),
         ("their.", "rename the tensors without it"),
+        ("model.", "rename the tensors without it"),
     ] {
         let stored = tensors(&config, DType::F32);
         let stored: std::collections::BTreeMap<_, _> =
@@ -123,6 +124,21 @@ fn a_foreign_prefix_is_named_with_what_to_do() {
             "{error}"
         );
     }
+}
+
+/// A tensor that is lost under the right names is missing; adapters alone are told by their names.
+#[test]
+fn a_lost_tensor_is_no_foreign_prefix() {
+    let config = small("llama", json!({}));
+    let mut stored = tensors(&config, DType::F32);
+    stored.insert("vision.embed_tokens.weight".into(), (DType::F32, vec![1]));
+    stored.remove("model.norm.weight");
+    let error = arch::load(&config, &stored).unwrap_err().to_string();
+    assert!(error.contains("not stored: \"model.norm.weight\""), "{error}");
+    let adapter = "base_model.model.model.layers.0.self_attn.q_proj.lora_A.weight".to_owned();
+    let stored = std::collections::BTreeMap::from([(adapter, (DType::F32, vec![1, 1]))]);
+    let error = arch::load(&config, &stored).unwrap_err().to_string();
+    assert!(error.contains("begin with \"base_model.model.\""), "{error}");
 }
 
 /// What a configuration alone describes is what a checkpoint of it would be.
