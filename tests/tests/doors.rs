@@ -246,7 +246,9 @@ fn a_configuration_alone_says_what_its_model_would_take() {
     assert_eq!(alone["kv_bytes"]["thousand_tokens"], 2 * 2 * 16 * 1000);
     let (_, table, _) = text(&run(&["inspect", path]));
     assert!(table.contains("after --quant int4") && table.contains("none here"), "{table}");
-    refused(&["run", path, "hi"], &["has neither model.safetensors nor"]);
+    let next = format!("optimize inspect {path} says");
+    refused(&["run", path, "hi"], &["has neither model.safetensors nor", &next]);
+    refused(&["verify", path], &["is no artifact: it has no report.json"]);
     edit(&model, |c| c["model_type"] = json!("deepseek_v3"));
     refused(&["inspect", path], &["\"deepseek_v3\" (multi-head latent attention"]);
 }

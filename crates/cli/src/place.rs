@@ -52,9 +52,17 @@ impl Place {
 
     /// A failure to open the folder, with the command that brings what is missing.
     pub(crate) fn missing(&self, error: checkpoint::Error) -> Failure {
-        let fetch = self.fetch.as_ref().filter(|_| error.is_missing());
-        let hint =
-            fetch.map(|fetch| format!("the download is not complete; this completes it: {fetch}"));
+        let hint = match &self.fetch {
+            _ if !error.is_missing() => None,
+            Some(fetch) => {
+                Some(format!("the download is not complete; this completes it: {fetch}"))
+            }
+            None if self.has_configuration_alone() => Some(format!(
+                "its weights must lie beside config.json; optimize inspect {} says what it would take",
+                quoted(&self.folder.to_string_lossy())
+            )),
+            None => None,
+        };
         Failure { hint, ..Failure::from(error) }
     }
 
