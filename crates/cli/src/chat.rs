@@ -5,10 +5,11 @@ use crate::device::{Devices, Sums, Wanted};
 use crate::failure::Failure;
 use crate::generation::Generation;
 use crate::output::{remark, write_stream};
-use crate::run::speed;
+use crate::run::{report, speed};
 use crate::serve::{Answerer, Served};
 use engine::Request;
 use serde_json::{Value, json};
+use std::cell::Cell;
 use std::io::{self, BufRead, IsTerminal, Read, Write};
 use text::ChatTemplate;
 
@@ -23,10 +24,21 @@ pub(crate) fn run(args: &Chat) -> Result<(), Failure> {
         Failure::refused(format!("{folder:?} has no chat template"))
             .with_hint("use run for a model that only continues text")
     })?;
-    let generation = Generation::new(&args.sampling, &served.opened.checkpoint)?;
+    let generation = Generation::new(
+        (&args.sampling, &args.common),
+        &served.opened.checkpoint,
+        &served.tokenizer,
+        template.eos(),
+    )?;
     devices.pool.install(|| {
         served.load(&devices, |answerer| {
-            let talk = Talk { args, served: &served, template: &template, generation };
+            let talk = Talk {
+                args,
+                served: &served,
+                template: &template,
+                generation,
+                read: Cell::new(true),
+            };
             talk.run(answerer)
         })
     })
@@ -37,6 +49,8 @@ struct Talk<'a> {
     served: &'a Served,
     template: &'a ChatTemplate,
     generation: Generation,
+    /// Whether anybody reads the answers.
+    read: Cell<bool>,
 }
 
 impl Talk<'_> {
@@ -45,7 +59,8 @@ impl Talk<'_> {
         if let Some(text) = &self.args.system {
             messages.push(json!({ "role": "system", "content": text }));
         }
-        while let Some(turn) = self.turn()? {
+        while self.read.get() {
+            let Some(turn) = self.turn()? else { break };
             messages.push(json!({ "role": "user", "content": turn }));
             match self.answer(answerer, &messages) {
                 Ok(text) => messages.push(json!({ "role": "assistant", "content": text })),
@@ -82,17 +97,21 @@ impl Talk<'_> {
         // The template has written every special token itself.
         let prompt = self.served.tokenizer.encode_plain(&text)?;
         let tokens = prompt.len();
-        let left = self.served.room().saturating_sub(tokens);
-        let max_tokens = self.args.sampling.max_tokens.unwrap_or(left);
+        let max_tokens = self.generation.max_tokens(tokens, self.served.room());
         let request = Request {
             stop: self.generation.stop.clone(),
-            sampling: self.generation.sampling.clone(),
-            ..Request::new(prompt, max_tokens.max(1))
+            sampling: self.generation.for_length(tokens, max_tokens),
+            ..Request::new(prompt, max_tokens)
         };
-        let answer =
-            answerer.answer(&self.served.tokenizer, request, &self.args.sampling.stop, false)?;
-        write_stream("\n")?;
-        if !self.args.common.quiet {
+        let (stops, json) = (&self.generation.stops, self.args.common.json);
+        let answer = answerer.answer(&self.served.tokenizer, request, stops, json)?;
+        if json {
+            // One object a line, so that a reader can take turns.
+            self.read.set(write_stream(&format!("{}\n", report(&answer, tokens)))?);
+            return Ok(answer.text);
+        }
+        self.read.set(answer.finish != "closed" && write_stream("\n")?);
+        if !self.args.common.quiet && self.read.get() {
             remark(&speed(&answer, tokens));
         }
         Ok(answer.text)

@@ -1,79 +1,140 @@
 //! How tokens are drawn: what the command line says, else generation_config.json, else greedily.
+//!
+//! Every key of generation_config.json either acts as in transformers 5.23 (`generation/utils.py`,
+//! `configuration_utils.py`), or changes no token here, or is named in one remark.
 
+use crate::args::Common;
 use crate::args::serve::Sampling as Args;
 use crate::failure::Failure;
+use crate::output::remark;
 use checkpoint::Checkpoint;
-use engine::Sampling;
-use serde_json::{Map, Value};
+use engine::{Rules, Sampling};
+use said::Said;
+use serde_json::Value;
+use text::Tokenizer;
 
-/// The options and the tokens that end a text.
+mod said;
+
+/// The options and what ends a text.
 pub(crate) struct Generation {
     pub(crate) sampling: Sampling,
     pub(crate) stop: Vec<u32>,
+    /// Stop strings.
+    pub(crate) stops: Vec<String>,
+    /// Tokens that are generated at most, if anybody says.
+    max_new: Option<usize>,
+    /// Tokens that a text has at most, its prompt included, if the file says.
+    max_length: Option<usize>,
 }
 
 /// `top_k` of transformers where a configuration samples and says nothing.
 const TOP_K: usize = 50;
 
 impl Generation {
-    pub(crate) fn new(args: &Args, checkpoint: &Checkpoint) -> Result<Self, Failure> {
-        let empty = Map::new();
-        let said = checkpoint.generation_config().unwrap_or(&empty);
-        let samples = matches!(said.get("do_sample"), Some(Value::Bool(true)));
-        let number = |key: &str| -> Result<Option<f32>, Failure> {
-            match said.get(key).filter(|_| samples) {
-                None | Some(Value::Null) => Ok(None),
-                Some(value) => {
-                    let number = value.as_f64().map(|x| x as f32);
-                    number.map(Some).ok_or_else(|| wrong(key, "a number", value))
-                }
-            }
+    /// `turn_end` is the token with which the tokenizer ends a turn, in a conversation.
+    pub(crate) fn new(
+        (args, common): (&Args, &Common),
+        checkpoint: &Checkpoint,
+        tokenizer: &Tokenizer,
+        turn_end: Option<&str>,
+    ) -> Result<Self, Failure> {
+        let said = Said::new(checkpoint.generation_config());
+        let unsupported = said.unsupported();
+        if !unsupported.is_empty() && !common.quiet {
+            let keys = unsupported.join(", ");
+            remark(&format!("warning: generation_config.json: {keys}: not supported, left out"));
+        }
+        let mut stops = args.stop.clone();
+        stops.extend(said.strings("stop_strings")?);
+        let mut stop = said.tokens("eos_token_id")?;
+        if let Some(ids) = checkpoint.config().get("eos_token_id") {
+            stop.extend(said::ids("config.json", "eos_token_id", ids)?);
+        }
+        stop.extend(turn_end.and_then(|token| tokenizer.id(token)));
+        let rules = rules(&said, &stop)?;
+        // Special tokens are no text: where one is a stop string, its id stops.
+        stop.extend(stops.iter().filter_map(|text| special(tokenizer, text)));
+        stop.sort_unstable();
+        stop.dedup();
+        let asked = args.max_tokens.map(|most| usize::try_from(most).unwrap_or(usize::MAX));
+        let (max_new, max_length) = match asked {
+            Some(most) => (Some(most), None),
+            None => (said.count("max_new_tokens")?, said.count("max_length")?),
         };
-        let top_k = match said.get("top_k").filter(|_| samples) {
-            None | Some(Value::Null) => samples.then_some(TOP_K),
-            Some(value) => {
-                let count = value.as_u64().ok_or_else(|| wrong("top_k", "a count", value))?;
-                Some(usize::try_from(count).unwrap_or(usize::MAX))
-            }
-        };
-        let plain = if samples { 1.0 } else { 0.0 };
-        // Filters that the user asks for mean that something is to be drawn.
-        let filtered = args.top_k.is_some() || args.top_p.is_some() || args.min_p.is_some();
-        let plain = if filtered { 1.0 } else { plain };
-        let sampling = Sampling {
-            temperature: args.temperature.or(number("temperature")?).unwrap_or(plain),
-            top_k: args.top_k.or(top_k).unwrap_or(0),
-            top_p: args.top_p.or(number("top_p")?).unwrap_or(1.0),
-            min_p: args.min_p.or(number("min_p")?).unwrap_or(0.0),
-            repetition_penalty: args
-                .repetition_penalty
-                .or(number("repetition_penalty")?)
-                .unwrap_or(1.0),
-            logit_bias: args.logit_bias.clone(),
-            seed: args.seed.unwrap_or(0),
-            ..Sampling::default()
-        };
-        let config = checkpoint.config().get("eos_token_id");
-        let stop = said.get("eos_token_id").or(config).map_or(Ok(Vec::new()), stop_tokens)?;
-        Ok(Self { sampling, stop })
+        let sampling = Sampling { rules, ..sampling(args, &said)? };
+        // As in transformers, max_new_tokens goes before max_length.
+        let max_length = max_length.filter(|_| max_new.is_none());
+        Ok(Self { sampling, stop, stops, max_new, max_length })
+    }
+
+    /// Tokens to generate at most after a prompt of `prompt`, with `room` for all.
+    pub(crate) fn max_tokens(&self, prompt: usize, room: usize) -> usize {
+        let left = room.saturating_sub(prompt);
+        // A prompt that is longer already than the file allows is continued all the same.
+        let by_length = self.max_length.and_then(|all| all.checked_sub(prompt)).filter(|n| *n > 0);
+        self.max_new.or(by_length).map_or(left, |most| most.min(left))
+    }
+
+    /// The options for a text of at most `max_tokens` after `prompt`.
+    pub(crate) fn for_length(&self, prompt: usize, max_tokens: usize) -> Sampling {
+        let mut sampling = self.sampling.clone();
+        sampling.rules.max_length = prompt + max_tokens;
+        sampling
     }
 }
 
-/// One id, or a list of them.
-fn stop_tokens(value: &Value) -> Result<Vec<u32>, Failure> {
-    let id = |value: &Value| {
-        let id = value.as_u64().and_then(|id| u32::try_from(id).ok());
-        id.ok_or_else(|| wrong("eos_token_id", "a token id or a list of them", value))
-    };
-    match value {
-        Value::Null => Ok(Vec::new()),
-        Value::Array(all) => all.iter().map(id).collect(),
-        one => Ok(vec![id(one)?]),
-    }
+/// How tokens are drawn. Without `do_sample` the file's filters do not count; its penalties always do.
+fn sampling(args: &Args, said: &Said<'_>) -> Result<Sampling, Failure> {
+    let samples = said.samples();
+    let drawn = |key: &str| if samples { said.number(key) } else { Ok(None) };
+    // -1 means off in vLLM's spelling, 0 in transformers'.
+    let top_k =
+        if samples { said.count("top_k")?.or(Some(said.absent("top_k", TOP_K))) } else { None };
+    // Filters that the user asks for mean that something is to be drawn.
+    let filtered = args.top_k.is_some() || args.top_p.is_some() || args.min_p.is_some();
+    let plain = if samples || filtered { 1.0 } else { 0.0 };
+    // A share of nothing leaves the most likely token.
+    let top_p = drawn("top_p")?.map(|p| if p == 0.0 { f32::MIN_POSITIVE } else { p });
+    Ok(Sampling {
+        temperature: args.temperature.or(drawn("temperature")?).unwrap_or(plain),
+        top_k: args.top_k.or(top_k).unwrap_or(0),
+        top_p: args.top_p.or(top_p).unwrap_or(1.0),
+        min_p: args.min_p.or(drawn("min_p")?).unwrap_or(0.0),
+        repetition_penalty: args
+            .repetition_penalty
+            .or(said.number("repetition_penalty")?)
+            .unwrap_or(1.0),
+        logit_bias: args.logit_bias.clone(),
+        seed: args.seed.unwrap_or(0),
+        ..Sampling::default()
+    })
 }
 
-fn wrong(key: &str, rule: &str, found: &Value) -> Failure {
+fn rules(said: &Said<'_>, end: &[u32]) -> Result<Rules, Failure> {
+    Ok(Rules {
+        sequence_bias: said.biases("sequence_bias")?,
+        no_repeat_ngram: said.count("no_repeat_ngram_size")?.unwrap_or(0),
+        bad_words: said.sequences("bad_words_ids")?,
+        end: end.to_vec(),
+        min_length: said.count("min_length")?.unwrap_or(0),
+        min_new_tokens: said.count("min_new_tokens")?.unwrap_or(0),
+        forced_bos: said.tokens("forced_bos_token_id")?.first().copied(),
+        forced_eos: said.tokens("forced_eos_token_id")?,
+        max_length: 0,
+        decay: said.decay("exponential_decay_length_penalty")?,
+        suppress: said.tokens("suppress_tokens")?,
+        begin_suppress: said.tokens("begin_suppress_tokens")?,
+    })
+}
+
+/// The id of a text that is one special token: it decodes to nothing.
+fn special(tokenizer: &Tokenizer, text: &str) -> Option<u32> {
+    let id = tokenizer.id(text)?;
+    tokenizer.decode(&[id]).is_ok_and(|shown| shown.is_empty()).then_some(id)
+}
+
+fn wrong(file: &str, key: &str, rule: &str, found: &Value) -> Failure {
     let found: String = found.to_string().chars().take(80).collect();
-    Failure::refused(format!("generation_config.json: {key} is {found}, not {rule}"))
+    Failure::refused(format!("{file}: {key} is {found}, not {rule}"))
         .with_hint("repair the file, or give the options on the command line and remove the key")
 }

@@ -22,16 +22,16 @@ pub(crate) fn print(text: &str) -> Result<(), Failure> {
     }
 }
 
-/// Writes a piece of a result at once, as it is.
-pub(crate) fn write_stream(text: &str) -> Result<(), Failure> {
+/// Writes a piece of a result at once, as it is; says whether somebody still reads.
+pub(crate) fn write_stream(text: &str) -> Result<bool, Failure> {
     let mut out = io::stdout().lock();
     match out.write_all(text.as_bytes()).and_then(|()| out.flush()) {
-        Err(error) if error.kind() == ErrorKind::BrokenPipe => Ok(()),
+        Err(error) if error.kind() == ErrorKind::BrokenPipe => Ok(false),
         Err(error) => {
             let error = anyhow::Error::new(error).context("cannot write to standard output");
             Err(Failure::new(Code::Machine, error))
         }
-        Ok(()) => Ok(()),
+        Ok(()) => Ok(true),
     }
 }
 

@@ -7,8 +7,8 @@ use crate::generation::Generation;
 use crate::output::{print, remark, write_stream};
 use crate::serve::{Answer, Served};
 use engine::Request;
-use serde_json::json;
-use std::io::Read;
+use serde_json::{Value, json};
+use std::io::{IsTerminal, Read};
 
 /// The longest prompt that is read from standard input, in bytes.
 const PROMPT_BYTES: u64 = 64 << 20;
@@ -16,24 +16,26 @@ const PROMPT_BYTES: u64 = 64 << 20;
 pub(crate) fn run(args: &Run) -> Result<(), Failure> {
     let devices = Devices::open(&args.common, Wanted::Fastest, Sums::of(args.serving.invariant))?;
     let served = Served::open(&args.model, &args.serving, (&args.common, &devices))?;
-    let generation = Generation::new(&args.sampling, &served.opened.checkpoint)?;
-    let prompt = match args.prompt.as_str() {
-        "-" => standard_input()?,
-        text => text.to_string(),
-    };
-    let prompt = served.tokenizer.encode(&prompt)?;
+    let prompt = Prompt::of(args, &served)?;
+    let generation = Generation::new(
+        (&args.sampling, &args.common),
+        &served.opened.checkpoint,
+        &served.tokenizer,
+        prompt.turn_end.as_deref(),
+    )?;
+    let prompt = prompt.ids;
     let tokens = prompt.len();
-    let max_tokens = args.sampling.max_tokens.unwrap_or(served.room().saturating_sub(tokens));
+    let max_tokens = generation.max_tokens(tokens, served.room());
     let request = Request {
+        sampling: generation.for_length(tokens, max_tokens),
         stop: generation.stop,
-        sampling: generation.sampling,
-        ..Request::new(prompt, max_tokens.max(1))
+        ..Request::new(prompt, max_tokens)
     };
     // What cannot be run is refused before the weights are read.
     served.engine().add(request.clone())?;
     let answer = devices.pool.install(|| {
         served.load(&devices, |answerer| {
-            let stops = &args.sampling.stop;
+            let stops = &generation.stops;
             answerer.answer(&served.tokenizer, request, stops, args.common.json)
         })
     })?;
@@ -45,6 +47,51 @@ pub(crate) fn run(args: &Run) -> Result<(), Failure> {
         remark(&speed(&answer, tokens));
     }
     Ok(())
+}
+
+/// What is continued.
+struct Prompt {
+    ids: Vec<u32>,
+    /// How the tokenizer spells the end of a turn, where this is one.
+    turn_end: Option<String>,
+}
+
+impl Prompt {
+    fn of(args: &Run, served: &Served) -> Result<Self, Failure> {
+        let text = match args.prompt.as_deref() {
+            None if std::io::stdin().is_terminal() => {
+                return Err(Failure::refused("no text to continue").with_hint(
+                    "give one after the model, or in a pipe; chat talks with a model line by line",
+                ));
+            }
+            Some("-") | None => standard_input()?,
+            Some(text) => text.to_string(),
+        };
+        let template = served.opened.chat_template();
+        if !args.chat && args.system.is_none() {
+            // A template that cannot be used is of no interest here.
+            if !args.common.quiet && matches!(template, Ok(Some(_))) {
+                remark(
+                    "this model has a chat template; its text is continued as it is: see --chat",
+                );
+            }
+            return Ok(Self { ids: served.tokenizer.encode(&text)?, turn_end: None });
+        }
+        let template = template?.ok_or_else(|| {
+            Failure::refused(format!(
+                "{:?} has no chat template",
+                served.opened.checkpoint.folder()
+            ))
+            .with_hint("leave --chat and --system out to continue the text as it is")
+        })?;
+        let system = args.system.iter().map(|text| json!({ "role": "system", "content": text }));
+        let turn = json!({ "role": "user", "content": text });
+        let messages = system.chain([turn]).collect::<Vec<Value>>();
+        let text = template.render(&Value::Array(messages), true)?;
+        // The template has written every special token itself.
+        let ids = served.tokenizer.encode_plain(&text)?;
+        Ok(Self { ids, turn_end: template.eos().map(String::from) })
+    }
 }
 
 fn standard_input() -> Result<String, Failure> {
@@ -85,7 +132,7 @@ fn drafted(answer: &Answer) -> (u64, u64) {
     answer.stats.drafted.iter().fold((0, 0), |sum, place| (sum.0 + place.0, sum.1 + place.1))
 }
 
-fn report(answer: &Answer, prompt: usize) -> serde_json::Value {
+pub(crate) fn report(answer: &Answer, prompt: usize) -> Value {
     let (offered, accepted) = drafted(answer);
     json!({
         "text": answer.text,

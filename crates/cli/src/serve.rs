@@ -93,6 +93,7 @@ impl Answerer<'_> {
             detokenizer: Detokenizer::new(tokenizer, &prompt),
             stops: StopStrings::new(stops.iter().cloned()),
             silent,
+            read: true,
             text: String::new(),
         };
         let (mut tokens, mut first, mut finish, mut cut) = (Vec::new(), None, None, false);
@@ -108,6 +109,9 @@ impl Answerer<'_> {
                         if !stop_tokens.contains(&sampled.token) && show.push(sampled.token)? {
                             (finish, cut) = (Some("stop"), true);
                         }
+                        if !show.read {
+                            (finish, cut) = (Some("closed"), true);
+                        }
                     }
                     Event::Finished { finish: Finish::Stop, .. } => {
                         finish = finish.or(Some("stop"));
@@ -117,8 +121,13 @@ impl Answerer<'_> {
                     }
                     Event::Finished { finish: Finish::Logits(error), .. } => {
                         show.end(false)?;
-                        return Err(Failure::refused(error)
-                            .with_hint("the model's weights are broken, or its config.json is"));
+                        let hint = match error {
+                            engine::SampleError::Banned => {
+                                "ask for fewer bans: see --logit-bias and generation_config.json"
+                            }
+                            _ => "the model's weights are broken, or its config.json is",
+                        };
+                        return Err(Failure::refused(error).with_hint(hint));
                     }
                     Event::Finished { finish: Finish::Failed(error), .. } => {
                         return Err(Failure::from(error));
@@ -147,6 +156,8 @@ struct Show<'t> {
     detokenizer: Detokenizer<'t>,
     stops: StopStrings,
     silent: bool,
+    /// Whether anybody reads what is shown.
+    read: bool,
     text: String,
 }
 
@@ -161,7 +172,10 @@ impl Show<'_> {
 
     fn write(&mut self, text: &str) -> Result<(), Failure> {
         self.text.push_str(text);
-        if self.silent { Ok(()) } else { write_stream(text) }
+        if !self.silent {
+            self.read &= write_stream(text)?;
+        }
+        Ok(())
     }
 
     /// Shows what was held back, unless a stop string has come; returns the whole text.

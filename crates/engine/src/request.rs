@@ -1,10 +1,11 @@
 //! What is asked of the engine, and why it may be refused.
 
 use crate::pool::GroupKind;
+use crate::rules::Rules;
 
 /// How tokens are drawn.
 ///
-/// In order: bias, repetition, presence and frequency penalties, temperature, top-k, top-p, min-p.
+/// In order: bias, repetition, presence and frequency penalties, rules, temperature, top-k, top-p, min-p.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Sampling {
     /// Divides the logits; 0 takes the most likely token, the lowest id among equals.
@@ -23,6 +24,8 @@ pub struct Sampling {
     pub frequency_penalty: f32,
     /// Added to logits of tokens.
     pub logit_bias: Vec<(u32, f32)>,
+    /// What must and must not come.
+    pub rules: Rules,
     /// The same seed draws the same noise.
     pub seed: u64,
 }
@@ -39,6 +42,7 @@ impl Default for Sampling {
             presence_penalty: 0.0,
             frequency_penalty: 0.0,
             logit_bias: Vec::new(),
+            rules: Rules::default(),
             seed: 0,
         }
     }
@@ -76,6 +80,18 @@ impl Sampling {
                 let rule = "finite or -inf";
                 return Err(Refused::Sampling { name: "logit_bias", value: bias, rule });
             }
+        }
+        for &(_, bias) in &self.rules.sequence_bias {
+            if bias.is_nan() || bias == f32::INFINITY {
+                let rule = "finite or -inf";
+                return Err(Refused::Sampling { name: "sequence_bias", value: bias, rule });
+            }
+        }
+        if let Some((_, factor)) = self.rules.decay
+            && !(factor.is_finite() && factor > 0.0)
+        {
+            let name = "exponential_decay_length_penalty";
+            return Err(Refused::Sampling { name, value: factor, rule: "above 0" });
         }
         Ok(())
     }

@@ -32,6 +32,9 @@ pub enum SampleError {
     /// A logit is NaN or infinite, or all are minus infinity.
     #[error("the model's logits are not numbers")]
     NotNumbers,
+    /// Every token that the model would say is banned.
+    #[error("every token is banned by the options")]
+    Banned,
     /// The target is no token.
     #[error("the target is outside the vocabulary")]
     Outside,
@@ -52,7 +55,7 @@ pub struct Scratch {
 /// `[vocab]` is changed. `logprobs` asks for so many alternatives.
 ///
 /// # Errors
-/// If the logits are not numbers.
+/// If the logits are not numbers, or the options leave no token.
 pub fn sample(
     logits: &mut [f32],
     (history, prompt): (&[u32], usize),
@@ -66,7 +69,8 @@ pub fn sample(
     adjust(logits, (history, prompt), sampling, scratch);
     let best = argmax(logits);
     if logits.get(best as usize).is_none_or(|&x| x == f32::NEG_INFINITY) {
-        return Err(SampleError::NotNumbers);
+        let some = scratch.changed.iter().any(|(_, x)| *x > f32::NEG_INFINITY);
+        return Err(if some { SampleError::Banned } else { SampleError::NotNumbers });
     }
     let token = match sampling.temperature {
         0.0 => best,
@@ -127,6 +131,7 @@ fn adjust(
     for &(token, bias) in &sampling.logit_bias {
         change(token, &|x| x + bias);
     }
+    sampling.rules.biased(history, |token, bias| change(token, &|x| x + bias));
     let penalty = sampling.repetition_penalty;
     if penalty != 1.0 {
         let worse = |x: f32| if x > 0.0 { x / penalty } else { x * penalty };
@@ -138,6 +143,9 @@ fn adjust(
     }
     if sampling.presence_penalty != 0.0 {
         distinct(generated, seen, |token| change(token, &|x| x - sampling.presence_penalty));
+    }
+    if !sampling.rules.is_empty() {
+        sampling.rules.change(logits, (history, prompt), changed);
     }
 }
 

@@ -90,7 +90,7 @@ pub fn wish(
         (_, 1..=SHORTLIST, _) => Kind::Largest,
         _ => return None,
     };
-    if logprobs.is_some_and(|count| count > SHORTLIST) {
+    if logprobs.is_some_and(|count| count > SHORTLIST) || !sampling.rules.is_empty() {
         return None;
     }
     let mut changes: Vec<Change> = Vec::new();
@@ -146,7 +146,11 @@ pub fn settle(
     position: usize,
 ) -> Option<Result<Sampled, SampleError>> {
     let (best, top) = found.best;
-    if found.bad || top == f32::NEG_INFINITY {
+    if top == f32::NEG_INFINITY && !found.bad {
+        // All logits say whether it was the model that left no token, or the options.
+        return None;
+    }
+    if found.bad {
         return Some(Err(SampleError::NotNumbers));
     }
     let token = match wish.of {

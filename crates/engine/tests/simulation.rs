@@ -8,8 +8,8 @@
 
 use engine::{
     Ask, BLOCK, CostTable, DraftModel, Engine, Event, ExecError, Executor, Finish, GroupKind, Job,
-    Limits, NGram, Options, Outputs, Request, RowOutput, Sampling, Scratch, SeqId, Speculator,
-    Step, sample, score,
+    Limits, NGram, Options, Outputs, Request, RowOutput, Rules, Sampling, Scratch, SeqId,
+    Speculator, Step, sample, score,
 };
 use std::cell::RefCell;
 use std::collections::BTreeMap;
@@ -232,6 +232,26 @@ impl Seen {
     }
 }
 
+/// Rules that look at what was said, in a third of the requests.
+fn rules(random: &mut Random) -> Rules {
+    if !random.chance(33) {
+        return Rules::default();
+    }
+    let mut token = || random.below(VOCAB) as u32;
+    let (end, pair) = (vec![token()], vec![token(), token()]);
+    Rules {
+        sequence_bias: vec![(pair.clone(), 3.0)],
+        bad_words: vec![vec![pair[1], pair[0]], vec![token()]],
+        begin_suppress: vec![token()],
+        forced_eos: if random.chance(50) { end.clone() } else { Vec::new() },
+        end,
+        no_repeat_ngram: random.below(4),
+        min_new_tokens: random.below(5),
+        max_length: random.below(60),
+        ..Rules::default()
+    }
+}
+
 fn request(random: &mut Random, shared: &[u32], context: usize) -> Request {
     let mut prompt = shared[..random.below(shared.len() + 1)].to_vec();
     let own = random.below(20) + usize::from(prompt.is_empty());
@@ -243,6 +263,7 @@ fn request(random: &mut Random, shared: &[u32], context: usize) -> Request {
         top_p: [1.0, 0.8][random.below(2)],
         repetition_penalty: [1.0, 1.3][random.below(2)],
         frequency_penalty: [0.0, 0.2][random.below(2)],
+        rules: rules(random),
         seed: random.next(),
         ..Sampling::default()
     };

@@ -36,7 +36,8 @@ pub(crate) fn next(step: &Step<'_>, context: usize) -> Option<Vec<Next>> {
             .iter()
             .all(|table| table.get(position / KV_BLOCK).is_some_and(Option::is_some));
         let Sampling { repetition_penalty, presence_penalty, frequency_penalty, .. } = row.sampling;
-        let blind = [*repetition_penalty - 1.0, *presence_penalty, *frequency_penalty] == [0.0; 3];
+        let blind = [*repetition_penalty - 1.0, *presence_penalty, *frequency_penalty] == [0.0; 3]
+            && row.sampling.rules.is_empty();
         (one && known && has_room && blind).then(|| Next {
             seq: row.seq,
             context: row.context.iter().copied().chain([0]).collect(),

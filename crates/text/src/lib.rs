@@ -98,6 +98,11 @@ impl Tokenizer {
             .map_err(|e| Error::Decode(error::message(&e)))
     }
 
+    /// The id of a token by its spelling; `None` if there is no such token.
+    pub fn id(&self, token: &str) -> Option<u32> {
+        self.inner.token_to_id(token)
+    }
+
     /// The id that [`Tokenizer::encode`] puts before every text, if it puts one.
     pub fn bos(&self) -> Option<u32> {
         self.bos

@@ -59,6 +59,11 @@ pub struct ChatTemplate {
 }
 
 impl ChatTemplate {
+    /// How the tokenizer spells the token that ends a turn, if it says.
+    pub fn eos(&self) -> Option<&str> {
+        self.tokens.get("eos_token").and_then(Value::as_str)
+    }
+
     /// Loads the template of a checkpoint; `None` if it has none.
     ///
     /// Of several named templates the one called `default` is taken.

@@ -9,9 +9,16 @@ pub(crate) struct Run {
     /// The checkpoint: a folder, or a repository id in the local cache. Quote it with a leading `./`
     /// if a folder has a command's name.
     pub(crate) model: String,
-    /// The text to be continued, or `-` for standard input. It is taken as it is: use chat for a
-    /// model's conversation format.
-    pub(crate) prompt: String,
+    /// The text to be continued, or `-` for standard input, which is also read where it is a pipe and
+    /// no text is given. It is taken as it is, unless --chat or --system is given.
+    pub(crate) prompt: Option<String>,
+    /// Put the text into the model's own conversation format, as a turn of the user. Use it to ask a
+    /// chat model one question.
+    #[arg(long)]
+    pub(crate) chat: bool,
+    /// What the model is told before the turn; implies --chat. Use it to set a role or a tone.
+    #[arg(long, value_name = "TEXT")]
+    pub(crate) system: Option<String>,
     #[command(flatten)]
     pub(crate) sampling: Sampling,
     #[command(flatten)]
@@ -40,11 +47,13 @@ pub(crate) struct Chat {
 /// How tokens are drawn. Defaults are those of generation_config.json, greedy where it has none.
 #[derive(Debug, Args)]
 pub(crate) struct Sampling {
-    /// Tokens to generate at most [default: what the context has left]. Use it to bound time.
-    #[arg(long, value_name = "N")]
-    pub(crate) max_tokens: Option<usize>,
+    /// Tokens to generate at most, -1 for what the context has left [default: what
+    /// generation_config.json says, else -1]. Use it to bound time.
+    #[arg(short = 'n', long, value_name = "N", allow_negative_numbers = true)]
+    #[arg(value_parser = clap::value_parser!(i64).range(-1..))]
+    pub(crate) max_tokens: Option<i64>,
     /// Divides the logits; 0 takes the most likely token. Use more for variety, less for care.
-    #[arg(long, value_name = "T")]
+    #[arg(long, visible_alias = "temp", value_name = "T")]
     pub(crate) temperature: Option<f32>,
     /// Draw from the most likely tokens that together have this probability. Use it to cut the
     /// tail.
