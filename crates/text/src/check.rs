@@ -20,9 +20,10 @@ const MAX_TOKEN: usize = 4096;
 const MAX_PATTERN: usize = 4096;
 /// Normalizers, pre-tokenizers, decoders or post-processors, nested ones included.
 const MAX_PARTS: usize = 64;
-/// How often a chain of normalizers may multiply the length of a text. SentencePiece's map for
-/// NFKC alone writes up to 33 bytes for one character.
-const MAX_GROWTH: usize = 256;
+/// How often a chain of normalizers may multiply the length of a text.
+const MAX_GROWTH: usize = 64;
+/// The same with precompiled maps: SentencePiece's for NFKC writes up to 33 bytes for a character.
+const MAX_MAPPED: usize = 256;
 const MAX_SPECIAL: usize = 64;
 
 type Checked = Result<(), Error>;
@@ -219,11 +220,11 @@ fn random_or_slow(model: &Map<String, Value>) -> Checked {
 }
 
 fn normalizers(value: Option<&Value>) -> Checked {
-    let mut growth = 1usize;
+    let (mut growth, mut mapped) = (1usize, 1usize);
     for part in parts(value, "normalizer", "normalizers")? {
         // The library also takes a part without a type for the one whose keys it has.
         if let Some(map) = part.get("precompiled_charsmap") {
-            growth = growth.saturating_mul(charsmap(map)?);
+            mapped = mapped.saturating_mul(charsmap(map)?);
         }
         let added = |key: &str| part[key].as_str().map_or(0, str::len);
         match part["type"].as_str() {
@@ -243,6 +244,10 @@ fn normalizers(value: Option<&Value>) -> Checked {
     }
     if growth > MAX_GROWTH {
         let rule = format!("the replacements can make a text more than {MAX_GROWTH} times longer");
+        return Err(Error::rule("normalizer", rule));
+    }
+    if growth.saturating_mul(mapped) > MAX_MAPPED {
+        let rule = format!("the maps can make a text more than {MAX_MAPPED} times longer");
         return Err(Error::rule("normalizer", rule));
     }
     Ok(())
