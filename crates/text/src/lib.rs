@@ -11,6 +11,7 @@ mod check;
 mod error;
 mod moment;
 mod pyjson;
+mod python;
 mod stream;
 mod template;
 

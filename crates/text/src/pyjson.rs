@@ -162,7 +162,7 @@ impl Dump {
 }
 
 /// Python's `repr` of a float: the shortest digits, an exponent below 1e-4 and from 1e16 on.
-fn float(number: f64) -> String {
+pub(crate) fn float(number: f64) -> String {
     if !number.is_finite() {
         let sign = if number < 0.0 { "-" } else { "" };
         return if number.is_nan() { "NaN".into() } else { format!("{sign}Infinity") };

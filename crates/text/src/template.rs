@@ -9,11 +9,10 @@
 
 use crate::added::{object, settings};
 use crate::error::{Error, message, quoted};
-use crate::{guarded, moment, pyjson};
+use crate::{guarded, moment, pyjson, python};
 use minijinja::syntax::SyntaxConfig;
-use minijinja::value::{Serde, Value as Jinja, ValueKind};
+use minijinja::value::{Serde, Value as Jinja};
 use minijinja::{Environment, ErrorKind, Output, State, escape_formatter};
-use minijinja_contrib::pycompat::unknown_method_callback;
 use serde_json::{Map, Value};
 use std::io::{self, Write};
 use std::sync::mpsc::{self, RecvTimeoutError};
@@ -211,17 +210,18 @@ fn environment(source: &str) -> Result<Environment<'static>, minijinja::Error> {
     let mut environment = Environment::new();
     let syntax = SyntaxConfig::builder().trim_blocks(true).lstrip_blocks(true).build()?;
     environment.set_syntax(syntax);
-    environment.set_unknown_method_callback(unknown_method_callback);
+    environment.set_unknown_method_callback(python::method);
     environment.set_formatter(python_words);
     environment.add_filter("tojson", pyjson::tojson);
     environment.add_filter("string", string);
+    environment.add_filter("percent_format", python::percent_format);
     // Indenting a deep value takes the square of its depth, which no budget counts.
     environment.remove_filter("pprint");
     environment.remove_global("debug");
     environment.add_function("raise_exception", |text: &str| -> Result<Jinja, _> {
         Err(minijinja::Error::new(ErrorKind::InvalidOperation, format!("{RAISED}{text}")))
     });
-    environment.add_template_owned(NAME, without_generation(source))?;
+    environment.add_template_owned(NAME, without_generation(&python::rewritten(source)))?;
     Ok(environment)
 }
 
@@ -231,12 +231,7 @@ fn python_words(
     state: &mut State<'_, '_>,
     value: &Jinja,
 ) -> Result<(), minijinja::Error> {
-    let word = match value.kind() {
-        ValueKind::None => Some("None"),
-        ValueKind::Bool => Some(if value.is_true() { "True" } else { "False" }),
-        _ => None,
-    };
-    match word {
+    match python::printed(value) {
         Some(word) => escape_formatter(out, state, &Jinja::from(word)),
         None => escape_formatter(out, state, value),
     }

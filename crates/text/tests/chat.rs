@@ -250,3 +250,31 @@ fn a_long_conversation_has_its_budget() {
     let text = template(source).unwrap().render(&Value::Array(messages), false).unwrap();
     assert!(text.len() > 20_000 * 600 && text.ends_with("other.</s>"));
 }
+
+/// As jinja2 3.1.6 under transformers 5.23.0.
+#[test]
+fn what_python_has_and_the_interpreter_lacks_is_mended() {
+    for (source, text) in [
+        ("{{ 'Paris.\\\nYour base.' }}", "Paris.Your base."),
+        ("{{ 'a\\x41\\u00e9\\101\\q' }}", "aA\u{e9}A\\q"),
+        ("a\r\n{{ 'b\r\nc' }}\rd", "a\nb\nc\nd"),
+        ("{{ '%s and %d' % ('x', 3) }}", "x and 3"),
+        ("{{ '%5.2f|%-4s|%04d|%+d|%x|%%' % (1.005, 'a', -7, 5, 255) }}", " 1.00|a   |-007|+5|ff|%"),
+        ("{{ '%(role)s' % messages[0] ~ '!' }}", "user!"),
+        ("{{ 'a b c'.rsplit(' ', 1)[0] }}", "a b"),
+        ("{{ 'a=b'.partition('=')[2] }}", "b"),
+        ("{{ 'foobar'.removeprefix('foo') ~ 'foobar'.removesuffix('bar') }}", "barfoo"),
+        (
+            "{{ '7'.zfill(3) ~ '-7'.zfill(3) ~ 'a'.center(4, '*') ~ 'a'.ljust(2, '.') }}",
+            "007-07*a**a.",
+        ),
+        ("{{ 'hello'.index('l') }}", "2"),
+        ("{{ 1e20 }} {{ 1e-7 }} {{ 1.5 }}", "1e+20 1e-07 1.5"),
+        ("{% raw %}{{ 'a' % 'b' }}{% endraw %}", "{{ 'a' % 'b' }}"),
+    ] {
+        assert_eq!(render(source).unwrap(), text, "{source}");
+    }
+    for source in ["{{ '%999999999d' % 1 }}", "{{ 'a'.ljust(999999999) }}", "{{ '%s' % () }}"] {
+        assert!(render(source).is_err(), "{source}");
+    }
+}
