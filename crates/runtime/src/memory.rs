@@ -61,10 +61,3 @@ pub(crate) fn attention<W>(layer: &Block<W>) -> Option<(Heads, GroupKind)> {
     let (heads, window) = layer.attention()?;
     Some((heads, window.map_or(GroupKind::Full, GroupKind::Window)))
 }
-
-/// The bytes of memory that are free on this machine; `None` where the system does not say.
-pub fn free_memory() -> Option<u64> {
-    let text = std::fs::read_to_string("/proc/meminfo").ok()?;
-    let line = text.lines().find_map(|line| line.strip_prefix("MemAvailable:"))?;
-    line.trim().strip_suffix(" kB")?.trim().parse::<u64>().ok()?.checked_mul(1024)
-}
