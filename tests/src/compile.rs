@@ -39,6 +39,7 @@ pub fn int4(
         samples: Text { from: "test", sequences: &sample },
         held_out: Text { from: "test", sequences: &held_out },
         activations: u64::MAX,
+        allow_zero: false,
     };
     let destination =
         Destination::claim(out, Claim::new(checkpoint.folder())).expect("it compiles and runs");

@@ -83,7 +83,8 @@ fn the_default_output_is_an_artifact_that_verifies() {
     assert_eq!(grids.iter().filter(|g| g.contains("groups of 64")).count(), 30);
     assert_eq!(grids.iter().filter(|g| g.contains("per channel")).count(), 5);
     let quality = &report["quality"];
-    assert_eq!(quality["scored"], 4096 - 64);
+    // Windows of 512, whatever the calibration.
+    assert_eq!(quality["scored"], 4096 - 8);
     assert!(quality["perplexity_increase"].as_f64().unwrap() < 0.25, "{quality}");
     assert!(report["sizes"]["artifact"].as_u64() < report["sizes"]["source"].as_u64());
     assert!(bench.path("stories260k-int4.log.json").is_file());
@@ -94,7 +95,7 @@ fn the_default_output_is_an_artifact_that_verifies() {
         "eval",
         bench.path("stories260k-int4").to_str().unwrap(),
         "--window",
-        "64",
+        "512",
         "--max-tokens",
         "4096",
         "--json",
@@ -206,12 +207,16 @@ fn recipes_are_the_general_form() {
 #[test]
 fn a_gate_that_fails_keeps_the_work() {
     let bench = Bench::new();
-    let strict = ["--quant", "int4", "--max-ppl-increase", "0.01%", "-o", "out"];
+    let text = root().join("tests/fixtures/stories.txt");
+    let text = text.to_str().unwrap();
+    let gate =
+        |most| ["--quant", "int4", "--gate-text", text, "--max-ppl-increase", most, "-o", "out"];
+    let strict = gate("0.01%");
     bench.refuses(&stories(), &[&strict, &QUICK[..]].concat(), 3, "perplexity rose by");
     assert!(!bench.path("out").exists());
     let finished = bench.path("out.partial/artifact/model.safetensors");
     let made = fs::metadata(&finished).unwrap().modified().unwrap();
-    let loose = ["--quant", "int4", "--max-ppl-increase", "90%", "-o", "out"];
+    let loose = gate("90%");
     bench.make(&stories(), &loose);
     let published = fs::metadata(bench.path("out/model.safetensors")).unwrap();
     assert_eq!(published.modified().unwrap(), made, "it was computed again");
@@ -361,7 +366,8 @@ fn a_plan_reads_no_weight() {
     assert_eq!(planned["bytes"], made["report"]["sizes"]);
     let seconds = |key: &str| planned[key].as_f64().unwrap();
     assert!(seconds("replay_seconds") > 0.0 && seconds("replay_seconds") < seconds("seconds"));
-    assert!(planned["advice"].as_str().unwrap().contains("--head int8"));
+    // Its head is tied: a copy of it on a grid would enlarge the artifact.
+    assert!(planned["advice"].is_null());
     assert!(plan(&["--quant", "int4", "--head", "int8"])["advice"].is_null());
     // The tensors are those that are then written.
     let bytes = fs::read(bench.path("stories260k-int4/model.safetensors")).unwrap();

@@ -149,6 +149,14 @@ pub(crate) struct Compile {
     /// Do not measure the result. Use it when speed is all, and eval is run afterwards.
     #[arg(long, conflicts_with_all = ["max_ppl_increase", "max_kl", "gate_text"])]
     pub(crate) no_gate: bool,
+    /// Quantize a model that is quantized already. Use it when the original is lost: what its first
+    /// quantization cost stays, and the loss that is measured is beside it.
+    #[arg(long)]
+    pub(crate) requantize: bool,
+    /// Accept weights that are zero or constant, whole or over many rows. Use it for layers that were
+    /// pruned on purpose.
+    #[arg(long)]
+    pub(crate) allow_zero: bool,
     /// The output folder [default: the model's last name and the recipe's, here]. Use it to put
     /// the artifact where a pipeline expects it.
     #[arg(short, long, value_name = "DIR")]

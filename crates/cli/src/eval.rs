@@ -148,10 +148,15 @@ fn whole(file: impl Read, path: &std::path::Path) -> Result<String, Failure> {
     if bytes.len() as u64 > TEXT_BYTES {
         return Err(Failure::refused(format!("{path:?} is longer than {TEXT_BYTES} bytes")));
     }
-    String::from_utf8(bytes).map_err(|error| {
+    let mut text = String::from_utf8(bytes).map_err(|error| {
         let at = error.utf8_error().valid_up_to();
         Failure::refused(format!("{path:?} is not UTF-8 at byte {at}"))
-    })
+    })?;
+    // Editors of some systems put a byte order mark first; no model was trained to read it.
+    if text.starts_with('\u{feff}') {
+        text.drain(..'\u{feff}'.len_utf8());
+    }
+    Ok(text)
 }
 
 fn parse_ids(path: &std::path::Path, text: &str, vocab: usize) -> Result<Vec<u32>, Failure> {

@@ -19,13 +19,20 @@ use std::time::Instant;
 
 pub(crate) fn run(args: &Compile) -> Result<(), Failure> {
     let started = Instant::now();
-    let request = Request::of(args)?;
+    let mut request = Request::of(args)?;
     let passes = passes::passes(&request.recipe).map_err(compiler::CompileError::Refused)?;
     let opened = Opened::open(&args.model, &args.common)?;
+    already_quantized(args, &opened)?;
+    if args.quant.is_some() && args.samples.is_none() {
+        let calibration = &mut request.recipe.calibration;
+        calibration.samples = tokens::samples_for(&opened.spec, calibration.samples);
+    }
     let out = request.output(args)?;
     let make = |tokens: Tokens| {
         let plan = Plan::new(&opened.spec, &request.recipe, &passes, tokens);
-        plan.map_err(|refusals| Failure::from(compiler::CompileError::Refused(refusals)))
+        let refused = |all| Failure::from(compiler::CompileError::Refused(all));
+        let plan = plan.map_err(refused)?;
+        plan.with_stored(&opened.checkpoint, &opened.spec).map_err(|one| refused(vec![one]))
     };
     let planned = make(tokens::planned(args, &request.recipe, opened.spec.context))?;
     let devices = Devices::open(&args.common, Wanted::Cpu, Sums::Ours)?;
@@ -58,6 +65,7 @@ pub(crate) fn run(args: &Compile) -> Result<(), Failure> {
             samples: streams.samples(),
             held_out: streams.held_out(),
             activations: room(args, &plan)?,
+            allow_zero: args.allow_zero,
         };
         let mut meter = CompileMeter::new(args.common.quiet);
         let compiled = compile(&job, destination, &mut |event| meter.event(&event));
@@ -72,6 +80,33 @@ pub(crate) fn run(args: &Compile) -> Result<(), Failure> {
             }
         }
     })
+}
+
+/// Refuses to round what is rounded: the loss would be measured against the damaged model.
+fn already_quantized(args: &Compile, opened: &Opened) -> Result<(), Failure> {
+    if opened.checkpoint.quantization().is_none() {
+        return Ok(());
+    }
+    let grids: Vec<String> = opened
+        .checkpoint
+        .tensors()
+        .iter()
+        .filter_map(|t| t.grid.map(|grid| grid.to_string()))
+        .collect();
+    let (count, first) = (grids.len(), grids.first().map_or("", String::as_str));
+    let what = format!("{:?} is quantized already ({count} weights, {first})", args.model);
+    if args.requantize {
+        if !args.common.quiet {
+            remark(&format!(
+                "warning: {what}: what that cost stays, and the loss below is measured against it, \
+                 not against the original"
+            ));
+        }
+        return Ok(());
+    }
+    Err(Failure::refused(what).with_hint(
+        "give the original that it was made from; --requantize rounds it once more all the same",
+    ))
 }
 
 /// How much of the activations may stay in memory.
@@ -140,6 +175,9 @@ fn tell(args: &Compile, out: &Path, report: &Report, run: &Value) -> Result<(), 
             seconds("measure"),
         ));
     }
+    if let Some(why) = report.quality.as_ref().and_then(Quality::proves_nothing) {
+        remark(&format!("warning: {why}"));
+    }
     print(&table(out, report))
 }
 
@@ -173,13 +211,14 @@ fn table(out: &Path, report: &Report) -> String {
 
 fn quality(q: &Quality) -> String {
     format!(
-        "perplexity  {:.4} -> {:.4}  ({:+.2} %), on {} held-out tokens\n\
+        "perplexity  {:.4} -> {:.4}  ({:+.2} %), {} held-out tokens, windows of {}\n\
          KL          {:.6} nats a token\n\
          top-1       {:.2} % agree\n",
         q.original_perplexity,
         q.perplexity,
         100.0 * q.perplexity_increase,
         q.scored,
+        q.window,
         q.kl_divergence,
         100.0 * q.top1_agreement,
     )

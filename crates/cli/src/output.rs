@@ -197,6 +197,11 @@ pub(crate) fn grouped(n: usize) -> String {
     out
 }
 
+/// `1 token`, `2 tokens`.
+pub(crate) fn counted(n: usize, what: &str) -> String {
+    format!("{} {what}{}", grouped(n), if n == 1 { "" } else { "s" })
+}
+
 /// Bytes in decimal units, three digits or more.
 pub(crate) fn size(bytes: u64) -> String {
     let units = ["kB", "MB", "GB", "TB"];

@@ -4,7 +4,7 @@ use crate::args::Compile;
 use crate::failure::Failure;
 use crate::model::Opened;
 use crate::output::{grouped, print, size};
-use crate::tokens::{sample_len, tokenizing};
+use crate::tokens::{held_out_window, sample_len, tokenizing};
 use backend::{Backend, Linear};
 use compiler::{Choice, Plan, Recipe, WeightReport};
 use ir::{Spec, Weight};
@@ -60,6 +60,14 @@ pub(crate) fn show(cx: &Context<'_>, plan: &Plan, backend: &dyn Backend) -> Resu
     for ((choice, _), (count, bytes)) in by_choice(plan) {
         let _ = writeln!(text, "weights     {count:4} {choice}, from {}", size(bytes));
     }
+    for tensor in &plan.carried {
+        let bytes = size(tensor.bytes().unwrap_or(0));
+        let _ = writeln!(text, "carried     {} as it is, {bytes}: nothing reads it", tensor.name);
+    }
+    if !cx.args.no_gate {
+        let window = held_out_window(cx.opened.spec.context);
+        let _ = writeln!(text, "measured    on held-out tokens, in windows of {window}");
+    }
     let share = 100.0 * plan.artifact_bytes as f64 / plan.source_bytes.max(1) as f64;
     let (from, to) = (size(plan.source_bytes), size(plan.artifact_bytes));
     let _ = writeln!(text, "size        {from} -> {to}  ({share:.1} %)");
@@ -106,10 +114,13 @@ fn head_advice(plan: &Plan) -> Option<String> {
         Choice::Dense(dtype) => dtype.bytes_of(&weight.spec.shape)?,
         Choice::Shared => weight.spec.bytes(),
     };
+    // A tied head becomes a tensor of its own, so that the artifact would grow.
+    let codes = weight.spec.shape.iter().product::<usize>();
+    let saved = stored.checked_sub(codes + codes / 32)?;
     let share = stored as f64 / plan.artifact_bytes.max(1) as f64;
-    (share > HEAD_SHARE).then(|| {
-        let percent = 100.0 * share;
-        format!("the head is {percent:.0} % of the artifact: --head int8 makes every token cheaper")
+    (share > HEAD_SHARE && weight.choice != Choice::Shared).then(|| {
+        let (percent, saved) = (100.0 * share, size(saved as u64));
+        format!("the head is {percent:.0} % of the artifact: --head int8 saves about {saved}")
     })
 }
 
@@ -151,6 +162,8 @@ fn as_json(cx: &Context<'_>, plan: &Plan, peak: u64, seconds: [f64; 2]) -> Value
         "seconds": seconds[0],
         "replay_seconds": seconds[1],
         "advice": head_advice(plan),
+        "carried": plan.carried.iter().map(|t| t.name.as_str()).collect::<Vec<_>>(),
+        "window": held_out_window(cx.opened.spec.context),
     })
 }
 

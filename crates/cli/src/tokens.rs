@@ -4,16 +4,26 @@ use crate::args::Compile;
 use crate::eval::{read, tokenizer};
 use crate::failure::Failure;
 use crate::model::Opened;
-use crate::output::{grouped, remark};
+use crate::output::{counted, remark};
 use calibration::builtin::EVAL_TEXT;
 use calibration::corpus::builtin_calibration;
 use calibration::documents::{self, Document};
-use calibration::samples::{self, Draw};
+use calibration::samples::{self, Draw, Drawn};
 use compiler::{BASE_BYTES, Recipe, Text, Tokens};
+use ir::ModelSpec;
 use std::path::Path;
 
 /// Tokens of the held-out stream.
 const HELD_OUT: usize = 4096;
+
+/// Tokens of a window of the held-out stream, unless the context is less: the same whatever the
+/// calibration, so that figures of different settings compare.
+const HELD_OUT_WINDOW: usize = 512;
+
+/// The window in which the held-out stream is scored.
+pub(crate) fn held_out_window(context: usize) -> usize {
+    HELD_OUT_WINDOW.min(context)
+}
 
 /// Samples, and what they are held against.
 pub(crate) struct Streams {
@@ -46,6 +56,18 @@ impl Streams {
         let count = |s: &Stream| s.sequences.iter().map(Vec::len).sum();
         Tokens { calibration: count(&self.samples), held_out: count(&self.held_out) }
     }
+}
+
+/// Calibration tokens for each column of the widest linear: what a Gram matrix needs several of,
+/// and more of which no longer shows in the result.
+const TOKENS_A_COLUMN: usize = 64;
+
+/// Samples that fit the model's size: `most`, or fewer for small ones.
+pub(crate) fn samples_for(model: &ModelSpec, most: usize) -> usize {
+    let widths = model.layers.iter().flat_map(|b| &b.weights).filter_map(|w| w.shape.get(1));
+    let widest = widths.copied().max().unwrap_or(0);
+    let samples = (widest * TOKENS_A_COLUMN).div_ceil(512).next_multiple_of(8);
+    samples.clamp(8.min(most), most)
 }
 
 /// The length of a sample: the recipe's, or the model's context if that is less.
@@ -106,12 +128,7 @@ pub(crate) fn streams(
         };
         let drawn = samples::draw(&documents, &draw)?;
         if drawn.samples.len() < draw.samples && !args.common.quiet {
-            remark(&format!(
-                "warning: {from} has {} tokens, enough for {} samples of {len}, not {}",
-                grouped(drawn.tokens_available),
-                drawn.samples.len(),
-                draw.samples
-            ));
+            remark(&short(&from, &drawn, len));
         }
         streams.samples = Stream { from, sequences: drawn.samples };
     }
@@ -123,16 +140,30 @@ pub(crate) fn streams(
         let ids = &ids[..ids.len().min(HELD_OUT)];
         if ids.len() < 2 {
             return Err(Failure::refused(format!(
-                "the held-out text, {from}, has {} tokens",
-                ids.len()
+                "the held-out text, {from}, has {}; it takes at least 2 tokens",
+                counted(ids.len(), "token")
             ))
             .with_hint("give a longer one with --gate-text FILE, or --no-gate"));
         }
         // A last window of one token would score nothing.
-        let windows = ids.chunks(len).filter(|w| w.len() > 1).map(<[u32]>::to_vec);
+        let window = held_out_window(opened.spec.context);
+        let windows = ids.chunks(window).filter(|w| w.len() > 1).map(<[u32]>::to_vec);
         streams.held_out = Stream { from, sequences: windows.collect() };
     }
     Ok(streams)
+}
+
+/// What is said of a calibration text that does not give what was asked for.
+fn short(from: &str, drawn: &Drawn, len: usize) -> String {
+    let (tokens, asked) = (counted(drawn.tokens_available, "token"), drawn.asked);
+    if drawn.tokens_available < len {
+        return format!(
+            "warning: {from} has {tokens}, not even one sample of {len}: the weights are fitted to \
+             next to nothing; some thousands are better, or --method rtn, which needs none"
+        );
+    }
+    let enough = counted(drawn.samples.len(), "sample");
+    format!("warning: {from} has {tokens}, enough for {enough} of {len}, not {asked}")
 }
 
 fn held_out_ids(args: &Compile, opened: &Opened) -> Result<(Vec<u32>, String), Failure> {

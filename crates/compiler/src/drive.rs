@@ -44,6 +44,8 @@ pub struct Job<'a> {
     pub held_out: Text<'a>,
     /// Bytes of hidden states that may stay in memory.
     pub activations: u64,
+    /// Whether weights may be zero or constant, whole or over many rows.
+    pub allow_zero: bool,
 }
 
 /// Token sequences and where they came from.
@@ -198,6 +200,7 @@ fn build<'a>(
     };
     let mut streams = driver.start()?;
     driver.blocks(&mut streams)?;
+    driver.carry()?;
     let Driver { interpreter, sink, hashes, weights, spent: used, events, .. } = driver;
     *spent = used;
     let clock = Instant::now();
@@ -329,6 +332,8 @@ fn manifest(disk: &dyn Disk, folder: &Path) -> Result<BTreeMap<String, FileHash>
 fn judge(recipe: &Recipe, report: &Report, destination: &Destination) -> Result<(), CompileError> {
     let Some(quality) = report.quality else { return Ok(()) };
     let mut reasons = Vec::new();
+    let gated = recipe.gate.max_ppl_increase.is_some() || recipe.gate.max_kl.is_some();
+    reasons.extend(quality.proves_nothing().filter(|_| gated));
     let increase = quality.perplexity_increase;
     if let Some(limit) = recipe.gate.max_ppl_increase.filter(|l| increase > *l) {
         let (increase, limit) = (increase * 100.0, limit * 100.0);

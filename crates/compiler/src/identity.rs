@@ -45,14 +45,15 @@ pub(crate) fn identity(settings: &Value, source: &BTreeMap<String, String>) -> S
 /// SHA-256 of each tensor that the model reads.
 pub(crate) fn source_hashes(job: &Job<'_>) -> Result<BTreeMap<String, String>, CompileError> {
     let mut hashes = BTreeMap::new();
-    for spec in job.model.spec.tensors() {
+    let read = job.model.spec.tensors().into_iter().map(|s| (&s.tensor, &s.shape));
+    for (name, shape) in read.chain(job.plan.carried.iter().map(|t| (&t.name, &t.shape))) {
         let mut hash = Sha256::new();
-        let rows = spec.shape.first().copied().unwrap_or(1);
+        let rows = shape.first().copied().unwrap_or(1);
         for begin in (0..rows).step_by(calibration::SLICE_ROWS) {
             let slice = begin..(begin + calibration::SLICE_ROWS).min(rows);
-            hash.update(job.model.source.read_rows(&spec.tensor, slice)?.bytes());
+            hash.update(job.model.source.read_rows(name, slice)?.bytes());
         }
-        hashes.insert(spec.tensor.clone(), hex(hash));
+        hashes.insert(name.clone(), hex(hash));
     }
     Ok(hashes)
 }

@@ -1,6 +1,7 @@
 //! One layer: read, observed, rewritten, written, and gone through as it was written.
 
 use crate::CompileError;
+use crate::damage::{Kind, check_damage};
 use crate::drive::{Driver, Event};
 use crate::pass::{Outcome, PassCx, PassError, Rewrite, Stage};
 use crate::plan::{Choice, PlannedWeight};
@@ -36,6 +37,10 @@ impl Driver<'_> {
         let clock = Instant::now();
         let (host, source) = self.read(block)?;
         self.hashes.extend(source);
+        if !self.job.allow_zero {
+            let check = |w: &Weight| check_damage(&w.spec.tensor, Kind::Linear, &w.tensor);
+            host.weights.par_iter().try_for_each(check)?;
+        }
         let streamed = streams.samples.is_some() || streams.held.is_some();
         let mut device = if streamed { Some(self.upload(&host, planned)?) } else { None };
         self.spent.load += clock.elapsed();

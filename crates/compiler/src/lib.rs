@@ -6,6 +6,7 @@
 //! what was written, so a later block is fitted to the errors of the earlier ones.
 
 mod begin;
+mod damage;
 mod drive;
 mod error;
 mod identity;

@@ -39,6 +39,11 @@ fn layout(weight: &PlannedWeight, grid: Grid) -> Result<Vec<Planned>, String> {
     pack_quantized::layout(&weight.name, shape, grid).map_err(|e| e.to_string())
 }
 
+/// Whether a tensor may be the weight of a linear.
+fn is_linear(tensor: &Planned) -> bool {
+    tensor.shape.len() == 2 && tensor.name.ends_with(".weight")
+}
+
 /// The artifact's `config.json`.
 pub(crate) fn config(
     source: &Map<String, Value>,
@@ -64,6 +69,8 @@ pub(crate) fn config(
             }
         }
     }
+    // Readers take every linear that is not ignored for a packed one.
+    dense.extend(plan.carried.iter().filter(|t| is_linear(t)).map(|t| t.name.as_str()));
     if !packed.is_empty() {
         let quantization = pack_quantized::quantization_config(&packed, &dense)?;
         config.insert("quantization_config".into(), quantization);

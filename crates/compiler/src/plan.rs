@@ -4,6 +4,7 @@ use crate::output;
 use crate::pass::{Pass, Refusal};
 use crate::recipe::{Dtype, Recipe};
 use calibration::{GROUP_ROWS, HEAD_ROWS, SLICE_ROWS};
+use checkpoint::{Checkpoint, TensorInfo};
 use ir::{Block, BlockId, Grid, ModelSpec, Op, Spec, Value};
 use std::collections::BTreeSet;
 use tensor::DType;
@@ -41,6 +42,8 @@ pub struct Plan {
     pub replay_operations: f64,
     /// Whether a pass needs calibration samples.
     pub observes: bool,
+    /// The tensors that no block reads: they are copied as they are, and are among `tensors`.
+    pub carried: Vec<checkpoint::Planned>,
 }
 
 /// A weight and what becomes of it.
@@ -119,13 +122,12 @@ impl Plan {
             .any(|b| passes.iter().flat_map(|p| p.stages(b)).any(|stage| stage.observes));
         let calibration = if observes { tokens.calibration } else { 0 };
         let tokens = Tokens { calibration, ..tokens };
-        let sum = |bytes: &dyn Fn(&PlannedWeight) -> u64| weights().map(bytes).sum::<u64>();
-        let stored =
-            |w: &PlannedWeight| if w.choice == Choice::Shared { 0 } else { w.spec.bytes() as u64 };
         let untied = weights().any(|w| w.choice != Choice::Shared && w.name != w.spec.tensor);
         let mut plan = Self {
             tied: model.tied && !untied,
-            source_bytes: sum(&stored),
+            // A tied tensor is stored once, whatever becomes of it.
+            source_bytes: model.tensors().iter().map(|spec| spec.bytes() as u64).sum(),
+            carried: Vec::new(),
             artifact_bytes: tensors.iter().filter_map(checkpoint::Planned::bytes).sum(),
             activation_bytes: ((tokens.calibration + 2 * tokens.held_out) * model.hidden * 4)
                 as u64,
@@ -147,6 +149,37 @@ impl Plan {
         plan.operations += 4.0 * (tokens.held_out * model.vocab * model.hidden) as f64;
         plan.blocks = blocks;
         Ok(plan)
+    }
+
+    /// Takes in what the checkpoint holds: the bytes that its tensors really take, and those that no
+    /// block reads, which are carried over.
+    ///
+    /// # Errors
+    /// If one of them has a name that the artifact gives to another.
+    pub fn with_stored(
+        mut self,
+        checkpoint: &Checkpoint,
+        model: &ModelSpec,
+    ) -> Result<Self, Refusal> {
+        self.source_bytes = checkpoint.stored().iter().map(TensorInfo::bytes).sum();
+        let read: BTreeSet<&str> = model.tensors().iter().map(|s| s.tensor.as_str()).collect();
+        let taken: BTreeSet<String> = self.tensors.iter().map(|t| t.name.clone()).collect();
+        for info in checkpoint.tensors().iter().filter(|t| !read.contains(t.name.as_str())) {
+            let refusal = |rule: &str| Refusal { what: info.name.clone(), rule: rule.into() };
+            if info.grid.is_some() {
+                return Err(refusal("is packed, and nothing reads it: it cannot be carried over"));
+            }
+            if taken.contains(&info.name) {
+                return Err(refusal(
+                    "is read by nothing, and the artifact has another of its name",
+                ));
+            }
+            let (name, dtype, shape) = (info.name.clone(), info.dtype, info.shape.clone());
+            self.carried.push(checkpoint::Planned { name, dtype, shape });
+            self.artifact_bytes += info.bytes();
+        }
+        self.tensors.extend(self.carried.iter().cloned());
+        Ok(self)
     }
 
     /// The peak memory it predicts: what may stay in memory of the hidden states is `activations`.

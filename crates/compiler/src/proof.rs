@@ -37,6 +37,8 @@ pub(crate) fn measure(
         perplexity_increase: perplexity / original - 1.0,
         kl_divergence: pairs().map(|a| a.divergence).sum::<f64>() / n,
         top1_agreement: pairs().filter(|a| a.agrees).count() as f64 / n,
+        window: job.held_out.sequences.iter().map(Vec::len).max().unwrap_or(0),
+        unigram_perplexity: unigram(sequences.iter().flat_map(|s| s.targets.iter())),
     };
     let finite = [quality.original_perplexity, quality.perplexity, quality.kl_divergence];
     if finite.iter().any(|x| !x.is_finite()) {
@@ -47,6 +49,15 @@ pub(crate) fn measure(
         );
     }
     Ok(quality)
+}
+
+/// The perplexity of tokens under their own frequencies.
+fn unigram<'a>(targets: impl Iterator<Item = &'a Target>) -> f64 {
+    let mut counts = std::collections::BTreeMap::new();
+    targets.for_each(|t| *counts.entry(t.token).or_insert(0usize) += 1);
+    let n = counts.values().sum::<usize>() as f64;
+    let nats = counts.values().map(|&c| c as f64 * (n / c as f64).ln()).sum::<f64>();
+    (nats / n).exp()
 }
 
 /// Every token but the first is predicted from those before it.

@@ -101,6 +101,27 @@ pub struct Quality {
     pub kl_divergence: f64,
     /// The share of tokens at which both have the same first choice.
     pub top1_agreement: f64,
+    /// Tokens of a window; 0 in reports that do not say.
+    #[serde(default)]
+    pub window: usize,
+    /// Perplexity of the frequencies of the tokens that were scored: what a model without a context
+    /// could reach. 0 in reports that do not say.
+    #[serde(default)]
+    pub unigram_perplexity: f64,
+}
+
+impl Quality {
+    /// Why the other figures say nothing, if they do not: the original does not know this text.
+    pub fn proves_nothing(&self) -> Option<String> {
+        let (original, unigram) = (self.original_perplexity, self.unigram_perplexity);
+        (unigram > 0.0 && original >= unigram).then(|| {
+            format!(
+                "the original's perplexity on the held-out text is {original:.2}, no better than \
+                 that of its tokens' frequencies alone, {unigram:.2}: what is measured on it proves \
+                 nothing of the result; the model is broken, or the text is foreign to it"
+            )
+        })
+    }
 }
 
 /// A file of the artifact.

@@ -1,6 +1,7 @@
 //! The embedding and the head: weights that are copied or quantized by slices of rows.
 
 use crate::CompileError;
+use crate::damage::{Flat, Kind, check_damage};
 use crate::drive::Driver;
 use crate::layer::{check_finite, converted, hex, put_codes};
 use crate::pass::{Outcome, PassCx, PassError};
@@ -22,10 +23,16 @@ impl Driver<'_> {
             let mut hash = Sha256::new();
             let mut outcomes = Vec::new();
             let rows = weight.spec.shape[0];
+            let mut flat = Flat::new(Kind::Table, rows);
             let slices = (0..rows).step_by(SLICE_ROWS).map(|at| at..(at + SLICE_ROWS).min(rows));
             for slice in slices.filter(|_| weight.choice != Choice::Shared) {
                 let tensor = self.job.model.source.read_rows(&weight.spec.tensor, slice.clone())?;
                 hash.update(tensor.bytes());
+                match weight.spec.shape.len() {
+                    2 => flat.see(&tensor),
+                    _ if self.job.allow_zero => {}
+                    _ => check_damage(&weight.spec.tensor, Kind::Table, &tensor)?,
+                }
                 match weight.choice {
                     Choice::Quantized { pass, grid } => {
                         let part = Part { index, pass, grid, rows: slice };
@@ -38,12 +45,34 @@ impl Driver<'_> {
                     Choice::Shared => {}
                 }
             }
+            if !self.job.allow_zero {
+                flat.check(&weight.spec.tensor)?;
+            }
             if weight.choice != Choice::Shared {
                 self.hashes.insert(weight.spec.tensor.clone(), hex(hash));
             }
             if let Some(outcome) = together(&outcomes) {
                 self.report(block.id, weight, &outcome);
             }
+        }
+        Ok(())
+    }
+
+    /// Copies the tensors that no block reads, byte by byte.
+    pub(crate) fn carry(&mut self) -> Result<(), CompileError> {
+        for tensor in &self.job.plan.carried {
+            let mut hash = Sha256::new();
+            let rows = tensor.shape.first().copied().unwrap_or(1);
+            for at in (0..rows).step_by(SLICE_ROWS) {
+                let slice = at..(at + SLICE_ROWS).min(rows);
+                let part = self.job.model.source.read_rows(&tensor.name, slice)?;
+                hash.update(part.bytes());
+                match rows <= SLICE_ROWS {
+                    true => self.sink.put(&tensor.name, part.bytes())?,
+                    false => self.sink.put_rows(&tensor.name, at, part.bytes())?,
+                }
+            }
+            self.hashes.insert(tensor.name.clone(), hex(hash));
         }
         Ok(())
     }

@@ -41,6 +41,7 @@ fn run(root: &Path, quant: &str, disk: Arc<dyn Disk>) {
         samples: Text { from: "test", sequences: &samples },
         held_out: Text { from: "test", sequences: &held_out },
         activations: u64::MAX,
+        allow_zero: false,
     };
     let claim = Claim { force: true, disk, ..Claim::new(checkpoint.folder()) };
     let destination = Destination::claim(&root.join("out"), claim).unwrap();
