@@ -82,8 +82,10 @@ fn what_is_not_followed_is_named_in_one_line() {
     let remarks = String::from_utf8(out.stderr).unwrap();
     assert_eq!(
         remarks.lines().filter(|line| line.contains("not supported")).collect::<Vec<_>>(),
-        ["warning: generation_config.json: guidance_scale, num_beams, some_new_key: not supported, \
-          left out"]
+        [
+            "warning: generation_config.json: guidance_scale, num_beams, some_new_key: not supported, \
+          left out"
+        ]
     );
     let sampled = json!({ "do_sample": true, "typical_p": 0.9, "top_k": -1 });
     let remarks = String::from_utf8(said(&sampled, "Once", &["-n", "2"]).stderr).unwrap();
