@@ -10,4 +10,4 @@ mod recipe;
 pub mod rtn;
 mod solve;
 
-pub use recipe::{builtin, names, passes};
+pub use recipe::{builtin, meant, names, passes, text};

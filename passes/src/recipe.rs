@@ -26,18 +26,67 @@ pub fn names() -> impl Iterator<Item = &'static str> {
     RECIPES.iter().map(|(name, _)| *name)
 }
 
+/// The name of the built-in recipe that a person means by `word`.
+///
+/// # Errors
+/// If there is none: what the word stands for elsewhere, and what is nearest here.
+pub fn meant(word: &str) -> Result<&'static str, Refusal> {
+    let lower = word.to_ascii_lowercase();
+    match lower.trim().replace('-', "").as_str() {
+        "int4" | "w4a16" | "w4" | "4" | "4bit" | "i4" | "uint4" => Ok("int4"),
+        "int8" | "w8a16" | "w8" | "8" | "8bit" | "i8" | "uint8" => Ok("int8"),
+        _ => Err(Refusal { what: "--quant".into(), rule: elsewhere(word, &lower) }),
+    }
+}
+
+/// What a name that is not built in stands for.
+fn elsewhere(word: &str, lower: &str) -> String {
+    let has = |part: &str| lower.contains(part);
+    let gguf =
+        ["q2", "q3", "q4", "q5", "q6", "q8", "iq", "tq"].iter().any(|q| lower.starts_with(q));
+    let bits = ["int2", "int3", "int5", "int6", "int7"].contains(&lower)
+        || ["2", "3", "5", "6", "7"].contains(&lower)
+        || ["w2a", "w3a", "w5a", "w6a", "w7a"].iter().any(|w| lower.starts_with(w));
+    let near = if has("8") && !has("w4") { "int8" } else { "int4" };
+    let what = match () {
+        () if gguf || has("gguf") => "is a type of GGUF, which is not written yet".to_string(),
+        () if bits => "is not written yet: no reader of the format is proven for it".into(),
+        () if has("gptq") || has("rtn") => {
+            let method = if has("rtn") { "rtn" } else { "gptq" };
+            format!("is how codes are chosen: --quant int4 --method {method}")
+        }
+        () if has("awq") => "is a way to choose scales that is not built yet".into(),
+        () if has("nf4") || has("bnb") || has("bitsandbytes") => {
+            "is of bitsandbytes, and not written yet".into()
+        }
+        () if has("fp8") || has("e4m3") || has("e5m2") => {
+            "stands for 8-bit floats, which are not written yet".into()
+        }
+        () if has("fp4") => "stands for 4-bit floats, which are not written yet".into(),
+        () if has("a8") || has("a4") || has("smooth") => {
+            "quantizes activations too, which is not written yet".into()
+        }
+        () if has("bf16") || has("fp16") || has("f16") || has("f32") => {
+            "is no grid; --dtype bf16 stores what is not quantized as bf16".into()
+        }
+        () => "is not known".into(),
+    };
+    format!("{word:?} {what}; write int4 or int8 ({near} is nearest)")
+}
+
 /// The built-in recipe of this name.
 ///
 /// # Errors
 /// If there is none.
 pub fn builtin(name: &str) -> Result<Recipe, Refusal> {
-    let found = RECIPES.iter().find(|(n, _)| *n == name);
-    let Some((_, text)) = found else {
-        let all: Vec<&str> = names().collect();
-        let rule = format!("{name:?} is one of {}", all.join(", "));
-        return Err(Refusal { what: "--quant".into(), rule });
-    };
-    Recipe::parse(text)
+    let name = if RECIPES.iter().any(|(n, _)| *n == name) { name } else { meant(name)? };
+    text(name)
+        .map_or_else(|| Err(Refusal { what: name.into(), rule: "is absent".into() }), Recipe::parse)
+}
+
+/// The TOML of a built-in recipe.
+pub fn text(name: &str) -> Option<&'static str> {
+    RECIPES.iter().find(|(n, _)| *n == name).map(|(_, text)| *text)
 }
 
 /// Makes a recipe's passes.
@@ -63,4 +112,32 @@ fn make(pass: &PassRecipe) -> Result<Box<dyn Pass>, Refusal> {
         return Err(Refusal { what: "pass".into(), rule });
     };
     make(&pass.settings)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_name_of_another_tool_is_understood_or_explained() {
+        for (word, name) in [("INT4", "int4"), ("w4a16", "int4"), ("W8A16", "int8"), ("8", "int8")]
+        {
+            assert_eq!(meant(word), Ok(name));
+        }
+        for (word, said, near) in [
+            ("q4_k_m", "GGUF", "int4"),
+            ("Q8_0", "GGUF", "int8"),
+            ("awq", "scales", "int4"),
+            ("fp8", "8-bit floats", "int8"),
+            ("nvfp4", "4-bit floats", "int4"),
+            ("gptq", "--method gptq", "int4"),
+            ("int3", "not written yet", "int4"),
+            ("w8a8", "activations", "int8"),
+            ("colour", "not known", "int4"),
+        ] {
+            let rule = meant(word).unwrap_err().rule;
+            assert!(rule.contains(said) && rule.contains("write int4 or int8"), "{rule}");
+            assert!(rule.contains(&format!("{near} is nearest")), "{rule}");
+        }
+    }
 }

@@ -251,6 +251,9 @@ fn size(text: &str) -> Result<u64, String> {
 fn share(text: &str) -> Result<f64, String> {
     let (digits, unit) = text.strip_suffix('%').map_or((text, 1.0), |digits| (digits, 0.01));
     match digits.trim().parse::<f64>() {
+        Ok(n) if n >= 1.0 && unit == 1.0 => {
+            Err(format!("{text} is {} %; write {text}% or a share below 1", n * 100.0))
+        }
         Ok(n) if n.is_finite() && n >= 0.0 => Ok(n * unit),
         _ => Err("a share is a number of at least 0, such as 2% or 0.02".into()),
     }

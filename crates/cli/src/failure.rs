@@ -1,5 +1,6 @@
 //! How a command fails: what is said, and the exit code a pipeline acts on.
 
+use serde_json::{Map, Value, json};
 use std::fmt;
 
 /// Exit codes, for good.
@@ -19,13 +20,41 @@ pub(crate) enum Code {
 #[derive(Debug)]
 pub(crate) struct Failure {
     pub(crate) code: Code,
+    /// What kind of failure it is, for a program that reads it.
+    pub(crate) kind: &'static str,
     pub(crate) error: anyhow::Error,
     pub(crate) hint: Option<String>,
+    /// What a program is told beside the error.
+    pub(crate) details: Map<String, Value>,
 }
 
 impl Failure {
     pub(crate) fn new(code: Code, error: impl Into<anyhow::Error>) -> Self {
-        Self { code, error: error.into(), hint: None }
+        let kind = match code {
+            Code::Bug => "bug",
+            Code::Refused => "refused",
+            Code::Gate => "gate",
+            Code::Machine => "machine",
+        };
+        Self { code, kind, error: error.into(), hint: None, details: Map::new() }
+    }
+
+    /// What a program is told: the error, and what was found out before it.
+    pub(crate) fn json(&self) -> Value {
+        let causes: Vec<String> = self.error.chain().skip(1).map(ToString::to_string).collect();
+        let mut all = json!({
+            "error": {
+                "code": self.code as u8,
+                "kind": self.kind,
+                "message": self.error.to_string(),
+                "causes": causes,
+                "hint": self.hint,
+            },
+        });
+        for (key, value) in &self.details {
+            all[key] = value.clone();
+        }
+        all
     }
 
     pub(crate) fn refused(message: impl fmt::Display + fmt::Debug + Send + Sync + 'static) -> Self {
@@ -129,7 +158,11 @@ impl From<compiler::CompileError> for Failure {
             }
             E::Unreadable(_) | E::Pass(_) | E::Internal(_) => (Code::Bug, None),
         };
-        Self { code, error: error.into(), hint }
+        let mut details = Map::new();
+        if let E::Gate { quality, .. } = &error {
+            details.insert("quality".into(), json!(quality));
+        }
+        Self { hint, details, ..Self::new(code, error) }
     }
 }
 

@@ -30,9 +30,10 @@ mod statistics;
 mod task;
 mod tokens;
 mod verify;
+mod words;
 
 use args::{Command, CommandLine, Compile};
-use clap::error::ErrorKind;
+use clap::error::{ContextKind, ContextValue, ErrorKind};
 use clap::{CommandFactory, Parser};
 use failure::{Code, Failure};
 use output::{print, remark};
@@ -44,34 +45,35 @@ use std::process::ExitCode;
 fn main() -> ExitCode {
     allocator::return_large_blocks();
     let arguments: Vec<OsString> = std::env::args_os().collect();
+    if arguments.len() < 2 {
+        remark(CommandLine::command().render_help().to_string().trim_end());
+        return ExitCode::from(Code::Refused as u8);
+    }
     // The default hook has printed the panic by the time it is caught here.
     let outcome = panic::catch_unwind(|| run(&arguments));
-    let code = match outcome {
+    let failure = match outcome {
         Ok(Ok(())) => return ExitCode::SUCCESS,
-        Ok(Err(failure)) => {
-            remark(&failure.to_string());
-            failure.code
-        }
+        Ok(Err(failure)) => failure,
         Err(_) => {
-            remark("error: this is a bug in optimize; please report it with the command");
-            Code::Bug
+            let message = anyhow::Error::msg("this is a bug in optimize");
+            Failure::new(Code::Bug, message).with_hint("please report it with the command")
         }
     };
-    ExitCode::from(code as u8)
+    remark(&failure.to_string());
+    let options = arguments.iter().take_while(|a| *a != "--");
+    if options.into_iter().any(|a| a == "--json") {
+        // Where not even this can be written, the exit code says all there is to say.
+        let _ = print(&format!("{:#}", failure.json()));
+    }
+    ExitCode::from(failure.code as u8)
 }
 
 fn run(arguments: &[OsString]) -> Result<(), Failure> {
-    let asks_for_help = || arguments[1..].iter().any(|a| a == "--help" || a == "-h");
     match arguments.get(1).and_then(|a| a.to_str()) {
         Some("--help" | "-h" | "help") if arguments.len() == 2 => return help(),
-        // The version, or nothing at all.
-        None | Some("--version" | "-V") => {}
+        Some("--version" | "-V") => {}
         Some(word) if is_command(word) => {}
-        Some(_) => match Compile::try_parse_from(arguments) {
-            Ok(args) => return optimize::run(&args),
-            Err(error) if asks_for_help() => return print(&error.to_string()),
-            Err(error) => return Err(usage(arguments, &error)),
-        },
+        _ => return main_job(arguments),
     }
     let line = match CommandLine::try_parse_from(arguments) {
         Ok(line) => line,
@@ -94,6 +96,28 @@ fn run(arguments: &[OsString]) -> Result<(), Failure> {
     }
 }
 
+/// The main job, unless the first word is rather a command that does not exist.
+fn main_job(arguments: &[OsString]) -> Result<(), Failure> {
+    let parsed = Compile::try_parse_from(arguments);
+    if let Err(error) = &parsed
+        && error.kind() == ErrorKind::DisplayHelp
+    {
+        return print(&error.to_string());
+    }
+    let asked = matches!(&parsed, Ok(args) if args.quant.is_some() || args.recipe.is_some());
+    if let Some(word) = first_word(arguments).filter(|_| !asked) {
+        let line = CommandLine::command();
+        let commands: Vec<&str> = line.get_subcommands().map(|c| c.get_name()).collect();
+        if let Some((message, hint)) = words::no_command(word, &commands) {
+            return Err(Failure::refused(message).with_hint(hint));
+        }
+    }
+    match parsed {
+        Ok(args) => optimize::run(&args),
+        Err(error) => Err(usage(arguments, &error)),
+    }
+}
+
 /// What the program can do: the main job with its options, and the commands.
 fn help() -> Result<(), Failure> {
     let commands = CommandLine::command().render_help();
@@ -113,12 +137,35 @@ fn is_command(word: &str) -> bool {
 /// A command line that does not parse. A folder of the command's name may be what was meant.
 fn usage(arguments: &[OsString], error: &clap::Error) -> Failure {
     let text = error.to_string();
-    let message = text.trim_start_matches("error: ").trim_end().to_string();
-    let failure = Failure::refused(message);
-    match first_word(arguments) {
-        Some(word) if is_command(word) && Path::new(word).is_dir() => failure.with_hint(format!(
+    let text = text.trim_start_matches("error: ").trim_end();
+    // Its tips name hidden options, and how to pass an option as a value.
+    let said = |part: &&str| {
+        let part = part.trim_start();
+        !part.starts_with("tip:") && !part.starts_with("For more information")
+    };
+    let message = text.split("\n\n").filter(said).collect::<Vec<_>>().join("\n\n");
+    let failure = Failure { kind: "usage", ..Failure::refused(message) };
+    let word = first_word(arguments).filter(|word| is_command(word));
+    if let Some(word) = word.filter(|word| Path::new(word).is_dir()) {
+        return failure.with_hint(format!(
             "{word:?} is a command, and a folder of that name exists; to name the folder, write ./{word}"
-        )),
-        _ => failure,
+        ));
+    }
+    let help = word.map_or("optimize --help".to_string(), |word| format!("optimize {word} --help"));
+    let unknown = match error.get(ContextKind::InvalidArg) {
+        Some(ContextValue::String(name)) if error.kind() == ErrorKind::UnknownArgument => name,
+        _ => return failure.with_hint(format!("{help} shows what there is")),
+    };
+    let line = CommandLine::command();
+    let command = word.and_then(|word| line.find_subcommand(word).cloned());
+    let command = command.unwrap_or_else(Compile::command);
+    let options = command.get_arguments().filter(|a| !a.is_hide_set());
+    let options: Vec<&str> = options.filter_map(|a| a.get_long()).collect();
+    match words::near(unknown.trim_start_matches('-'), options.into_iter(), 2)[..] {
+        [] => failure.with_hint(format!("{help} shows all options")),
+        [one] => failure.with_hint(format!("--{one} is near; {help} shows all options")),
+        [one, other, ..] => {
+            failure.with_hint(format!("--{one} and --{other} are near; {help} shows all options"))
+        }
     }
 }

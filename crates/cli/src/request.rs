@@ -17,7 +17,10 @@ pub(crate) struct Request {
 impl Request {
     pub(crate) fn of(args: &Compile) -> Result<Self, Failure> {
         let (mut recipe, name) = match (&args.quant, &args.recipe) {
-            (Some(name), _) => (passes::builtin(name)?, name.clone()),
+            (Some(name), _) => {
+                let name = passes::meant(name)?;
+                (passes::builtin(name)?, name.to_string())
+            }
             (None, Some(file)) => {
                 let recipe = Recipe::parse(&read(file)?);
                 let recipe = recipe.map_err(|e| Failure::refused(format!("{file:?}: {e}")))?;

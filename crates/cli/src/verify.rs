@@ -1,8 +1,9 @@
 //! `optimize verify`: an artifact against the manifest in its report.
 
 use crate::args;
-use crate::failure::{Code, Failure};
+use crate::failure::Failure;
 use crate::output::{print, size};
+use compiler::Difference;
 use serde_json::json;
 
 pub(crate) fn run(args: &args::Verify) -> Result<(), Failure> {
@@ -14,26 +15,27 @@ pub(crate) fn run(args: &args::Verify) -> Result<(), Failure> {
     }
     let (report, differences) = compiler::verify(&args.artifact)?;
     let bytes: u64 = report.files.values().map(|f| f.bytes).sum();
-    let said: Vec<String> = differences.iter().map(ToString::to_string).collect();
+    // What was added is somebody's README or LICENSE, and harms nobody.
+    let (added, said): (Vec<_>, Vec<_>) = differences.iter().partition(|d| d.is_unknown());
+    let lines = |all: Vec<&Difference>| all.iter().map(ToString::to_string).collect::<Vec<_>>();
+    let (added, said) = (lines(added), lines(said));
+    let result = json!({
+        "artifact": args.artifact.display().to_string(),
+        "files": report.files.len(),
+        "bytes": bytes,
+        "identity": report.identity,
+        "differences": said,
+        "remarks": added,
+    });
+    if !said.is_empty() {
+        let message = format!("{:?} is not what was written:\n{}", args.artifact, said.join("\n"));
+        let details = result.as_object().cloned().unwrap_or_default();
+        return Err(Failure { details, ..Failure::refused(message) });
+    }
     if args.json {
-        let result = json!({
-            "artifact": args.artifact.display().to_string(),
-            "files": report.files.len(),
-            "bytes": bytes,
-            "identity": report.identity,
-            "differences": said,
-        });
-        print(&format!("{result:#}"))?;
+        return print(&format!("{result:#}"));
     }
-    match &said[..] {
-        [] if args.json => Ok(()),
-        [] => {
-            let (files, size) = (report.files.len(), size(bytes));
-            print(&format!("{files} files, {size}: each is what was written"))
-        }
-        _ => {
-            let message = format!("{:?}: {}", args.artifact, said.join("; "));
-            Err(Failure::new(Code::Refused, anyhow::Error::msg(message)))
-        }
-    }
+    let (files, size) = (report.files.len(), size(bytes));
+    let added = added.iter().map(|name| format!("{name}: it may stay\n")).collect::<String>();
+    print(&format!("{files} files, {size}: each is what was written\n{added}"))
 }

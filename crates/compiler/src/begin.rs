@@ -19,12 +19,12 @@ pub(crate) fn up_to_date(
 ) -> Result<Option<Report>, CompileError> {
     let Some(report) = destination.existing() else { return Ok(None) };
     let mut changes = identity::report_changes(report, settings, job.recipe);
-    if changes.is_empty() && destination.fresh() {
-        changes.push("a fresh run was asked for".into());
+    if changes.is_empty() && (destination.fresh() || destination.force()) {
+        changes.push("it was asked to be built again".into());
     }
     if changes.is_empty() {
         let damage = differences(report, destination.out())?;
-        changes.extend(damage.iter().map(ToString::to_string));
+        changes.extend(damage.iter().filter(|d| !d.is_unknown()).map(ToString::to_string));
     }
     if changes.is_empty() {
         changes = identity::source_changes(&report.source, &identity::source_hashes(job)?);

@@ -27,7 +27,7 @@ pub enum Difference {
 
 impl Difference {
     /// Whether there is only something more than there should be.
-    pub(crate) fn is_unknown(&self) -> bool {
+    pub fn is_unknown(&self) -> bool {
         matches!(self, Self::Unknown(_))
     }
 }
@@ -63,7 +63,14 @@ pub(crate) fn differences(report: &Report, folder: &Path) -> Result<Vec<Differen
             differences.push(Difference::Missing(name.clone()));
             continue;
         }
-        let (sha256, bytes) = checkpoint::hash_file(&folder.join(name))?;
+        let path = folder.join(name);
+        let meta = fs::symlink_metadata(&path).map_err(|e| CompileError::io("read", &path, e))?;
+        if !meta.is_file() {
+            let found = "a link, a pipe or a folder, not a file".into();
+            differences.push(Difference::Changed { name: name.clone(), found });
+            continue;
+        }
+        let (sha256, bytes) = checkpoint::hash_file(&path)?;
         let found = if bytes != expected.bytes {
             format!("{bytes} bytes, not {}", expected.bytes)
         } else if sha256 != expected.sha256 {
