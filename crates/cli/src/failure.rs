@@ -1,6 +1,6 @@
 //! How a command fails: what is said, and the exit code a pipeline acts on.
 
-use serde_json::{Map, Value, json};
+use serde_json::{Value, json};
 use std::fmt;
 
 /// Exit codes, for good.
@@ -25,7 +25,7 @@ pub(crate) struct Failure {
     pub(crate) error: anyhow::Error,
     pub(crate) hint: Option<String>,
     /// What a program is told beside the error.
-    pub(crate) details: Map<String, Value>,
+    pub(crate) details: Vec<(String, Value)>,
 }
 
 impl Failure {
@@ -36,7 +36,7 @@ impl Failure {
             Code::Gate => "gate",
             Code::Machine => "machine",
         };
-        Self { code, kind, error: error.into(), hint: None, details: Map::new() }
+        Self { code, kind, error: error.into(), hint: None, details: Vec::new() }
     }
 
     /// What a program is told: the error, and what was found out before it.
@@ -158,10 +158,10 @@ impl From<compiler::CompileError> for Failure {
             }
             E::Unreadable(_) | E::Pass(_) | E::Internal(_) => (Code::Bug, None),
         };
-        let mut details = Map::new();
-        if let E::Gate { quality, .. } = &error {
-            details.insert("quality".into(), json!(quality));
-        }
+        let details = match &error {
+            E::Gate { quality, .. } => vec![("quality".to_string(), json!(quality))],
+            _ => Vec::new(),
+        };
         Self { hint, details, ..Self::new(code, error) }
     }
 }

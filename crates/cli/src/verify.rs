@@ -29,7 +29,8 @@ pub(crate) fn run(args: &args::Verify) -> Result<(), Failure> {
     });
     if !said.is_empty() {
         let message = format!("{:?} is not what was written:\n{}", args.artifact, said.join("\n"));
-        let details = result.as_object().cloned().unwrap_or_default();
+        let details = result.as_object().into_iter().flatten();
+        let details = details.map(|(key, value)| (key.clone(), value.clone())).collect();
         return Err(Failure { details, ..Failure::refused(message) });
     }
     if args.json {
