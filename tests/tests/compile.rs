@@ -275,8 +275,8 @@ fn bad_input_is_refused_before_anything_is_visible() {
     let one = ["--quant", "int4", "--calibration", "one.jsonl", "--no-gate", "-o", "b"];
     bench.refuses(&model, &one, 2, "tokens");
     bench.refuses(&model, &["--quant", "int4", "-o", "b"], 2, "no tokenizer.json");
-    bench.refuses(&model, &["--quant", "int5", "-o", "b"], 2, "codec is not proven");
-    bench.refuses(&model, &["--quant", "int9"], 2, "is one of int2");
+    bench.refuses(&model, &["--quant", "int5", "-o", "b"], 2, "not written yet");
+    bench.refuses(&model, &["--quant", "int9"], 2, "is not known");
     bench.refuses(&stories(), &["--quant", "int4", "--memory", "1M"], 2, "is too little");
 
     // A weight that is not a number, found when its block is reached.

@@ -257,7 +257,7 @@ fn a_finished_output_is_left_alone() {
     let weights = bench.path("out/model.safetensors");
     let written = || fs::metadata(&weights).unwrap().modified().unwrap();
     let before = written();
-    for more in [&[][..], &["--force"], &["--threads", "1", "--json"]] {
+    for more in [&[][..], &["--threads", "1", "--json"]] {
         let out = bench.run(more);
         let said = String::from_utf8_lossy(&out.stdout).into_owned();
         assert!(out.status.success(), "{said}");
@@ -274,7 +274,7 @@ fn a_finished_output_is_left_alone() {
     assert!(bench.fails(&["--fresh"], 2).contains("--force"));
     same(&expected, &files(&bench.path("out")), "refused");
     assert!(bench.litter().is_empty());
-    same(&expected, &bench.make(&["--fresh", "--force"]), "made again");
+    same(&expected, &bench.make(&["--force"]), "made again");
     assert!(written() != before);
     fs::write(bench.path("out/config.json"), "{}").unwrap();
     let said = bench.fails(&[], 2);
