@@ -133,10 +133,9 @@ fn a_special_token_is_a_stop_string_and_a_pipe_a_prompt() {
         .stdin(Stdio::from(fs::File::open(prompt).unwrap()))
         .output()
         .unwrap();
-    let report: Value = serde_json::from_slice(&piped.stdout).unwrap_or_default();
     let remarks = String::from_utf8_lossy(&piped.stderr);
     // A prompt of thousands of tokens: it was read, and is longer than the context.
-    assert!(report.is_null() && remarks.contains("the model's context only"), "{remarks}");
+    assert!(remarks.contains("the model's context only"), "{remarks}");
 }
 
 #[test]

@@ -65,7 +65,7 @@ fn zero_weights_are_refused_unless_they_are_meant() {
         data[end - rows * width * 4..end].fill(0);
         fs::write(&path, join(&header, &data)).unwrap();
     };
-    let arguments = [&RTN[..], &["-o", "out", "model"]].concat();
+    let arguments = [&RTN[..], &["--fresh", "-o", "out", "model"]].concat();
     for (name, rows, width) in [
         ("model.layers.1.mlp.down_proj.weight", 64, 192),
         ("model.layers.0.mlp.up_proj.weight", 48, 64),
@@ -81,11 +81,11 @@ fn zero_weights_are_refused_unless_they_are_meant() {
         [("model.embed_tokens.weight", 20, 64), ("model.layers.0.mlp.up_proj.weight", 3, 64)]
     {
         zeroed(name, rows, width);
-        let out = run(&at, &[&arguments[..], &["--force", "--fresh"]].concat());
+        let out = run(&at, &[&arguments[..], &["--force"]].concat());
         assert!(out.status.success(), "{name}: {}", said(&out));
     }
     zeroed("model.layers.1.mlp.down_proj.weight", 64, 192);
-    let out = run(&at, &[&arguments[..], &["--force", "--fresh", "--allow-zero"]].concat());
+    let out = run(&at, &[&arguments[..], &["--force", "--allow-zero"]].concat());
     assert!(out.status.success(), "{}", said(&out));
 }
 
@@ -132,7 +132,7 @@ fn a_gate_that_proves_nothing_fails() {
     assert_eq!(out.status.code(), Some(3), "{}", said(&out));
     assert!(said(&out).contains("proves nothing"), "{}", said(&out));
     let text = root().join("tests/fixtures/stories.txt");
-    let own = ["--gate-text", text.to_str().unwrap(), "--max-ppl-increase", "10%"];
+    let own = ["--fresh", "--gate-text", text.to_str().unwrap(), "--max-ppl-increase", "10%"];
     let out = run(&at, &[&arguments[..], &own].concat());
     assert!(out.status.success() && !said(&out).contains("proves"), "{}", said(&out));
     let quality = report(&at.path().join("out"))["quality"].clone();

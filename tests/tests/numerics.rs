@@ -72,7 +72,11 @@ fn fewer_tokens_than_columns_are_enough() {
         let mut few = Bench::new(bench.path("").as_path(), 1, 1);
         let at = few.options.iter().position(|o| o == "64").unwrap();
         few.options[at] = tokens.into();
-        for more in [&["--no-gate"][..], &["--no-gate", "--act-order", "off"], &[]] {
+        for more in [
+            &["--no-gate", "--allow-zero"][..],
+            &["--no-gate", "--allow-zero", "--act-order", "off"],
+            &[],
+        ] {
             let report = finite(&few, more);
             assert_eq!(report["calibration"]["tokens"].to_string(), tokens);
             let damping = report["weights"][0]["damping"].as_f64().unwrap();
@@ -85,20 +89,20 @@ fn fewer_tokens_than_columns_are_enough() {
 fn fewer_samples_than_asked_are_said() {
     let (_dir, bench) = bench(4);
     fs::write(bench.path("ids.jsonl"), "[1,2,3,4,5,6,7,8,9,1,2,3]\n").unwrap();
-    let report = finite(&bench, &["--no-gate"]);
+    let report = finite(&bench, &["--no-gate", "--allow-zero"]);
     assert_eq!(report["calibration"]["sequences"], 1);
     assert_eq!(report["calibration"]["tokens"], 12);
     assert_eq!(report["recipe"]["calibration"]["samples"], 4);
     for text in ["", "[]\n", "[1]\n"] {
         fs::write(bench.path("ids.jsonl"), text).unwrap();
-        let said = bench.fails(&["--no-gate"], 2);
+        let said = bench.fails(&["--no-gate", "--allow-zero"], 2);
         assert!(said.contains("tokens") || said.contains("is empty"), "{text:?}: {said}");
         assert!(bench.litter().is_empty(), "{text:?}: {:?}", bench.litter());
     }
     let mut none = Bench::new(bench.path("").as_path(), 1, 4);
     let at = none.options.iter().position(|o| o == "--samples").unwrap();
     none.options[at + 1] = "0".into();
-    assert!(none.fails(&["--no-gate"], 2).contains("at least 1"));
+    assert!(none.fails(&["--no-gate", "--allow-zero"], 2).contains("at least 1"));
 }
 
 #[test]
@@ -109,7 +113,7 @@ fn dead_inputs_keep_their_nearest_codes() {
     assert_eq!(fallbacks(&finite(&bench, &[])).0, 0);
     // All of them dead: rounded, and said.
     change(&bench.path("model"), norm, |_, _| 0.0);
-    let report = finite(&bench, &["--no-gate"]);
+    let report = finite(&bench, &["--no-gate", "--allow-zero"]);
     let (count, why) = fallbacks(&report);
     // What q, k and v read is zero, so that o reads zeros too.
     assert_eq!((count, &why[..]), (4, &["every calibration input is zero".to_string()][..]));
@@ -121,7 +125,7 @@ fn loud_activations_end_in_finite_numbers_or_a_fallback() {
         let (_dir, bench) = bench(4);
         let norm = "model.layers.0.input_layernorm.weight";
         change(&bench.path("model"), norm, |i, v| if i == 5 { loud } else { v });
-        let report = finite(&bench, &["--no-gate"]);
+        let report = finite(&bench, &["--no-gate", "--allow-zero"]);
         let (count, why) = fallbacks(&report);
         assert_eq!(count > 0, falls_back, "{loud}: {why:?}");
         if falls_back {
@@ -136,9 +140,9 @@ fn loud_activations_end_in_finite_numbers_or_a_fallback() {
     assert!(said.contains("not finite on the held-out text"), "{said}");
 }
 
-const RTN: &[&str] = &["--method", "rtn", "--no-gate"];
-const BF16: &[&str] = &["--dtype", "bf16", "--no-gate"];
-const HEAD: &[&str] = &["--head", "int8", "--no-gate"];
+const RTN: &[&str] = &["--method", "rtn", "--no-gate", "--allow-zero"];
+const BF16: &[&str] = &["--dtype", "bf16", "--no-gate", "--allow-zero"];
+const HEAD: &[&str] = &["--head", "int8", "--no-gate", "--allow-zero"];
 
 #[test]
 fn what_is_not_a_number_is_refused_by_name_and_place() {
@@ -148,17 +152,27 @@ fn what_is_not_a_number_is_refused_by_name_and_place() {
                 "model.layers.0.mlp.down_proj.weight",
                 200,
                 "[1, 8]",
-                &[&["--no-gate"][..], RTN, &[]][..],
+                &[&["--no-gate", "--allow-zero"][..], RTN, &[]][..],
             ),
             (
                 "model.layers.0.mlp.down_proj.weight",
                 200,
                 "[1, 8]",
-                &[&["--no-gate", "--ignore", "*.mlp.*"]],
+                &[&["--no-gate", "--allow-zero", "--ignore", "*.mlp.*"]],
             ),
-            ("model.embed_tokens.weight", 200, "[3, 8]", &[&["--no-gate"], BF16, HEAD]),
-            ("model.norm.weight", 60, "[60]", &[&["--no-gate"]]),
-            ("model.layers.0.input_layernorm.weight", 60, "[60]", &[&["--no-gate"]]),
+            (
+                "model.embed_tokens.weight",
+                200,
+                "[3, 8]",
+                &[&["--no-gate", "--allow-zero"], BF16, HEAD],
+            ),
+            ("model.norm.weight", 60, "[60]", &[&["--no-gate", "--allow-zero"]]),
+            (
+                "model.layers.0.input_layernorm.weight",
+                60,
+                "[60]",
+                &[&["--no-gate", "--allow-zero"]],
+            ),
         ] {
             let (_dir, bench) = bench(2);
             change(&bench.path("model"), tensor, |i, v| if i == at { value } else { v });
@@ -190,10 +204,10 @@ fn groups_of_zeros_and_extreme_weights_have_sound_scales() {
     for (what, new) in cases {
         change(&bench.path("model"), weight, new);
         for more in [
-            &["--no-gate"][..],
-            &["--no-gate", "--asym", "--group-size", "32"],
-            &["--no-gate", "--method", "rtn", "--asym"],
-            &["--no-gate", "--method", "rtn", "--group-size", "channel"],
+            &["--no-gate", "--allow-zero"][..],
+            &["--no-gate", "--allow-zero", "--asym", "--group-size", "32"],
+            &["--no-gate", "--allow-zero", "--method", "rtn", "--asym"],
+            &["--no-gate", "--allow-zero", "--method", "rtn", "--group-size", "channel"],
         ] {
             let report = finite(&bench, more);
             assert!(report["weights"].as_array().unwrap().len() == 7, "{what}");
@@ -202,7 +216,10 @@ fn groups_of_zeros_and_extreme_weights_have_sound_scales() {
     }
     // The value of a code may not overflow.
     change(&bench.path("model"), weight, |i, _| if i % 2 == 0 { f32::MAX } else { f32::MIN });
-    for more in [&["--no-gate"][..], &["--no-gate", "--method", "rtn", "--asym"]] {
+    for more in [
+        &["--no-gate", "--allow-zero"][..],
+        &["--no-gate", "--allow-zero", "--method", "rtn", "--asym"],
+    ] {
         let said = bench.fails(more, 2);
         assert!(said.contains(weight) && said.contains("too large"), "{said}");
         bench.clean();

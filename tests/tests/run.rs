@@ -127,8 +127,8 @@ fn broken_weights_and_configurations_are_told() {
     let generation = folder.path().join("generation_config.json");
     fs::write(&generation, r#"{"do_sample": true, "temperature": "hot"}"#).unwrap();
     refused(&["run", &model, "x"], &["generation_config.json: temperature", "not a number"]);
-    fs::write(&generation, r#"{"eos_token_id": [2, -1]}"#).unwrap();
-    refused(&["run", &model, "x"], &["eos_token_id is -1"]);
+    fs::write(&generation, r#"{"eos_token_id": [2, -7]}"#).unwrap();
+    refused(&["run", &model, "x"], &["eos_token_id is -7"]);
     fs::write(&generation, r#"{"do_sample": true, "temperature": 0.9, "top_k": 20}"#).unwrap();
     let out = run(&["run", &model, PROMPT, "--max-tokens", "5", "--quiet"]);
     assert_eq!(out.status.code(), Some(0));

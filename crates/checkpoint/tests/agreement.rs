@@ -189,7 +189,6 @@ fn we_are_stricter() {
         format!("{{{}}}\n", t("a")),
         format!("{{{}}}", t("")),
         format!("{{{}}}", t("../../etc/passwd")),
-        format!("{{\"__metadata__\":null,{}}}", t("a")),
         format!("{{{}}}", t("a").replace("[4],", "[4],\"x\":0,")),
     ] {
         let file = file(&header, 4);

@@ -21,7 +21,9 @@ pub(crate) struct Generation {
     pub(crate) stop: Vec<u32>,
     /// Stop strings.
     pub(crate) stops: Vec<String>,
-    /// Tokens that are generated at most, if anybody says.
+    /// Tokens to generate that the command line asks for; less than 0 for what is left.
+    asked: Option<i64>,
+    /// Tokens that are generated at most, if the file says.
     max_new: Option<usize>,
     /// Tokens that a text has at most, its prompt included, if the file says.
     max_length: Option<usize>,
@@ -56,20 +58,20 @@ impl Generation {
         stop.extend(stops.iter().filter_map(|text| special(tokenizer, text)));
         stop.sort_unstable();
         stop.dedup();
-        let asked = args.max_tokens.map(|most| usize::try_from(most).unwrap_or(usize::MAX));
-        let (max_new, max_length) = match asked {
-            Some(most) => (Some(most), None),
-            None => (said.count("max_new_tokens")?, said.count("max_length")?),
-        };
+        let (max_new, max_length) = (said.count("max_new_tokens")?, said.count("max_length")?);
         let sampling = Sampling { rules, ..sampling(args, &said)? };
         // As in transformers, max_new_tokens goes before max_length.
         let max_length = max_length.filter(|_| max_new.is_none());
-        Ok(Self { sampling, stop, stops, max_new, max_length })
+        Ok(Self { sampling, stop, stops, asked: args.max_tokens, max_new, max_length })
     }
 
     /// Tokens to generate at most after a prompt of `prompt`, with `room` for all.
     pub(crate) fn max_tokens(&self, prompt: usize, room: usize) -> usize {
         let left = room.saturating_sub(prompt);
+        if let Some(most) = self.asked {
+            // What was asked for and does not fit is refused by the engine, and not cut.
+            return if most < 0 { left } else { usize::try_from(most).unwrap_or(usize::MAX) };
+        }
         // A prompt that is longer already than the file allows is continued all the same.
         let by_length = self.max_length.and_then(|all| all.checked_sub(prompt)).filter(|n| *n > 0);
         self.max_new.or(by_length).map_or(left, |most| most.min(left))
