@@ -10,8 +10,12 @@ use minijinja_contrib::pycompat::unknown_method_callback;
 use std::iter::Peekable;
 use std::str::Chars;
 
-/// The widest field of a format; also what a method may pad to.
+/// The widest field of a format; also what a method may pad to. What is made is charged to the budget of
+/// the render once it exists, as all that a filter or a method gives: this bounds one allocation.
 const MAX_WIDTH: usize = 1 << 16;
+
+/// How deep formats are looked for in what is formatted: each level reads the rest of its tag again.
+const MAX_NESTED: usize = 16;
 
 fn wrong(rule: impl Into<String>) -> Error {
     Error::new(ErrorKind::InvalidOperation, rule.into())
@@ -34,7 +38,7 @@ pub(crate) fn rewritten(source: &str) -> String {
         let (tag, after) = tag.split_at(end);
         let code = tag.len() > 1 && !tag.starts_with("{#");
         if code {
-            literals(tag, &mut out)
+            literals(tag, MAX_NESTED, &mut out)
         } else {
             out.push_str(tag)
         }
@@ -76,8 +80,8 @@ fn literal(text: &str) -> usize {
     (at + 1).min(text.len())
 }
 
-/// Writes code with its literals rewritten.
-fn literals(code: &str, out: &mut String) {
+/// Writes code with its literals rewritten, and formats within formats so many levels deep.
+fn literals(code: &str, levels: usize, out: &mut String) {
     let mut at = 0;
     while at < code.len() {
         if !matches!(code.as_bytes()[at], b'"' | b'\'') {
@@ -91,11 +95,11 @@ fn literals(code: &str, out: &mut String) {
         at = end;
         let gap = code[at..].len() - code[at..].trim_start().len();
         let rest = &code[at + gap..];
-        if rest.starts_with('%') && !rest.starts_with("%}") {
+        if levels > 0 && rest.starts_with('%') && !rest.starts_with("%}") {
             let begin = at + gap + 1;
             let end = begin + operand(&code[begin..]);
             out.push_str("|percent_format(");
-            literals(&code[begin..end], out);
+            literals(&code[begin..end], levels - 1, out);
             out.push(')');
             at = end;
         }
@@ -346,7 +350,11 @@ fn string(text: &str, name: &str, args: &[Value]) -> Result<Option<Value>, Error
                 return Err(wrong(format!("{name}: a width above {MAX_WIDTH}")));
             }
             let fill = width.saturating_sub(text.chars().count());
-            let pad = |n: usize| word(1).unwrap_or(" ").repeat(n);
+            let with = word(1).unwrap_or(" ");
+            if with.chars().count() != 1 {
+                return Err(wrong(format!("{name}: the fill must be one character")));
+            }
+            let pad = |n: usize| with.repeat(n);
             Value::from(match name {
                 "zfill" => {
                     let signs = usize::from(text.starts_with(['-', '+']));

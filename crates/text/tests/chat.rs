@@ -274,7 +274,18 @@ fn what_python_has_and_the_interpreter_lacks_is_mended() {
     ] {
         assert_eq!(render(source).unwrap(), text, "{source}");
     }
-    for source in ["{{ '%999999999d' % 1 }}", "{{ 'a'.ljust(999999999) }}", "{{ '%s' % () }}"] {
-        assert!(render(source).is_err(), "{source}");
+    let nested = format!("{{{{ {} 1 {} }}}}", "'%s' % (".repeat(40_000), ")".repeat(40_000));
+    let padded = "{% for _ in range(999) %}{% set x = 'a'.ljust(65536) %}{% endfor %}";
+    for source in [
+        "{{ '%999999999d' % 1 }}",
+        "{{ '%65537d' % 1 }}",
+        "{{ 'a'.ljust(999999999) }}",
+        "{{ 'a'.ljust(9, 'bc') }}",
+        "{{ '%s' % () }}",
+        // Each is small enough, and together they are more than the budget.
+        padded,
+        &nested,
+    ] {
+        assert!(render(source).is_err(), "{}", &source[..60.min(source.len())]);
     }
 }
