@@ -64,36 +64,24 @@ impl Rules {
         (history, prompt): (&[u32], usize),
         changed: &mut Vec<(u32, f32)>,
     ) {
-        let mut change = |token: u32, f: &dyn Fn(f32) -> f32| {
-            if let Some(x) = logits.get_mut(token as usize) {
-                changed.push((token, *x));
-                *x = f(*x);
-            }
-        };
-        let ban = |_| f32::NEG_INFINITY;
-        repeated(history, self.no_repeat_ngram, |token| change(token, &ban));
+        let mut row = Row { logits, changed };
+        repeated(history, self.no_repeat_ngram, |token| row.ban(token));
         let of_ends = |word: &[u32]| word.len() == 1 && self.end.contains(&word[0]);
         for word in self.bad_words.iter().filter(|word| !of_ends(word)) {
             if let Some(last) = completes(word, history) {
-                change(last, &ban);
+                row.ban(last);
             }
         }
         let generated = history.len().saturating_sub(prompt);
         if history.len() < self.min_length || generated < self.min_new_tokens {
-            self.end.iter().for_each(|&token| change(token, &ban));
+            self.end.iter().for_each(|&token| row.ban(token));
         }
         let last = history.len() + 1 == self.max_length;
         match self.forced_bos {
-            Some(token) if history.len() == 1 => force(logits, &[token], changed),
-            _ if last && !self.forced_eos.is_empty() => force(logits, &self.forced_eos, changed),
+            Some(token) if history.len() == 1 => row.force(&[token]),
+            _ if last && !self.forced_eos.is_empty() => row.force(&self.forced_eos),
             _ => {}
         }
-        let mut change = |token: u32, f: &dyn Fn(f32) -> f32| {
-            if let Some(x) = logits.get_mut(token as usize) {
-                changed.push((token, *x));
-                *x = f(*x);
-            }
-        };
         if let Some((start, factor)) = self.decay
             && generated > start
         {
@@ -101,25 +89,39 @@ impl Rules {
             // What is banned stays so: minus infinity plus infinity is no number.
             let likelier =
                 |x: f32| if x == f32::NEG_INFINITY { x } else { x + x.abs() * (power - 1.0) };
-            self.end.iter().for_each(|&token| change(token, &likelier));
+            self.end.iter().for_each(|&token| row.change(token, likelier));
         }
-        self.suppress.iter().for_each(|&token| change(token, &ban));
+        self.suppress.iter().for_each(|&token| row.ban(token));
         // A forced first token moves the beginning behind it.
         let begin = prompt + usize::from(prompt <= 1 && self.forced_bos.is_some());
         if history.len() == begin {
-            self.begin_suppress.iter().for_each(|&token| change(token, &ban));
+            self.begin_suppress.iter().for_each(|&token| row.ban(token));
         }
     }
 }
 
-/// Gives `tokens` the logit 0 and bans all others, as transformers does.
-fn force(logits: &mut [f32], tokens: &[u32], changed: &mut Vec<(u32, f32)>) {
-    changed.extend((0..).zip(logits.iter().copied()));
-    logits.fill(f32::NEG_INFINITY);
-    for &token in tokens {
-        if let Some(x) = logits.get_mut(token as usize) {
-            *x = 0.0;
+/// A row of logits, and what was changed in it, as it was.
+struct Row<'a> {
+    logits: &'a mut [f32],
+    changed: &'a mut Vec<(u32, f32)>,
+}
+
+impl Row<'_> {
+    fn change(&mut self, token: u32, f: impl Fn(f32) -> f32) {
+        if let Some(x) = self.logits.get_mut(token as usize) {
+            self.changed.push((token, *x));
+            *x = f(*x);
         }
+    }
+
+    fn ban(&mut self, token: u32) {
+        self.change(token, |_| f32::NEG_INFINITY);
+    }
+
+    /// Gives `tokens` the logit 0 and bans all others, as transformers does.
+    fn force(&mut self, tokens: &[u32]) {
+        (0..self.logits.len()).for_each(|token| self.ban(token as u32));
+        tokens.iter().for_each(|&token| self.change(token, |_| 0.0));
     }
 }
 
