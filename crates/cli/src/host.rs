@@ -36,7 +36,7 @@ impl Host {
             cores: std::thread::available_parallelism().map_or(1, usize::from),
             threads,
             memory: [total_memory(), runtime::free_memory()],
-            limit: container_limit(),
+            limit: runtime::container_limit(),
             disk: checkpoint::disk::free_bytes(&here),
             here,
             cache: hub_cache(common),
@@ -91,14 +91,6 @@ fn total_memory() -> Option<u64> {
     let said = fs::read_to_string("/proc/meminfo").ok()?;
     let line = said.lines().find_map(|line| line.strip_prefix("MemTotal:"))?;
     line.trim().strip_suffix(" kB")?.trim().parse::<u64>().ok()?.checked_mul(1024)
-}
-
-/// What the control group that this process sees as its root allows, v2 or v1.
-fn container_limit() -> Option<u64> {
-    let files = ["/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes"];
-    let limit = files.iter().find_map(|file| fs::read_to_string(file).ok())?;
-    // v1 has a number that no machine has where there is no limit.
-    limit.trim().parse::<u64>().ok().filter(|limit| *limit < 1 << 60)
 }
 
 /// The processor's name.

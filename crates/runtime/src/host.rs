@@ -10,9 +10,14 @@ pub fn free_memory() -> Option<u64> {
     machine(root).into_iter().chain(confined(root)).min()
 }
 
+/// The bytes that the tightest control group of this process allows altogether; `None` without one.
+pub fn container_limit() -> Option<u64> {
+    groups(Path::new("/"), |folder, [limit, ..]| number(&folder.join(limit)))
+}
+
 /// What a control group, or a limit on the address space, leaves of what it allows.
 fn confined(root: &Path) -> Option<u64> {
-    groups(root).into_iter().chain(address_space(root)).min()
+    groups(root, left_of).into_iter().chain(address_space(root)).min()
 }
 
 /// What is free on the machine.
@@ -20,17 +25,18 @@ fn machine(root: &Path) -> Option<u64> {
     kilobytes(&root.join("proc/meminfo"), "MemAvailable:")
 }
 
-/// What the tightest control group leaves, in either version, its parents included.
-///
-/// What a group says of the page cache that it can drop is not counted as taken.
-fn groups(root: &Path) -> Option<u64> {
-    const TWO: [&str; 3] = ["memory.max", "memory.current", "inactive_file"];
-    const SOFT: [&str; 3] = ["memory.high", "memory.current", "inactive_file"];
-    const ONE: [&str; 3] =
-        ["memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file"];
+/// The files of a control group: its limit, what is taken, and the line of `memory.stat` that says what
+/// of it is page cache that can be dropped.
+type Names = [&'static str; 3];
+
+/// The least that `of` says of a control group, in either version, its parents included.
+fn groups(root: &Path, of: impl Fn(&Path, Names) -> Option<u64>) -> Option<u64> {
+    const TWO: Names = ["memory.max", "memory.current", "inactive_file"];
+    const SOFT: Names = ["memory.high", "memory.current", "inactive_file"];
+    const ONE: Names = ["memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file"];
     let mounts = root.join("sys/fs/cgroup");
     let text = fs::read_to_string(root.join("proc/self/cgroup")).ok()?;
-    let mut left: Option<u64> = None;
+    let mut least: Option<u64> = None;
     for line in text.lines() {
         let mut parts = line.splitn(3, ':').skip(1);
         let (Some(controllers), Some(path)) = (parts.next(), parts.next()) else { continue };
@@ -46,15 +52,15 @@ fn groups(root: &Path) -> Option<u64> {
         // folders that are not there are passed over, up to the mount itself.
         for folder in mounts.iter().flat_map(|m| path.ancestors().map(|p| m.join(p))) {
             for names in names {
-                left = left.into_iter().chain(left_of(&folder, *names)).min();
+                least = least.into_iter().chain(of(&folder, *names)).min();
             }
         }
     }
-    left
+    least
 }
 
-/// What is left of the limit in a group's folder.
-fn left_of(folder: &Path, [limit, taken, cache]: [&str; 3]) -> Option<u64> {
+/// What is left of the limit in a group's folder; page cache that can be dropped is not taken.
+fn left_of(folder: &Path, [limit, taken, cache]: Names) -> Option<u64> {
     let limit = number(&folder.join(limit))?;
     let taken = number(&folder.join(taken)).unwrap_or(0);
     let stat = fs::read_to_string(folder.join("memory.stat")).unwrap_or_default();

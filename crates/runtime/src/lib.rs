@@ -16,7 +16,7 @@ pub use apart::{Apart, InPool, apart};
 pub use cost::Cost;
 pub use draw::{as_found, changes, seek};
 pub use error::LoadError;
-pub use host::free_memory;
+pub use host::{container_limit, free_memory};
 pub use memory::KvPlan;
 pub use model::Model;
 pub use runner::{Runner, Settings};
