@@ -29,8 +29,8 @@ impl Driver<'_> {
                 let tensor = self.job.model.source.read_rows(&weight.spec.tensor, slice.clone())?;
                 hash.update(tensor.bytes());
                 match weight.spec.shape.len() {
-                    2 => flat.see(&tensor),
                     _ if self.job.allow_zero => {}
+                    2 => flat.see(&tensor),
                     _ => check_damage(&weight.spec.tensor, Kind::Table, &tensor)?,
                 }
                 match weight.choice {
@@ -45,9 +45,7 @@ impl Driver<'_> {
                     Choice::Shared => {}
                 }
             }
-            if !self.job.allow_zero {
-                flat.check(&weight.spec.tensor)?;
-            }
+            flat.check(&weight.spec.tensor)?;
             if weight.choice != Choice::Shared {
                 self.hashes.insert(weight.spec.tensor.clone(), hex(hash));
             }
