@@ -78,7 +78,7 @@ pub(crate) struct Compile {
     /// The checkpoint: a folder, or a repository id in the local cache. Quote it with a leading `./`
     /// if a folder has a command's name.
     pub(crate) model: String,
-    /// The built-in recipe: int2 to int8. Use int4 for the smallest model that still answers right,
+    /// The built-in recipe: int4 or int8. Use int4 for the smallest model that still answers right,
     /// int8 for one that is hard to tell from the original.
     #[arg(long, value_name = "NAME", conflicts_with = "recipe")]
     pub(crate) quant: Option<String>,
@@ -166,7 +166,7 @@ pub(crate) struct Compile {
     #[arg(long)]
     pub(crate) force: bool,
     /// Discard the unfinished work of an earlier run, in OUTPUT.partial. Use it when the settings or
-    /// the model changed, or to build again what is up to date (with --force).
+    /// the model changed.
     #[arg(long)]
     pub(crate) fresh: bool,
     /// Print the plan and do nothing: tensors, bytes, refusals, memory, time. Use it before a long

@@ -11,6 +11,7 @@ use ir::{Block, BlockId, Heads, ModelSpec, Op, Spec};
 use serde_json::{Value, json};
 use std::collections::BTreeMap;
 use std::fmt::Write;
+use std::path::Path;
 
 pub(crate) fn run(args: &args::Inspect) -> Result<(), Failure> {
     if let Some(prospect) = prospect::Prospect::of(args)? {
@@ -215,15 +216,7 @@ fn report(opened: &Opened, tokenizer: &TokenizerIds, programs: bool) -> Value {
     if opened.checkpoint.quantization().is_none() {
         commands.push("--quant");
     }
-    json!({
-        "model": opened.checkpoint.folder().display().to_string(),
-        "family": model.family,
-        "layers": model.layers.len(),
-        "hidden": model.hidden,
-        "heads": heads(model).map(|h| json!({ "query": h.query, "kv": h.kv, "dim": h.dim })),
-        "vocabulary": model.vocab,
-        "context": model.context,
-        "tied": model.tied,
+    let report = json!({
         "parameters": totals.values().map(|t| t.0).sum::<usize>(),
         "bytes": totals.values().map(|t| t.1).sum::<u64>(),
         "stored": totals.keys().collect::<Vec<_>>(),
@@ -235,5 +228,24 @@ fn report(opened: &Opened, tokenizer: &TokenizerIds, programs: bool) -> Value {
         "streamed_block_bytes": calibration::largest_block(model),
         "blocks": Value::from_iter(blocks),
         "commands": commands,
-    })
+    });
+    outline(opened.checkpoint.folder(), model, report)
+}
+
+/// What is known of a model by its configuration, then the rest of a report on it.
+fn outline(folder: &Path, model: &ModelSpec, rest: Value) -> Value {
+    let mut report = json!({
+        "model": folder.display().to_string(),
+        "family": model.family,
+        "layers": model.layers.len(),
+        "hidden": model.hidden,
+        "heads": heads(model).map(|h| json!({ "query": h.query, "kv": h.kv, "dim": h.dim })),
+        "vocabulary": model.vocab,
+        "context": model.context,
+        "tied": model.tied,
+    });
+    for (key, value) in rest.as_object().into_iter().flatten() {
+        report[key] = value.clone();
+    }
+    report
 }

@@ -49,10 +49,7 @@ impl Opened {
     /// The tokenizer, or `None` if the checkpoint has none at all.
     pub(crate) fn tokenizer(&self) -> Result<Option<Tokenizer>, Failure> {
         let Some(bytes) = self.checkpoint.tokenizer()? else { return Ok(None) };
-        let file = |name| self.checkpoint.side_file(name, CHAT_FILE);
-        let files = ["tokenizer_config.json", "special_tokens_map.json", "added_tokens.json"];
-        let [config, map, added] = files.map(file);
-        let (config, map, added) = (config?, map?, added?);
+        let [config, map, added] = self.text_files("added_tokens.json")?;
         let files = TokenFiles {
             tokenizer_config: config.as_deref(),
             special_tokens_map: map.as_deref(),
@@ -69,12 +66,15 @@ impl Opened {
         Ok(Some(tokenizer.with_rows(rows)))
     }
 
+    /// The files that say how text becomes tokens, and a third one.
+    fn text_files(&self, third: &str) -> Result<[Option<Vec<u8>>; 3], Failure> {
+        let file = |name| self.checkpoint.side_file(name, CHAT_FILE);
+        Ok([file("tokenizer_config.json")?, file("special_tokens_map.json")?, file(third)?])
+    }
+
     /// The chat template, or `None` if the checkpoint has none.
     pub(crate) fn chat_template(&self) -> Result<Option<ChatTemplate>, Failure> {
-        let file = |name| self.checkpoint.side_file(name, CHAT_FILE);
-        let files = ["tokenizer_config.json", "special_tokens_map.json", "chat_template.jinja"];
-        let [config, map, template] = files.map(file);
-        let (config, map, template) = (config?, map?, template?);
+        let [config, map, template] = self.text_files("chat_template.jinja")?;
         let files = TemplateFiles {
             tokenizer_config: config.as_deref(),
             special_tokens_map: map.as_deref(),

@@ -1,6 +1,6 @@
 //! What a model would take, from its configuration alone: before anybody downloads its weights.
 
-use super::{heads, shape};
+use super::{outline, shape};
 use crate::args;
 use crate::failure::Failure;
 use crate::output::{grouped, size};
@@ -112,16 +112,8 @@ impl Prospect {
 
     pub(super) fn report(&self) -> Value {
         let model = &self.model;
-        json!({
-            "model": self.place.folder.display().to_string(),
+        let rest = json!({
             "weights": false,
-            "family": model.family,
-            "layers": model.layers.len(),
-            "hidden": model.hidden,
-            "heads": heads(model).map(|h| json!({ "query": h.query, "kv": h.kv, "dim": h.dim })),
-            "vocabulary": model.vocab,
-            "context": model.context,
-            "tied": model.tied,
             "parameters": self.parameters(),
             "would_take": {
                 "bf16": self.dense(),
@@ -132,7 +124,8 @@ impl Prospect {
                 "thousand_tokens": self.keys_and_values(1000),
                 "context": self.keys_and_values(model.context),
             },
-        })
+        });
+        outline(&self.place.folder, model, rest)
     }
 }
 
