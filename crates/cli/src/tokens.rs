@@ -59,7 +59,7 @@ impl Streams {
 }
 
 /// Calibration tokens for each column of the widest linear: what a Gram matrix needs several of,
-/// and more of which no longer shows in the result.
+/// and more of which does not show in the result (docs/BENCHMARKS.md).
 const TOKENS_A_COLUMN: usize = 64;
 
 /// Samples that fit the model's size: `most`, or fewer for small ones.
