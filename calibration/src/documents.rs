@@ -4,7 +4,8 @@
 //! first that it has, other keys are ignored):
 //!
 //! - `tokens`: a list of token ids, made by the model's own tokenizer;
-//! - `messages`: a conversation, which the model's chat template writes out;
+//! - `messages`: a conversation, which the model's chat template writes out, with the `tools` that the
+//!   line may have: a list of JSON schemas;
 //! - `text`: a text;
 //! - `prompt` and `completion`: two texts that are joined as they are. Either may be left out.
 //!
@@ -31,11 +32,19 @@ pub enum Document {
         /// What follows.
         completion: String,
     },
-    /// A conversation, for the model's chat template: a list of objects with a `role`, one at
-    /// least.
-    Messages(Value),
+    /// A conversation, for the model's chat template.
+    Messages(Conversation),
     /// Token ids.
     Tokens(Vec<u32>),
+}
+
+/// A conversation, and what its model may call.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Conversation {
+    /// A list of objects with a `role`, one at least.
+    pub messages: Value,
+    /// A list of objects, each the schema of a tool; `None` where the file says nothing of tools.
+    pub tools: Option<Value>,
 }
 
 /// Reads a calibration file: `.jsonl` a document a line, anything else one text.
@@ -90,7 +99,7 @@ pub fn parse(name: &str, bytes: Vec<u8>) -> Result<Vec<Document>, CalibrationErr
 pub fn tokenize(
     documents: Vec<Document>,
     tokenizer: Option<&Tokenizer>,
-    render: &dyn Fn(&Value) -> Result<String, text::Error>,
+    render: &dyn Fn(&Conversation) -> Result<String, text::Error>,
     vocab: usize,
 ) -> Result<Vec<Vec<u32>>, CalibrationError> {
     let tokens = |(i, document): (usize, Document)| {
@@ -133,6 +142,7 @@ fn encode(tokenizer: &Tokenizer, text: &str) -> Result<Vec<u32>, text::Error> {
 struct Line {
     tokens: Option<Vec<u32>>,
     messages: Option<Value>,
+    tools: Option<Value>,
     text: Option<String>,
     prompt: Option<String>,
     completion: Option<String>,
@@ -155,7 +165,7 @@ fn document(line: &str) -> Result<Document, String> {
         .map_err(|e| format!("is not a document in JSON: {}", escaped(&e)))?;
     match line {
         Line { tokens: Some(ids), .. } => Ok(Document::Tokens(ids)),
-        Line { messages: Some(messages), .. } => conversation(messages),
+        Line { messages: Some(messages), tools, .. } => conversation(messages, tools),
         Line { text: Some(text), .. } => Ok(Document::Text(text)),
         Line { prompt: None, completion: None, .. } => {
             Err("has none of text, prompt, completion, messages, tokens".into())
@@ -167,13 +177,18 @@ fn document(line: &str) -> Result<Document, String> {
     }
 }
 
-fn conversation(messages: Value) -> Result<Document, String> {
+fn conversation(messages: Value, tools: Option<Value>) -> Result<Document, String> {
     let list = messages.as_array().filter(|list| !list.is_empty());
     let list = list.ok_or("messages is no list of objects with a role and a content")?;
     if let Some(i) = list.iter().position(|m| !m.get("role").is_some_and(Value::is_string)) {
         return Err(format!("messages[{i}] is no object with a role"));
     }
-    Ok(Document::Messages(messages))
+    if let Some(tools) = &tools
+        && !tools.as_array().is_some_and(|list| list.iter().all(Value::is_object))
+    {
+        return Err("tools is no list of objects, each the schema of a tool".into());
+    }
+    Ok(Document::Messages(Conversation { messages, tools }))
 }
 
 /// The library's message, which may repeat bytes of the line.
@@ -203,7 +218,7 @@ mod tests {
         parse("f.jsonl", text.as_bytes().to_vec()).map_err(|e| e.to_string())
     }
 
-    fn no_template(_: &Value) -> Result<String, text::Error> {
+    fn no_template(_: &Conversation) -> Result<String, text::Error> {
         Ok("<s>one<|end|>".into())
     }
 
@@ -216,7 +231,7 @@ mod tests {
         assert_eq!(documents[0], Document::Text("a\0".into()));
         let pair = Document::Pair { prompt: "b".into(), completion: "c".into() };
         assert_eq!(documents[1], pair);
-        assert!(matches!(&documents[2], Document::Messages(m) if m[0]["content"] == "d"));
+        assert!(matches!(&documents[2], Document::Messages(c) if c.messages[0]["content"] == "d"));
         let pair = Document::Pair { prompt: String::new(), completion: "e".into() };
         assert_eq!(documents[3], pair);
         let ids = read("[1, 2]\n{\"tokens\": [3], \"text\": \"c\"}\n[]").unwrap();
@@ -244,6 +259,8 @@ mod tests {
             ("{\"messages\":{}}", "messages is no list of objects"),
             ("{\"messages\":[{\"role\":\"user\"},1]}", "messages[1] is no object with a role"),
             ("{\"messages\":[{\"role\":7}]}", "messages[0] is no object with a role"),
+            ("{\"messages\":[{\"role\":\"user\"}],\"tools\":{}}", "tools is no list of objects"),
+            ("{\"messages\":[{\"role\":\"user\"}],\"tools\":[1]}", "tools is no list of objects"),
             ("[-1]", "below 2^32"),
             ("[4294967296]", "below 2^32"),
             ("[1.0]", "below 2^32"),
@@ -284,7 +301,7 @@ mod tests {
             Document::Text("<s>one".into()),
             pair("one", "two"),
             pair("one ", "two"),
-            Document::Messages(Value::Null),
+            Document::Messages(Conversation::default()),
         ];
         let ids = tokenize(documents, Some(&tokenizer), &no_template, 6).unwrap();
         assert_eq!(ids, [vec![0, 3, 4], vec![0, 3], vec![0, 5], vec![0, 3, 4], vec![0, 3, 1]]);
@@ -305,13 +322,13 @@ mod tests {
 
     #[test]
     fn text_without_a_tokenizer_or_a_template_is_refused() {
-        for document in [Document::Text("a".into()), Document::Messages(Value::Null)] {
+        for document in [Document::Text("a".into()), Document::Messages(Conversation::default())] {
             let said = tokenize(vec![document], None, &no_template, 5).unwrap_err();
             assert!(matches!(said, CalibrationError::NoTokenizer), "{said}");
         }
         let tokenizer = Tokenizer::from_bytes(TOKENIZER.as_bytes()).unwrap();
-        let refuse = |_: &Value| Err(text::Error::Encode("no template".into()));
-        let messages = vec![Document::Messages(Value::Null)];
+        let refuse = |_: &Conversation| Err(text::Error::Encode("no template".into()));
+        let messages = vec![Document::Messages(Conversation::default())];
         let said = tokenize(messages, Some(&tokenizer), &refuse, 5).unwrap_err().to_string();
         assert!(said.contains("document 1") && said.contains("no template"), "{said}");
     }

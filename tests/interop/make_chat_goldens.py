@@ -2,7 +2,8 @@
 """Makes goldens.json of crates/text/tests/fixtures/chat: conversations rendered by transformers.
 
 Every template of the fixture's templates/ folder renders every conversation, with and without the
-generation prompt, through transformers' own `render_jinja_template`; the clock stands still. A
+generation prompt, as transformers' `apply_chat_template` does: keys of messages that are null are left
+out, the rest is its `render_jinja_template`. The clock stands still. A
 template that refuses a conversation (`raise_exception`) has its words recorded, one that fails
 otherwise only that it fails.
 
@@ -70,7 +71,7 @@ def render(source, messages, prompt):
     """What a case is expected to give: text, refusal or failure."""
     try:
         texts, _ = chat_template_utils.render_jinja_template(
-            conversations=[messages],
+            conversations=[[{k: v for k, v in m.items() if v is not None} for m in messages]],
             chat_template=source,
             add_generation_prompt=prompt,
             **TOKENS,

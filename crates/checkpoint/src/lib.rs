@@ -31,4 +31,4 @@ pub use error::Error;
 pub use hub::{Snapshot, hub_snapshot};
 pub use layout::Planned;
 pub use sink::{SHARD_BYTES, Sink};
-pub use write::{Written, hash_file, hash_file_on, write_file, write_file_on};
+pub use write::{Written, artifact_files, hash_file, hash_file_on, write_file, write_file_on};

@@ -5,6 +5,7 @@ use crate::disk::{Disk, DiskFile, System};
 use crate::error::Error;
 use crate::header::is_invisible;
 use sha2::{Digest, Sha256};
+use std::collections::BTreeSet;
 use std::io;
 use std::path::Path;
 
@@ -28,6 +29,9 @@ const SIDE_FILES: &[&str] = &[
     "vocab.json",
 ];
 
+/// Where a model keeps chat templates beside its default one, a file each: transformers' name.
+const TEMPLATES: &str = "additional_chat_templates";
+
 /// A file that was written.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Written {
@@ -39,7 +43,8 @@ pub struct Written {
 
 /// Writes `bytes` to the file `name` of `folder`, replacing what is there.
 ///
-/// It is written beside, flushed to the disk and renamed, so that the name is always the old file
+/// A name in the folder of further chat templates is written there, and the folder is made. The file
+/// is written beside, flushed to the disk and renamed, so that the name is always the old file
 /// or the new one, also after a crash. The file gets the permissions of the user's umask.
 ///
 /// # Errors
@@ -58,9 +63,20 @@ pub fn write_file_on(
     name: &str,
     bytes: &[u8],
 ) -> Result<Written, Error> {
+    if let Some(name) = in_templates(name) {
+        let inner = folder.join(TEMPLATES);
+        match disk.make_folder(&inner) {
+            Err(e) if e.kind() != io::ErrorKind::AlreadyExists => {
+                return Err(Error::write(&inner, "make the folder", 0, e));
+            }
+            _ => {}
+        }
+        let written = write_file_on(disk, &inner, name, bytes)?;
+        sync_folder(disk, folder)?;
+        return Ok(Written { name: format!("{TEMPLATES}/{name}"), ..written });
+    }
     let path = folder.join(name);
-    let plain = !name.contains(['/', '\\']) && !name.chars().any(is_invisible);
-    if !plain || name.is_empty() || name.starts_with('.') {
+    if !is_plain(name) {
         return Err(Error::broken(&path, "is not a plain file name"));
     }
     let beside = folder.join(format!(".{name}.partial"));
@@ -121,7 +137,39 @@ impl Checkpoint {
     ///
     /// Configuration and weights are not among them, nor is anything that could be executed.
     pub fn side_files(&self) -> Vec<String> {
-        self.names().iter().filter(|name| is_side_file(name)).cloned().collect()
+        let names = self.names().iter().filter(|name| is_side_file(name)).cloned();
+        let templates = self.chat_templates().into_iter().map(|name| format!("{TEMPLATES}/{name}"));
+        let mut all: Vec<String> = names.chain(templates).collect();
+        all.sort_unstable();
+        all
+    }
+
+    /// The chat templates beside the default one, by the name that their file gives them; each of at
+    /// most so many bytes.
+    ///
+    /// # Errors
+    /// If one cannot be read or is longer.
+    pub fn additional_chat_templates(&self, most: usize) -> Result<Vec<(String, Vec<u8>)>, Error> {
+        let mut templates = Vec::new();
+        for file in self.chat_templates() {
+            if let Some(bytes) = self.side_file(&format!("{TEMPLATES}/{file}"), most)? {
+                let name = file.strip_suffix(".jinja").unwrap_or(&file);
+                templates.push((name.to_owned(), bytes));
+            }
+        }
+        Ok(templates)
+    }
+
+    /// The files of further chat templates, in order.
+    fn chat_templates(&self) -> Vec<String> {
+        let inner = self.folder().join(TEMPLATES);
+        // A link would lead out of the folder; what cannot be listed has no files to read.
+        if !std::fs::symlink_metadata(&inner).is_ok_and(|m| m.is_dir()) {
+            return Vec::new();
+        }
+        let names = crate::folder::Folder::open(&inner).and_then(|folder| folder.names());
+        let names = names.unwrap_or_default().into_iter();
+        names.filter(|name| is_side_file(&format!("{TEMPLATES}/{name}"))).collect()
     }
 
     /// The bytes of one of [`Checkpoint::side_files`]. A link is followed only where the
@@ -141,8 +189,43 @@ impl Checkpoint {
 }
 
 fn is_side_file(name: &str) -> bool {
+    if let Some(name) = in_templates(name) {
+        let stem = name.strip_suffix(".jinja").filter(|stem| !stem.is_empty());
+        return stem.is_some() && is_plain(name);
+    }
     let licence = name.strip_prefix("LICENSE").or_else(|| name.strip_prefix("NOTICE"));
     SIDE_FILES.contains(&name) || licence.is_some_and(|rest| matches!(rest, "" | ".txt" | ".md"))
+}
+
+/// The name within the folder of further chat templates, if it names a file there.
+fn in_templates(name: &str) -> Option<&str> {
+    name.strip_prefix(TEMPLATES)?.strip_prefix('/')
+}
+
+fn is_plain(name: &str) -> bool {
+    let plain = !name.contains(['/', '\\']) && !name.chars().any(is_invisible);
+    plain && !name.is_empty() && !name.starts_with('.')
+}
+
+/// The names of all that is in an artifact's folder: its entries, and instead of the folder of
+/// further chat templates what is in that, as `additional_chat_templates/NAME`.
+///
+/// # Errors
+/// If a folder cannot be listed.
+pub fn artifact_files(folder: &Path) -> io::Result<BTreeSet<String>> {
+    let names = |folder: &Path| -> io::Result<Vec<String>> {
+        let name = |entry: io::Result<std::fs::DirEntry>| {
+            Ok(entry?.file_name().to_string_lossy().into_owned())
+        };
+        std::fs::read_dir(folder)?.map(name).collect()
+    };
+    let mut all: BTreeSet<String> = names(folder)?.into_iter().collect();
+    let inner = folder.join(TEMPLATES);
+    if std::fs::symlink_metadata(&inner).is_ok_and(|m| m.is_dir()) {
+        all.remove(TEMPLATES);
+        all.extend(names(&inner)?.into_iter().map(|name| format!("{TEMPLATES}/{name}")));
+    }
+    Ok(all)
 }
 
 /// Writes a new file through to the disk. One of this name is left over from a crash.

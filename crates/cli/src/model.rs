@@ -75,10 +75,12 @@ impl Opened {
     /// The chat template, or `None` if the checkpoint has none.
     pub(crate) fn chat_template(&self) -> Result<Option<ChatTemplate>, Failure> {
         let [config, map, template] = self.text_files("chat_template.jinja")?;
+        let additional = self.checkpoint.additional_chat_templates(CHAT_FILE)?;
         let files = TemplateFiles {
             tokenizer_config: config.as_deref(),
             special_tokens_map: map.as_deref(),
             chat_template: template.as_deref(),
+            additional: &additional,
         };
         Ok(ChatTemplate::load(&files)?)
     }

@@ -7,7 +7,7 @@ use crate::model::Opened;
 use crate::output::{counted, remark};
 use calibration::builtin::EVAL_TEXT;
 use calibration::corpus::builtin_calibration;
-use calibration::documents::{self, Document};
+use calibration::documents::{self, Conversation, Document};
 use calibration::samples::{self, Draw, Drawn};
 use compiler::{BASE_BYTES, Recipe, Text, Tokens};
 use ir::ModelSpec;
@@ -194,8 +194,8 @@ fn calibration_documents(
         let hint = "put a chat_template.jinja into its folder, or give text instead";
         return Err(Failure::refused(message).with_hint(hint));
     }
-    let render = |messages: &serde_json::Value| match &template {
-        Some(template) => template.render(messages, false),
+    let render = |said: &Conversation| match &template {
+        Some(template) => template.render_with(&said.messages, said.tools.as_ref(), false),
         None => Err(text::Error::Messages),
     };
     let tokens = documents::tokenize(documents, tokenizer.as_ref(), &render, opened.spec.vocab)?;

@@ -320,11 +320,10 @@ fn side_files(job: &Job<'_>, disk: &dyn Disk, folder: &Path) -> Result<(), Compi
 /// Every file of a folder, by name.
 fn manifest(disk: &dyn Disk, folder: &Path) -> Result<BTreeMap<String, FileHash>, CompileError> {
     let mut files = BTreeMap::new();
-    let entries = std::fs::read_dir(folder).map_err(|e| CompileError::io("list", folder, e))?;
-    for entry in entries {
-        let entry = entry.map_err(|e| CompileError::io("list", folder, e))?;
-        let (sha256, bytes) = checkpoint::hash_file_on(disk, &entry.path())?;
-        files.insert(entry.file_name().to_string_lossy().into_owned(), FileHash { bytes, sha256 });
+    let names = checkpoint::artifact_files(folder);
+    for name in names.map_err(|e| CompileError::io("list", folder, e))? {
+        let (sha256, bytes) = checkpoint::hash_file_on(disk, &folder.join(&name))?;
+        files.insert(name, FileHash { bytes, sha256 });
     }
     Ok(files)
 }

@@ -2,7 +2,6 @@
 
 use crate::CompileError;
 use crate::report::{self, Report};
-use std::collections::BTreeSet;
 use std::fs;
 use std::path::Path;
 
@@ -50,12 +49,8 @@ pub fn verify(folder: &Path) -> Result<(Report, Vec<Difference>), CompileError> 
 /// Every difference between a folder and the manifest in a report, by name.
 pub(crate) fn differences(report: &Report, folder: &Path) -> Result<Vec<Difference>, CompileError> {
     let mut differences = Vec::new();
-    let mut names = BTreeSet::new();
-    let entries = fs::read_dir(folder).map_err(|e| CompileError::io("list", folder, e))?;
-    for entry in entries {
-        let entry = entry.map_err(|e| CompileError::io("list", folder, e))?;
-        names.insert(entry.file_name().to_string_lossy().into_owned());
-    }
+    let names = checkpoint::artifact_files(folder);
+    let mut names = names.map_err(|e| CompileError::io("list", folder, e))?;
     names.remove("report.json");
     for (name, expected) in &report.files {
         // The manifest is input: a name in it must not lead out of the folder.

@@ -14,6 +14,7 @@ use minijinja::syntax::SyntaxConfig;
 use minijinja::value::{Serde, Value as Jinja};
 use minijinja::{Environment, ErrorKind, Output, State, escape_formatter};
 use serde_json::{Map, Value};
+use std::collections::BTreeMap;
 use std::io::{self, Write};
 use std::sync::mpsc::{self, RecvTimeoutError};
 use std::thread;
@@ -49,11 +50,16 @@ pub struct TemplateFiles<'a> {
     pub special_tokens_map: Option<&'a [u8]>,
     /// chat_template.jinja: the template; goes before one in tokenizer_config.json.
     pub chat_template: Option<&'a [u8]>,
+    /// The files of additional_chat_templates/, by name without `.jinja`. With one of these, or the
+    /// former, templates in tokenizer_config.json are not read.
+    pub additional: &'a [(String, Vec<u8>)],
 }
 
-/// A loaded chat template, and the special tokens it may name.
+/// The loaded chat templates of a checkpoint, and the special tokens they may name.
 pub struct ChatTemplate {
     environment: Environment<'static>,
+    /// The one for conversations with tools, where there are two.
+    tool_use: Option<Environment<'static>>,
     tokens: Map<String, Value>,
 }
 
@@ -65,31 +71,28 @@ impl ChatTemplate {
 
     /// Loads the template of a checkpoint; `None` if it has none.
     ///
-    /// Of several named templates the one called `default` is taken.
+    /// Of several named templates the one called `default` is taken, and the one called `tool_use`
+    /// where there are tools.
     pub fn load(files: &TemplateFiles<'_>) -> Result<Option<Self>, Error> {
         let config = object("tokenizer_config.json", files.tokenizer_config)?;
         let map = object("special_tokens_map.json", files.special_tokens_map)?;
-        let source = match files.chat_template {
-            Some(bytes) => Some(
-                std::str::from_utf8(bytes)
-                    .map_err(|e| Error::TemplateFile {
-                        file: "chat_template.jinja",
-                        rule: format!("is not UTF-8, from byte {}", e.valid_up_to()),
-                    })?
-                    .to_string(),
-            ),
-            None => named(config.get("chat_template"))?,
-        };
-        let Some(source) = source else { return Ok(None) };
-        if source.len() > MAX_TEMPLATE {
-            return Err(Error::TemplateFile {
-                file: "the chat template",
-                rule: format!("has {} bytes; at most {MAX_TEMPLATE} are read", source.len()),
-            });
+        let mut sources = Sources::of_files(files)?;
+        if sources.is_empty() {
+            sources = Sources::of_config(config.get("chat_template"))?;
         }
+        if sources.is_empty() {
+            return Ok(None);
+        }
+        let Some(default) = sources.0.remove("default") else {
+            let names: Vec<_> = sources.0.keys().map(|name| quoted(name)).collect();
+            let rule = format!("there are {}, and none named default", names.join(", "));
+            return Err(Error::TemplateFile { file: "chat templates", rule });
+        };
         let tokens = special_tokens(&settings(config, map));
-        let environment = in_time(move || guarded_template(|| environment(&source)))?;
-        Ok(Some(Self { environment, tokens }.with_now(DEFAULT_NOW)))
+        let loaded = |source: String| in_time(move || guarded_template(|| environment(&source)));
+        let tool_use = sources.0.remove("tool_use").map(loaded).transpose()?;
+        let environment = loaded(default)?;
+        Ok(Some(Self { environment, tool_use, tokens }.with_now(DEFAULT_NOW)))
     }
 
     /// Sets what `strftime_now` takes for the present, in seconds since 1970, UTC.
@@ -98,10 +101,13 @@ impl ChatTemplate {
     /// tomorrow.
     #[must_use]
     pub fn with_now(mut self, seconds: i64) -> Self {
-        self.environment.add_function("strftime_now", move |format: &str| {
-            moment::strftime(seconds, format)
-                .map_err(|rule| minijinja::Error::new(ErrorKind::InvalidOperation, rule))
-        });
+        let both = [Some(&mut self.environment), self.tool_use.as_mut()];
+        for environment in both.into_iter().flatten() {
+            environment.add_function("strftime_now", move |format: &str| {
+                moment::strftime(seconds, format)
+                    .map_err(|rule| minijinja::Error::new(ErrorKind::InvalidOperation, rule))
+            });
+        }
         self
     }
 
@@ -110,16 +116,33 @@ impl ChatTemplate {
     /// Special tokens are in it as the template spells them, the begin token included: encode it
     /// without adding any. With `add_generation_prompt` it ends where the answer begins.
     pub fn render(&self, messages: &Value, add_generation_prompt: bool) -> Result<String, Error> {
+        self.render_with(messages, None, add_generation_prompt)
+    }
+
+    /// [`ChatTemplate::render`] of a conversation whose model may call `tools`: a list of objects,
+    /// each the JSON schema of one. An empty list is not the same as `None`.
+    pub fn render_with(
+        &self,
+        messages: &Value,
+        tools: Option<&Value>,
+        add_generation_prompt: bool,
+    ) -> Result<String, Error> {
         let list = messages.as_array().filter(|l| !l.is_empty() && l.iter().all(Value::is_object));
         let list = list.ok_or(Error::Messages)?;
         let mut context = self.tokens.clone();
-        context.insert("messages".into(), list.iter().map(with_reasoning).collect());
+        context.insert(
+            "messages".into(),
+            list.iter().map(|m| with_reasoning(&without_nulls(m))).collect(),
+        );
         // Templates ask whether these are none, not only whether they are defined.
-        context.insert("tools".into(), Value::Null);
+        context.insert("tools".into(), tools.cloned().unwrap_or(Value::Null));
         context.insert("documents".into(), Value::Null);
         context.insert("add_generation_prompt".into(), add_generation_prompt.into());
-        let fuel = FUEL.saturating_add(size(messages) / BYTES_A_STEP).min(MAX_FUEL) as u64;
-        let mut environment = self.environment.clone();
+        let fuel = FUEL
+            .saturating_add((size(messages) + tools.map_or(0, size)) / BYTES_A_STEP)
+            .min(MAX_FUEL) as u64;
+        let environment = self.tool_use.as_ref().filter(|_| tools.is_some());
+        let mut environment = environment.unwrap_or(&self.environment).clone();
         environment.set_fuel(Some(fuel));
         in_time(move || guarded_template(|| rendered(&environment, &context)))
     }
@@ -150,23 +173,70 @@ fn string(value: Jinja) -> Result<Jinja, minijinja::Error> {
     })
 }
 
-/// The template of a tokenizer_config.json: a string, or a list of named ones.
-fn named(value: Option<&Value>) -> Result<Option<String>, Error> {
-    let broken = |rule: &str| {
-        Err(Error::TemplateFile { file: "tokenizer_config.json", rule: rule.to_string() })
-    };
-    match value {
-        None | Some(Value::Null) => Ok(None),
-        Some(Value::String(source)) => Ok(Some(source.clone())),
-        Some(Value::Array(list)) => {
-            let default = list.iter().find(|t| t["name"] == "default");
-            match default.map(|t| &t["template"]) {
-                Some(Value::String(source)) => Ok(Some(source.clone())),
-                _ => broken("chat_template is a list without a template named default"),
-            }
+/// Templates by name.
+#[derive(Default)]
+struct Sources(BTreeMap<String, String>);
+
+impl Sources {
+    /// Those that are files of their own.
+    fn of_files(files: &TemplateFiles<'_>) -> Result<Self, Error> {
+        let mut all = Self::default();
+        if let Some(bytes) = files.chat_template {
+            all.add("default", decoded("chat_template.jinja", bytes)?)?;
         }
-        Some(_) => broken("chat_template is neither a string nor a list"),
+        for (name, bytes) in files.additional {
+            all.add(name, decoded("additional_chat_templates", bytes)?)?;
+        }
+        Ok(all)
     }
+
+    /// What tokenizer_config.json says: a template, or a list of named ones.
+    fn of_config(value: Option<&Value>) -> Result<Self, Error> {
+        let broken = |rule: &str| Error::TemplateFile {
+            file: "tokenizer_config.json",
+            rule: rule.to_string(),
+        };
+        let mut all = Self::default();
+        match value {
+            None | Some(Value::Null) => {}
+            Some(Value::String(source)) => all.add("default", source.clone())?,
+            Some(Value::Array(list)) => {
+                for template in list {
+                    let (name, source) = (template["name"].as_str(), template["template"].as_str());
+                    let named = name.zip(source).ok_or_else(|| {
+                        broken("chat_template is a list, but not of objects with a name and a template")
+                    });
+                    let (name, source) = named?;
+                    all.add(name, source.to_string())?;
+                }
+            }
+            Some(_) => return Err(broken("chat_template is neither a string nor a list")),
+        }
+        Ok(all)
+    }
+
+    fn is_empty(&self) -> bool {
+        self.0.is_empty()
+    }
+
+    fn add(&mut self, name: &str, source: String) -> Result<(), Error> {
+        if source.len() > MAX_TEMPLATE {
+            return Err(Error::TemplateFile {
+                file: "the chat template",
+                rule: format!("has {} bytes; at most {MAX_TEMPLATE} are read", source.len()),
+            });
+        }
+        self.0.insert(name.to_string(), source);
+        Ok(())
+    }
+}
+
+fn decoded(file: &'static str, bytes: &[u8]) -> Result<String, Error> {
+    let text = std::str::from_utf8(bytes).map(str::to_string);
+    text.map_err(|e| Error::TemplateFile {
+        file,
+        rule: format!("is not UTF-8, from byte {}", e.valid_up_to()),
+    })
 }
 
 /// What is called `..._token` and is one: a string, or an object with its content.
@@ -178,6 +248,14 @@ fn special_tokens(config: &Map<String, Value>) -> Map<String, Value> {
     };
     let named = config.iter().filter(|(key, _)| key.ends_with("_token"));
     named.filter_map(|(key, value)| Some((key.clone(), token(value)?))).collect()
+}
+
+/// A message without the keys that say nothing: interfaces write `"content": null` where templates
+/// look for the key.
+fn without_nulls(message: &Value) -> Value {
+    let Some(fields) = message.as_object() else { return message.clone() };
+    let said = fields.iter().filter(|(_, value)| !value.is_null());
+    Value::Object(said.map(|(key, value)| (key.clone(), value.clone())).collect())
 }
 
 /// Reasoning goes by three names; templates read the first or the second.

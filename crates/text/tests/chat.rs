@@ -70,6 +70,7 @@ fn a_checkpoint_says_where_its_template_is() {
             tokenizer_config: Some(config),
             special_tokens_map: map,
             chat_template: file,
+            ..TemplateFiles::default()
         })
     };
     let text = |loaded: Result<Option<ChatTemplate>, Error>| {
@@ -91,7 +92,7 @@ fn a_checkpoint_says_where_its_template_is() {
         (b"{", None, "tokenizer_config.json: is no object"),
         (br#"{"chat_template": 7}"#, None, "neither a string nor a list"),
         (br#"{"chat_template": [{"name": "rag", "template": "r"}]}"#, None, "named default"),
-        (br#"{"chat_template": [{"name": "default"}]}"#, None, "named default"),
+        (br#"{"chat_template": [{"name": "default"}]}"#, None, "with a name and a template"),
         (b"{}", Some(&b"a\xff"[..]), "chat_template.jinja: is not UTF-8, from byte 1"),
         (b"{}", Some(b"a\n{% if %}"), "the chat template, line 2"),
     ] {
@@ -288,4 +289,38 @@ fn what_python_has_and_the_interpreter_lacks_is_mended() {
     ] {
         assert!(render(source).is_err(), "{}", &source[..60.min(source.len())]);
     }
+}
+
+/// As transformers' `get_chat_template` chooses, in 5.23.0.
+#[test]
+fn a_template_for_tools_is_taken_where_there_are_tools() {
+    let config = br#"{"chat_template": [{"name": "tool_use", "template": "t {{ tools | length }}"},
+                                        {"name": "default", "template": "d {{ tools is none }}"}]}"#;
+    let listed = TemplateFiles { tokenizer_config: Some(config), ..TemplateFiles::default() };
+    let additional = [("tool_use".to_string(), b"f {{ tools[0].name }}".to_vec())];
+    let filed = TemplateFiles { chat_template: Some(b"e"), additional: &additional, ..listed };
+    let messages = json!([{"role": "user", "content": "hi"}]);
+    let tools = json!([{"name": "tide"}]);
+    for (files, tools, text) in [
+        (&listed, None, "d True"),
+        (&listed, Some(&json!([])), "t 0"),
+        (&listed, Some(&tools), "t 1"),
+        (&filed, None, "e"),
+        (&filed, Some(&tools), "f tide"),
+    ] {
+        let template = ChatTemplate::load(files).unwrap().unwrap();
+        assert_eq!(template.render_with(&messages, tools, false).unwrap(), text);
+    }
+    // Files of their own replace all of tokenizer_config.json, as there.
+    let alone = TemplateFiles { additional: &additional, ..listed };
+    let error = ChatTemplate::load(&alone).err().unwrap().to_string();
+    assert!(error.contains("none named default"), "{error}");
+}
+
+/// As `apply_chat_template` does: a template that asks whether a key is there finds none.
+#[test]
+fn a_key_of_a_message_that_is_null_is_left_out() {
+    let template = template("{{ messages[0].content is defined }} {{ messages[0].role }}").unwrap();
+    let messages = json!([{"role": "assistant", "content": null, "tool_calls": []}]);
+    assert_eq!(template.render(&messages, false).unwrap(), "False assistant");
 }
