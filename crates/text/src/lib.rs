@@ -9,9 +9,8 @@
 mod added;
 mod check;
 mod error;
+mod jinja;
 mod moment;
-mod pyjson;
-mod python;
 mod stream;
 mod template;
 

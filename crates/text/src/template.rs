@@ -1,43 +1,30 @@
 //! A conversation as the model's own chat template writes it.
 //!
-//! A template is a program that the checkpoint brings. It runs in an interpreter without files,
-//! loader or clock, on a budget of steps and bytes, and its errors name the line. What it sees and
-//! what its constructs mean are as in transformers (`render_jinja_template`), whose output is
-//! reproduced byte for byte on the templates of the tests: blocks trimmed, Python's string and
-//! list methods, `tojson` as `json.dumps`, `raise_exception`, `strftime_now`, loop controls, and
-//! `{% generation %}` blocks, which change nothing in the text.
+//! A template is a program that the checkpoint brings. It runs in an interpreter of our own (`jinja`)
+//! without files, loader or clock, on a budget of steps and bytes, and its errors name the line. What it
+//! sees and what its constructs mean are as in transformers (`apply_chat_template`), whose output is
+//! reproduced byte for byte on the templates of the tests and on a table of idioms.
 
 use crate::added::{object, settings};
 use crate::error::{Error, message, quoted};
-use crate::{guarded, moment, pyjson, python};
-use minijinja::syntax::SyntaxConfig;
-use minijinja::value::{Serde, Value as Jinja};
-use minijinja::{Environment, ErrorKind, Output, State, escape_formatter};
+use crate::guarded;
+use crate::jinja::{self, Failure, Limits, Template};
 use serde_json::{Map, Value};
 use std::collections::BTreeMap;
-use std::io::{self, Write};
-use std::sync::mpsc::{self, RecvTimeoutError};
 use std::thread;
-use std::time::Duration;
 
 /// The largest template in use has some 20 KB.
 const MAX_TEMPLATE: usize = 1 << 18;
 /// Bytes of one rendered conversation.
 const MAX_OUTPUT: usize = 64 << 20;
 /// Steps of a render; one also pays for 64 bytes of data that the template makes.
-const FUEL: usize = 200_000;
+const STEPS: usize = 400_000;
 /// Bytes of the conversation that add one step to the budget.
-const BYTES_A_STEP: usize = 4;
+const BYTES_A_STEP: usize = 2;
 /// What the budget never exceeds: conversations of some megabytes, more than any context holds.
-const MAX_FUEL: usize = 1_500_000;
-/// A template can nest a value once for each step, and the interpreter frees, prints and compares
-/// values recursively, as it parses signs. The stack is as deep as the budget allows; pages not touched cost nothing.
-const STACK: usize = 1 << 30;
-/// What the budget does not see is comparing and joining values that share their parts. Honest
-/// templates take milliseconds.
-const PATIENCE: Duration = Duration::from_secs(10);
-/// The name under which the interpreter knows the template. Its ending must not ask for escapes.
-const NAME: &str = "chat_template";
+const MAX_STEPS: usize = 6_000_000;
+/// What code and values may nest takes a part of this. Pages not touched cost nothing.
+const STACK: usize = 256 << 20;
 /// 26 July 2024: the date that templates without a clock of their own have in them most often.
 const DEFAULT_NOW: i64 = 1_721_952_000;
 
@@ -57,10 +44,11 @@ pub struct TemplateFiles<'a> {
 
 /// The loaded chat templates of a checkpoint, and the special tokens they may name.
 pub struct ChatTemplate {
-    environment: Environment<'static>,
+    default: Template,
     /// The one for conversations with tools, where there are two.
-    tool_use: Option<Environment<'static>>,
+    tool_use: Option<Template>,
     tokens: Map<String, Value>,
+    now: i64,
 }
 
 impl ChatTemplate {
@@ -89,10 +77,11 @@ impl ChatTemplate {
             return Err(Error::TemplateFile { file: "chat templates", rule });
         };
         let tokens = special_tokens(&settings(config, map));
-        let loaded = |source: String| in_time(move || guarded_template(|| environment(&source)));
+        let loaded =
+            |source: String| deep("reading the chat template", || Template::parse(&source));
         let tool_use = sources.0.remove("tool_use").map(loaded).transpose()?;
-        let environment = loaded(default)?;
-        Ok(Some(Self { environment, tool_use, tokens }.with_now(DEFAULT_NOW)))
+        let default = loaded(default)?;
+        Ok(Some(Self { default, tool_use, tokens, now: DEFAULT_NOW }))
     }
 
     /// Sets what `strftime_now` takes for the present, in seconds since 1970, UTC.
@@ -101,13 +90,14 @@ impl ChatTemplate {
     /// tomorrow.
     #[must_use]
     pub fn with_now(mut self, seconds: i64) -> Self {
-        let both = [Some(&mut self.environment), self.tool_use.as_mut()];
-        for environment in both.into_iter().flatten() {
-            environment.add_function("strftime_now", move |format: &str| {
-                moment::strftime(seconds, format)
-                    .map_err(|rule| minijinja::Error::new(ErrorKind::InvalidOperation, rule))
-            });
-        }
+        self.now = seconds;
+        self
+    }
+
+    /// Sets variables that the template finds beside the usual ones, such as `enable_thinking`.
+    #[must_use]
+    pub fn with_variables(mut self, variables: Map<String, Value>) -> Self {
+        self.tokens.extend(variables);
         self
     }
 
@@ -138,39 +128,12 @@ impl ChatTemplate {
         context.insert("tools".into(), tools.cloned().unwrap_or(Value::Null));
         context.insert("documents".into(), Value::Null);
         context.insert("add_generation_prompt".into(), add_generation_prompt.into());
-        let fuel = FUEL
-            .saturating_add((size(messages) + tools.map_or(0, size)) / BYTES_A_STEP)
-            .min(MAX_FUEL) as u64;
-        let environment = self.tool_use.as_ref().filter(|_| tools.is_some());
-        let mut environment = environment.unwrap_or(&self.environment).clone();
-        environment.set_fuel(Some(fuel));
-        in_time(move || guarded_template(|| rendered(&environment, &context)))
+        let given = size(messages) + tools.map_or(0, size);
+        let steps = STEPS.saturating_add(given / BYTES_A_STEP).min(MAX_STEPS);
+        let limits = Limits { steps, bytes: MAX_OUTPUT };
+        let template = self.tool_use.as_ref().filter(|_| tools.is_some()).unwrap_or(&self.default);
+        deep("running the chat template", || template.render(&context, self.now, limits))
     }
-}
-
-fn rendered(
-    environment: &Environment<'_>,
-    context: &Map<String, Value>,
-) -> Result<String, minijinja::Error> {
-    let template = environment.get_template(NAME)?;
-    let mut out = Bounded(Vec::new());
-    template.render_captured_to(Serde(context), &mut out)?;
-    // Every piece was written as a string.
-    String::from_utf8(out.0)
-        .map_err(|e| minijinja::Error::new(ErrorKind::WriteFailure, e.to_string()))
-}
-
-/// The `string` filter, bounded: a small value can share its parts and be large when printed.
-fn string(value: Jinja) -> Result<Jinja, minijinja::Error> {
-    if value.as_str().is_some() {
-        return Ok(value);
-    }
-    let mut out = Bounded(Vec::new());
-    let printed = write!(out, "{value}").map(|()| String::from_utf8_lossy(&out.0).into_owned());
-    printed.map(Jinja::from).map_err(|_| {
-        let rule = format!("string: the value is longer than {MAX_OUTPUT} bytes");
-        minijinja::Error::new(ErrorKind::InvalidOperation, rule)
-    })
 }
 
 /// Templates by name.
@@ -284,119 +247,25 @@ fn size(value: &Value) -> usize {
     }
 }
 
-fn environment(source: &str) -> Result<Environment<'static>, minijinja::Error> {
-    let mut environment = Environment::new();
-    let syntax = SyntaxConfig::builder().trim_blocks(true).lstrip_blocks(true).build()?;
-    environment.set_syntax(syntax);
-    environment.set_unknown_method_callback(python::method);
-    environment.set_formatter(python_words);
-    environment.add_filter("tojson", pyjson::tojson);
-    environment.add_filter("string", string);
-    environment.add_filter("percent_format", python::percent_format);
-    // Indenting a deep value takes the square of its depth, which no budget counts.
-    environment.remove_filter("pprint");
-    environment.remove_global("debug");
-    environment.add_function("raise_exception", |text: &str| -> Result<Jinja, _> {
-        Err(minijinja::Error::new(ErrorKind::InvalidOperation, format!("{RAISED}{text}")))
-    });
-    environment.add_template_owned(NAME, without_generation(&python::rewritten(source)))?;
-    Ok(environment)
-}
-
-/// Prints what Python spells otherwise.
-fn python_words(
-    out: &mut Output<'_>,
-    state: &mut State<'_, '_>,
-    value: &Jinja,
-) -> Result<(), minijinja::Error> {
-    match python::printed(value) {
-        Some(word) => escape_formatter(out, state, &Jinja::from(word)),
-        None => escape_formatter(out, state, value),
-    }
-}
-
-/// Marks a message of `raise_exception` on its way through the interpreter.
-const RAISED: &str = "raise_exception: ";
-
-/// Makes `{% generation %}` blocks, which mark the model's own words for training, into blocks
-/// that do nothing; the signs that trim white space around them stay.
-fn without_generation(source: &str) -> String {
-    let mut out = String::with_capacity(source.len());
-    let mut rest = source;
-    while let Some(at) = rest.find("{%") {
-        let (before, tag) = rest.split_at(at);
-        out.push_str(before);
-        let end = tag.find("%}").map_or(tag.len(), |end| end + 2);
-        let (tag, after) = tag.split_at(end);
-        let inner = tag.trim_start_matches("{%").trim_end_matches("%}");
-        let signs: &[char] = &['-', '+'];
-        match inner.trim_matches(signs).trim() {
-            "generation" => out.push_str(&tag.replacen("generation", "if true", 1)),
-            "endgeneration" => out.push_str(&tag.replacen("endgeneration", "endif", 1)),
-            _ => out.push_str(tag),
-        }
-        rest = after;
-    }
-    out.push_str(rest);
-    out
-}
-
-/// Output that ends with an error rather than with the machine's memory.
-struct Bounded(Vec<u8>);
-
-impl io::Write for Bounded {
-    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-        if bytes.len() > MAX_OUTPUT - self.0.len() {
-            return Err(io::Error::other(format!("the text exceeds {MAX_OUTPUT} bytes")));
-        }
-        self.0.extend_from_slice(bytes);
-        Ok(bytes.len())
-    }
-
-    fn flush(&mut self) -> io::Result<()> {
-        Ok(())
-    }
-}
-
-/// Runs `work`, and frees what it made, on a stack of [`STACK`] bytes; gives up after [`PATIENCE`].
-fn in_time<T: Send + 'static>(
-    work: impl FnOnce() -> Result<T, Error> + Send + 'static,
+/// Runs `work` on a stack of [`STACK`] bytes.
+fn deep<T: Send>(
+    doing: &'static str,
+    work: impl FnOnce() -> jinja::Result<T> + Send,
 ) -> Result<T, Error> {
     let failed = |rule: String| Error::Template { line: None, rule };
-    let (sender, receiver) = mpsc::channel();
-    let thread = thread::Builder::new().stack_size(STACK).spawn(move || {
-        // Nobody listens any more if the time was up.
-        let _ = sender.send(work());
-    });
-    thread.map_err(|e| failed(format!("no stack of {STACK} bytes: {e}")))?;
-    receiver.recv_timeout(PATIENCE).unwrap_or_else(|why| match why {
-        RecvTimeoutError::Timeout => Err(Error::TemplateBudget { line: None }),
-        RecvTimeoutError::Disconnected => Err(failed("the interpreter panicked".into())),
-    })
-}
-
-fn guarded_template<T>(work: impl FnOnce() -> Result<T, minijinja::Error>) -> Result<T, Error> {
-    let result = guarded("running the chat template", work)?;
-    result.map_err(|error| {
-        // The innermost cause says most; a caller in between only says that it failed.
-        let mut detail = error.detail().map(str::to_string);
-        let mut cause = std::error::Error::source(&error);
-        while let Some(inner) = cause {
-            detail = Some(match inner.downcast_ref::<minijinja::Error>() {
-                Some(inner) => inner.detail().map_or(inner.to_string(), str::to_string),
-                None => inner.to_string(),
-            });
-            cause = inner.source();
-        }
-        let line = error.line();
-        if error.kind() == ErrorKind::OutOfFuel {
-            return Error::TemplateBudget { line };
-        }
-        let detail = detail.unwrap_or_else(|| error.kind().to_string());
-        match detail.strip_prefix(RAISED) {
-            Some(text) => Error::TemplateRefused(quoted_long(text)),
-            None => Error::Template { line, rule: message(&detail) },
-        }
+    thread::scope(|scope| {
+        let run = || guarded(doing, work);
+        let thread = thread::Builder::new().stack_size(STACK).spawn_scoped(scope, run);
+        let thread = thread.map_err(|e| failed(format!("no stack of {STACK} bytes: {e}")))?;
+        let done = thread.join().map_err(|_| failed("the interpreter panicked".into()))?;
+        done?.map_err(|error| {
+            let line = error.line;
+            match error.kind {
+                Failure::Budget => Error::TemplateBudget { line },
+                Failure::Refused(text) => Error::TemplateRefused(quoted_long(&text)),
+                Failure::Failed(rule) => Error::Template { line, rule: message(&rule) },
+            }
+        })
     })
 }
 

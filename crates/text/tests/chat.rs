@@ -279,7 +279,6 @@ fn what_python_has_and_the_interpreter_lacks_is_mended() {
     let padded = "{% for _ in range(999) %}{% set x = 'a'.ljust(65536) %}{% endfor %}";
     for source in [
         "{{ '%999999999d' % 1 }}",
-        "{{ '%65537d' % 1 }}",
         "{{ 'a'.ljust(999999999) }}",
         "{{ 'a'.ljust(9, 'bc') }}",
         "{{ '%s' % () }}",
@@ -323,4 +322,89 @@ fn a_key_of_a_message_that_is_null_is_left_out() {
     let template = template("{{ messages[0].content is defined }} {{ messages[0].role }}").unwrap();
     let messages = json!([{"role": "assistant", "content": null, "tool_calls": []}]);
     assert_eq!(template.render(&messages, false).unwrap(), "False assistant");
+}
+
+/// What would be made is charged before it is allocated: none of these takes time or memory.
+#[test]
+fn a_width_above_the_budget_is_an_error_at_once() {
+    for source in [
+        "{{ 'x' * 10**9 }}",
+        "{{ 10**18 * 'xy' }}",
+        "{{ [0] * 10**9 }}",
+        "{{ (0,) * 10**30 }}",
+        "{{ '%999999999d' % 1 }}",
+        "{{ '%-999999999999999999999999d' % 1 }}",
+        "{{ '%*d' % (10**9, 1) }}",
+        "{{ '%.999999999f' % 1.0 }}",
+        "{{ '%.999999999d' % 1 }}",
+        "{{ '%999999999s' | format('x') }}",
+        "{{ '{:999999999}'.format('x') }}",
+        "{{ '{:0999999999,d}'.format(7) }}",
+        "{{ '{:{w}}'.format(1, w=10**9) }}",
+        "{{ '{:.999999999f}'.format(1.5) }}",
+        "{{ 'a\nb' | indent(10**9) }}",
+        "{{ 'x' | center(10**9) }}",
+        "{{ 'x'.center(10**9) }}{{ 1 }}",
+        "{{ 'x'.ljust(10**9, '-') }}",
+        "{{ 'x'.rjust(10**30) }}",
+        "{{ 'x'.zfill(10**9) }}",
+        "{{ 'a\tb'.expandtabs(10**9) }}",
+        "{{ [1] | batch(10**9, 'x') | list }}",
+        "{{ [1] | slice(10**9) | list }}",
+        "{{ ('x' * 10**6).replace('x', 'y' * 10**4) }}",
+        "{{ ('x' * 10**6).join('y' * 10**4) }}",
+        "{{ ['x' * 10**6, 'x' * 10**6] | join('y' * 10**7) }}",
+        "{{ ('a b ' * 10**5) | wordwrap(1, wrapstring='y' * 10**5) }}",
+    ] {
+        let made = render(source).map(|text| text.len());
+        assert!(matches!(made, Err(Error::TemplateBudget { line: Some(_) })), "{source}: {made:?}");
+    }
+    // Python's numbers have no end; these have, and say so.
+    for source in ["{{ 9 ** 9 ** 9 }}", "{{ 2 ** 127 }}", "{{ 10 ** 40 }}", "{{ 2.0 ** 99999 }}"] {
+        assert!(matches!(render(source), Err(Error::Template { .. })), "{source}");
+    }
+    // Just below it is what it should be.
+    assert_eq!(render("{{ ('x' * 10**6) | length }}").unwrap(), "1000000");
+    assert_eq!(render("{{ '%65537d' % 1 }}").unwrap().len(), 65537);
+}
+
+/// Numbers at the ends of what they can be, and values that hold themselves.
+#[test]
+fn odd_values_are_errors_or_texts() {
+    let least = "(-(2**126) - (2**126 - 1) - 1)";
+    for source in [
+        "{{ LEAST // -1 }}",
+        "{{ LEAST % -1 }}",
+        "{{ -LEAST }}",
+        "{{ LEAST - 1 }}",
+        "{{ LEAST | abs }}",
+        "{{ LEAST in range(0, 5, -1) }}",
+        "{{ range(LEAST, 2**126) }}",
+        "{{ range(0, 1, 2**126)[::-1] }}",
+        "{{ range(0, 9, 2)[LEAST:2**126:2**126] }}",
+        "{{ [1, 2][LEAST] }}",
+        "{{ 'ab'[LEAST] }}",
+        "{{ 'ab'[LEAST:2**126:LEAST] }}",
+        "{{ 'ab'.find('b', LEAST, 2**126) }}",
+        "{{ [1].index(1, LEAST) }}",
+        "{{ 'a'.split(',', LEAST) }}",
+        "{{ 1.5 | round(2**126) }}{{ 1 | round(LEAST) }}",
+        "{{ 1e308 * 10 }}{{ (1e308 * 10) | int }}",
+        "{{ '%d' % 1e300 }}",
+        "{{ '%c' % 1114112 }}{{ '{:c}'.format(-1) }}",
+        "{{ LEAST | filesizeformat }}",
+        "{% set ns = namespace() %}{% set ns.x = ns %}{{ ns }}",
+        "{% set ns = namespace() %}{% set ns.x = [ns] %}{{ ns | string }}{{ ns.x == ns.x }}",
+        "{% set ns = namespace() %}{% set ns.x = {'n': ns} %}{{ ns.x | tojson }}",
+        "{% for a in [1] %}{{ loop.nextitem.x }}{% endfor %}",
+        "{% for a in [[1]] recursive %}{{ loop(a) if a is iterable }}{{ loop([[[1]]]) }}{% endfor %}",
+        "{% macro m() %}{{ caller() }}{% call m() %}{{ caller() }}{% endcall %}{% endmacro %}\
+         {% call m() %}x{% endcall %}",
+    ] {
+        // Whatever it is, it is no panic.
+        match render(&source.replace("LEAST", least)) {
+            Ok(_) | Err(Error::Template { .. } | Error::TemplateBudget { .. }) => {}
+            Err(error) => panic!("{source}: {error}"),
+        }
+    }
 }
