@@ -6,7 +6,7 @@ use crate::gptq::{Settings, SolveError, gptq};
 use crate::rtn::nearest;
 use backend::Backend;
 use compiler::{Outcome, PassError, Rewrite};
-use ir::{Block, Grid, WeightId};
+use ir::{Block, Grid, Quantized, WeightId};
 use rayon::prelude::*;
 use std::borrow::Cow;
 
@@ -88,8 +88,35 @@ fn fallen_back(matrix: &Matrix<'_>, range: Range, why: String) -> Rewrite {
 /// Squared error over square, of all rows.
 fn outcome(sums: &[[f64; 2]], fallback: Option<String>) -> Outcome {
     let [error, square] = sums.iter().fold([0.0, 0.0], |s, r| [s[0] + r[0], s[1] + r[1]]);
-    let relative_error = if square > 0.0 { error / square } else { 0.0 };
-    Outcome { method: "rtn", relative_error, rows_rounded: 0, damping: None, fallback }
+    let relative_error = share(error, square);
+    Outcome {
+        method: "rtn",
+        relative_error,
+        output_error: None,
+        rows_rounded: 0,
+        damping: None,
+        fallback,
+    }
+}
+
+/// An error as a share of what it is an error of.
+fn share(error: f64, of: f64) -> f64 {
+    if of > 0.0 { error / of } else { 0.0 }
+}
+
+/// Squared error of the codes over the square of the values, summed row by row, in order.
+fn of_weight(values: &[f32], codes: &Quantized) -> f64 {
+    let [_, width] = codes.shape;
+    let square = |x: f64| x * x;
+    let row = |(row, values): (usize, &[f32])| {
+        let mut decoded = vec![0.0; width];
+        codes.dequantize_row(row, &mut decoded);
+        let pairs = values.iter().zip(&decoded).map(|(v, d)| (f64::from(*v), f64::from(*d)));
+        pairs.fold([0.0, 0.0], |[e, s], (v, d)| [e + square(v - d), s + square(v)])
+    };
+    let sums: Vec<[f64; 2]> = values.par_chunks(width.max(1)).enumerate().map(row).collect();
+    let [error, of] = sums.iter().fold([0.0, 0.0], |s, r| [s[0] + r[0], s[1] + r[1]]);
+    share(error, of)
 }
 
 /// GPTQ on weights that read the same input, whose Gram matrix is given. One weight at a time is
@@ -135,11 +162,10 @@ fn solve(
     let (values, shape, grid) = (&matrix.values, matrix.shape, matrix.grid);
     match gptq(backend, values, shape, grid, range, factor, settings) {
         Ok(solved) => {
-            let relative_error =
-                if solved.energy > 0.0 { solved.loss / solved.energy } else { 0.0 };
             let outcome = Outcome {
                 method: "gptq",
-                relative_error,
+                relative_error: of_weight(values, &solved.quantized),
+                output_error: Some(share(solved.loss, solved.energy)),
                 rows_rounded: solved.rows_kept_from_rtn,
                 damping: Some(solved.damping),
                 fallback: None,

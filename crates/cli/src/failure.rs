@@ -67,12 +67,17 @@ impl Failure {
 
     /// An I/O error at `path`: a missing file is the request's fault, all else the machine's.
     pub(crate) fn io(path: &std::path::Path, error: std::io::Error) -> Self {
-        use std::io::ErrorKind::{InvalidData, IsADirectory, NotADirectory, NotFound};
-        let code = match error.kind() {
-            NotFound | IsADirectory | NotADirectory | InvalidData => Code::Refused,
-            _ => Code::Machine,
-        };
+        let code = blame(&error);
         Self::new(code, anyhow::Error::new(error).context(format!("cannot use {path:?}")))
+    }
+}
+
+/// Whether the request or the machine is to blame for an I/O error.
+fn blame(error: &std::io::Error) -> Code {
+    use std::io::ErrorKind::{InvalidData, IsADirectory, NotADirectory, NotFound};
+    match error.kind() {
+        NotFound | IsADirectory | NotADirectory | InvalidData => Code::Refused,
+        _ => Code::Machine,
     }
 }
 
@@ -154,7 +159,7 @@ impl From<compiler::CompileError> for Failure {
             E::Io { ref path, error: ref cause, .. } => {
                 let missing = cause.kind() == std::io::ErrorKind::NotFound;
                 let hint = missing.then(|| format!("{} must exist", path.display()));
-                (if missing { Code::Refused } else { Code::Machine }, hint)
+                (blame(cause), hint)
             }
             E::Unreadable(_) | E::Pass(_) | E::Internal(_) => (Code::Bug, None),
         };

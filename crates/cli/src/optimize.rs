@@ -36,10 +36,6 @@ pub(crate) fn run(args: &Compile) -> Result<(), Failure> {
     };
     let planned = make(tokens::planned(args, &request.recipe, opened.spec.context))?;
     let devices = Devices::open(&args.common, Wanted::Cpu, Sums::Ours)?;
-    if args.dry_run {
-        let context = plan::Context { args, opened: &opened, recipe: &request.recipe, out: &out };
-        return devices.pool.install(|| plan::show(&context, &planned, devices.backend()));
-    }
     // Before any work: whether the result could be put anywhere.
     let claim = Claim {
         force: args.force,
@@ -67,6 +63,12 @@ pub(crate) fn run(args: &Compile) -> Result<(), Failure> {
             activations: room(args, &plan)?,
             allow_zero: args.allow_zero,
         };
+        if args.dry_run {
+            compiler::precheck(&job, &destination)?;
+            let recipe = &request.recipe;
+            let context = plan::Context { args, opened: &opened, recipe, out: &out };
+            return plan::show(&context, &plan, devices.backend());
+        }
         let mut meter = CompileMeter::new(args.common.quiet);
         let compiled = compile(&job, destination, &mut |event| meter.event(&event));
         meter.finish();

@@ -20,7 +20,7 @@ pub(crate) fn up_to_date(
     let Some(report) = destination.existing() else { return Ok(None) };
     let mut changes = identity::report_changes(report, settings, job.recipe);
     if changes.is_empty() && (destination.fresh() || destination.force()) {
-        changes.push("it was asked to be built again".into());
+        changes.push(AGAIN.into());
     }
     if changes.is_empty() {
         let damage = differences(report, destination.out())?;
@@ -39,12 +39,7 @@ pub(crate) fn up_to_date(
     if destination.force() {
         return Ok(None);
     }
-    let path = destination.out().to_path_buf();
-    let changes = identity::listed(&changes);
-    let rule = format!(
-        "exists, and is not up to date: {changes}; give another -o, or --force to replace it"
-    );
-    Err(CompileError::Occupied { path, rule })
+    Err(stays(destination, &changes))
 }
 
 /// The journal of unfinished work of this very job.
@@ -108,8 +103,34 @@ pub(crate) fn begin(
     Ok((journal, sink))
 }
 
+/// Refuses an artifact at the output's place that stays there, as far as its report tells.
+pub(crate) fn gives_way(
+    job: &Job<'_>,
+    destination: &Destination,
+    settings: &Value,
+) -> Result<(), CompileError> {
+    let Some(report) = destination.existing().filter(|_| !destination.force()) else { return Ok(()) };
+    match &identity::report_changes(report, settings, job.recipe)[..] {
+        [] if destination.fresh() => Err(stays(destination, &[AGAIN.into()])),
+        [] => Ok(()),
+        changes => Err(stays(destination, changes)),
+    }
+}
+
+/// What is asked for by `--force` or `--fresh` over an artifact that is there.
+const AGAIN: &str = "it was asked to be built again";
+
+fn stays(destination: &Destination, changes: &[String]) -> CompileError {
+    let path = destination.out().to_path_buf();
+    let changes = identity::listed(changes);
+    let rule = format!(
+        "exists, and is not up to date: {changes}; give another -o, or --force to replace it"
+    );
+    CompileError::Occupied { path, rule }
+}
+
 /// Whether the disk has room for the artifact and for what is spilled.
-fn room(job: &Job<'_>, destination: &Destination) -> Result<(), CompileError> {
+pub(crate) fn room(job: &Job<'_>, destination: &Destination) -> Result<(), CompileError> {
     let spilled = job.plan.activation_bytes.saturating_sub(job.activations);
     let needed = job.plan.artifact_bytes.saturating_add(spilled);
     match checkpoint::disk::free_bytes(destination.partial()) {

@@ -1,7 +1,7 @@
 //! The streaming driver: block by block from the source to the artifact.
 
 use crate::CompileError;
-use crate::begin::{begin, kept, open_journal, up_to_date};
+use crate::begin::{begin, gives_way, kept, open_journal, room, up_to_date};
 use crate::identity;
 use crate::journal::Journal;
 use crate::layer::Streams;
@@ -139,6 +139,19 @@ pub(crate) struct Driver<'a> {
     events: &'a mut dyn FnMut(Event<'_>),
 }
 
+/// Refuses what [`compile`] would, as far as that shows before a weight is read.
+///
+/// # Errors
+/// If something that stays is in the way of the output, or the disk has not room.
+pub fn precheck(job: &Job<'_>, destination: &Destination) -> Result<(), CompileError> {
+    let settings = identity::settings(job)?;
+    gives_way(job, destination, &settings)?;
+    match !destination.fresh() && open_journal(destination, &settings)?.is_some() {
+        true => Ok(()),
+        false => room(job, destination),
+    }
+}
+
 /// Compiles and judges the result.
 ///
 /// # Errors
@@ -173,7 +186,7 @@ pub fn compile(
     };
     judge(job.recipe, &report, &destination)?;
     // The limits are part of the recipe that the report states; the work may be older than they.
-    let report = Report { recipe: job.recipe.clone(), ..report };
+    let report = Report { recipe: job.recipe.clone(), ..report }.sealed();
     Ok(Compiled::Made(Box::new(Made { report, spent, destination })))
 }
 
@@ -234,6 +247,7 @@ fn build<'a>(
         sizes: Sizes { source: job.plan.source_bytes, artifact: job.plan.artifact_bytes },
         quality,
         files: manifest(disk, &folder)?,
+        seal: String::new(),
     };
     Ok(report)
 }

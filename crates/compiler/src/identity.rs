@@ -147,7 +147,49 @@ fn compare(at: &str, before: &Value, now: &Value, all: &mut Vec<String>) {
             }
         }
         _ if before == now => {}
-        _ => all.push(format!("{at} was {before} and is {now}")),
+        _ => all.push(said(at, before, now)),
+    }
+}
+
+/// A difference in the words of the command line and of recipes.
+fn said(at: &str, before: &Value, now: &Value) -> String {
+    let parts: Vec<&str> = at.split('.').collect();
+    let (before, now) = (short(before), short(now));
+    match parts[..] {
+        ["calibration" | "held_out", "hash" | "sequences" | "tokens"] => {
+            let text = if parts[0] == "calibration" { "calibration" } else { "held-out" };
+            match parts[1] {
+                "hash" => format!("the {text} tokens are others"),
+                what => format!("the {text} {what} were {before} and are {now}"),
+            }
+        }
+        ["side_files", ..] => format!("the file {:?} has other contents", parts[1..].join(".")),
+        ["config", ..] => {
+            format!("{:?} of config.json was {before} and is {now}", parts[1..].join("."))
+        }
+        ["tensors"] => "the artifact's tensors are others".into(),
+        ["numerics"] => format!("it was computed by {before}, and now it is {now}"),
+        ["version"] => format!("it is of version {before}, and this one is {now}"),
+        ["recipe", "pass", number, ref setting @ ..] => {
+            // People count from one.
+            let number = number.parse::<usize>().map_or(number.to_string(), |n| (n + 1).to_string());
+            format!("{} of pass {number} was {before} and is {now}", setting.join("."))
+        }
+        ["recipe", ref setting @ ..] => {
+            format!("{} was {before} and is {now}", setting.join("."))
+        }
+        _ => format!("{at} was {before} and is {now}"),
+    }
+}
+
+/// A value that fits a line.
+fn short(value: &Value) -> String {
+    match value {
+        Value::Null => "not given".into(),
+        Value::String(text) if text.len() == 64 => format!("{}...", text.get(..8).unwrap_or("")),
+        Value::Array(all) if all.len() > 8 => format!("a list of {}", all.len()),
+        Value::Object(all) if all.len() > 4 => format!("{} keys", all.len()),
+        value => value.to_string(),
     }
 }
 
@@ -160,10 +202,15 @@ mod tests {
         let before = json!({ "a": { "b": [1, 2], "c": "x" }, "d": 1, "e": null });
         let now = json!({ "a": { "b": [1, 3], "c": "x" }, "d": 1, "f": true });
         let said = settings_changes(&before, &now);
-        assert_eq!(said, ["a.b.1 was 2 and is 3", "f was null and is true"]);
+        assert_eq!(said, ["a.b.1 was 2 and is 3", "f was not given and is true"]);
         assert!(settings_changes(&before, &before).is_empty());
         let swapped = json!({ "d": 1, "a": { "b": [1, 2], "c": "x" }, "e": null });
         assert_eq!(settings_changes(&before, &swapped), ["the order of keys in config.json"]);
+        let pass = |group: Value| json!({ "recipe": { "pass": [{ "group": group }] } });
+        let said = settings_changes(&pass(Value::Null), &pass(json!("channel")));
+        assert_eq!(said, ["group of pass 1 was not given and is \"channel\""]);
+        let hash = |h: &str| json!({ "calibration": { "hash": h.repeat(64) } });
+        assert_eq!(settings_changes(&hash("a"), &hash("b")), ["the calibration tokens are others"]);
         let many: Vec<String> = (0..7).map(|n| n.to_string()).collect();
         assert_eq!(listed(&many), "0; 1; 2; 3; 4; and 2 more");
     }

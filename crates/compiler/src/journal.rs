@@ -155,6 +155,7 @@ mod tests {
             grid: "int4".into(),
             // Not every reader of JSON gives these back.
             relative_error: 0.1 + 1.0 / (n as f64 + 3.0),
+            output_error: Some(1.0 / (n as f64 + 7.0)),
             rows: n,
             rows_rounded: 0,
             damping: Some(0.01),

@@ -226,6 +226,7 @@ impl Driver<'_> {
             method: outcome.method.to_string(),
             grid: weight.grid().map(|g| g.to_string()).unwrap_or_default(),
             relative_error: outcome.relative_error,
+            output_error: outcome.output_error,
             rows: weight.spec.shape[0],
             rows_rounded: outcome.rows_rounded,
             damping: outcome.damping,

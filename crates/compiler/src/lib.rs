@@ -23,7 +23,7 @@ mod resume;
 mod rows;
 mod verify;
 
-pub use drive::{Compiled, Event, Job, Made, Spent, Text, compile};
+pub use drive::{Compiled, Event, Job, Made, Spent, Text, compile, precheck};
 pub use error::CompileError;
 pub use pass::{Outcome, Pass, PassCx, PassError, Refusal, Rewrite, Stage};
 pub use plan::{BASE_BYTES, Choice, Plan, PlannedWeight, Tokens};

@@ -71,9 +71,11 @@ pub struct Rewrite {
 pub struct Outcome {
     /// The solver that chose the codes.
     pub method: &'static str,
-    /// Squared error of the linear's output over its square, on the calibration tokens; of the
-    /// weight itself where no input was observed.
+    /// Squared error of the weight over its square: the same measure for every solver.
     pub relative_error: f64,
+    /// Squared error of the linear's output over its square, on the calibration tokens that it was
+    /// fitted to; `None` where no input was observed.
+    pub output_error: Option<f64>,
     /// Rows for which nearest rounding did better than the solver, and was kept.
     pub rows_rounded: usize,
     /// What was added to the diagonal, as a share of its mean.

@@ -46,6 +46,8 @@ pub struct Destination {
     force: bool,
     fresh: bool,
     existing: Option<Report>,
+    /// Folders above the output that were made for it, the outermost first.
+    made: Vec<PathBuf>,
     lock: File,
 }
 
@@ -58,11 +60,19 @@ impl Destination {
         if out.file_name().is_none() {
             return Err(occupied(out, "has no name that an output folder could be given"));
         }
-        let partial = beside(out, "partial");
-        let lock = lock(&partial)?;
+        let out = followed(out)?;
+        let made = parents(&out)?;
+        let partial = beside(&out, "partial");
+        let lock = match lock(&partial) {
+            Ok(lock) => lock,
+            Err(error) => {
+                unmake(&made);
+                return Err(error);
+            }
+        };
         let Claim { force, fresh, input, disk } = claim;
-        let (out, existing) = (out.to_path_buf(), None);
-        let mut new = Self { disk, out, partial, force, fresh, existing, lock };
+        let existing = None;
+        let mut new = Self { disk, out, partial, force, fresh, existing, made, lock };
         new.look(&input)?;
         Ok(new)
     }
@@ -82,6 +92,15 @@ impl Destination {
             && input.starts_with(&out)
         {
             return Err(occupied(&self.out, "is or holds the model that is read; give another -o"));
+        }
+        if device(&self.out) != device(folder_of(&self.out)) {
+            let rule = "is where a disk is mounted, and cannot be exchanged at once; \
+                        give a folder in it, such as";
+            let inner = self.out.join("model");
+            return Err(occupied(&self.out, &format!("{rule} -o {}", inner.display())));
+        }
+        if self.out.is_dir() && list(&self.out)?.is_empty() {
+            return Ok(());
         }
         let report = report::text(&self.out.join("report.json"));
         self.existing = report.ok().and_then(|text| serde_json::from_str(&text).ok());
@@ -201,8 +220,7 @@ impl Destination {
             self.rename(&artifact, &self.out)?;
         }
         disk.reached("published");
-        let parent = self.out.parent().filter(|p| !p.as_os_str().is_empty());
-        let parent = parent.unwrap_or(Path::new("."));
+        let parent = folder_of(&self.out);
         disk.sync_folder(parent).map_err(|e| CompileError::io("flush", parent, e))?;
         self.rename(&self.partial.join(LOG), &log_beside(&self.out))?;
         self.clear()?;
@@ -237,8 +255,60 @@ impl Drop for Destination {
             // What cannot be removed is an empty folder, in nobody's way.
             let _ = fs::remove_file(&lock);
             let _ = fs::remove_dir(&self.partial);
+            unmake(&self.made);
         }
     }
+}
+
+/// Where the output really lies: what a link of its name leads to is replaced, not the link.
+fn followed(out: &Path) -> Result<PathBuf, CompileError> {
+    if !fs::symlink_metadata(out).is_ok_and(|m| m.is_symlink()) {
+        return Ok(out.to_path_buf());
+    }
+    out.canonicalize().map_err(|_| occupied(out, "is a link that leads nowhere; give another -o"))
+}
+
+/// Makes the folders above the output that are not there; returns them.
+fn parents(out: &Path) -> Result<Vec<PathBuf>, CompileError> {
+    let above = folder_of(out).ancestors().filter(|path| !path.as_os_str().is_empty());
+    let mut missing: Vec<&Path> = above.take_while(|path| !path.is_dir()).collect();
+    missing.reverse();
+    let mut made = Vec::new();
+    for folder in missing {
+        match fs::create_dir(folder) {
+            Ok(()) => made.push(folder.to_path_buf()),
+            // Another run may have been faster.
+            Err(_) if folder.is_dir() => {}
+            Err(error) => {
+                unmake(&made);
+                use ErrorKind::{AlreadyExists, NotADirectory};
+                return Err(match error.kind() {
+                    AlreadyExists | NotADirectory => {
+                        occupied(folder, "is no folder, so no output can lie in it; give another -o")
+                    }
+                    _ => CompileError::io("create", folder, error),
+                });
+            }
+        }
+    }
+    Ok(made)
+}
+
+/// Removes folders that were made for nothing. Others may have put something there: then they stay.
+fn unmake(made: &[PathBuf]) {
+    for folder in made.iter().rev() {
+        let _ = fs::remove_dir(folder);
+    }
+}
+
+/// The folder that something lies in.
+fn folder_of(path: &Path) -> &Path {
+    path.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new("."))
+}
+
+/// The disk that something lies on.
+fn device(path: &Path) -> Option<u64> {
+    fs::metadata(path).ok().map(|m| m.dev())
 }
 
 /// `OUT.log.json`: what the run alone determines, beside the artifact.
@@ -254,6 +324,15 @@ fn lock(partial: &Path) -> Result<File, CompileError> {
             return Err(CompileError::io("create", partial, e));
         }
         _ => {}
+    }
+    // What a link leads to is not ours: it would be written to, and removed.
+    let is_link = |path: &Path| fs::symlink_metadata(path).is_ok_and(|m| m.is_symlink());
+    let inside = if is_link(partial) { Vec::new() } else { list(partial)? };
+    if let Some(link) = std::iter::once(partial.into()).chain(inside).find(|path| is_link(path)) {
+        return Err(occupied(&link, "is a link, and no run made it; move it"));
+    }
+    if device(partial) != device(folder_of(partial)) {
+        return Err(occupied(partial, "lies on another disk than the output; move it"));
     }
     let path = partial.join(LOCK);
     // A run that was killed at once, or while it removed the last of its work, left it empty.

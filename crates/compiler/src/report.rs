@@ -1,7 +1,9 @@
 //! What an artifact says of itself: the same bytes on every run of the same recipe.
 
+use crate::layer::hex;
 use crate::recipe::Recipe;
 use serde::{Deserialize, Serialize};
+use sha2::{Digest, Sha256};
 use std::collections::BTreeMap;
 use std::fs::File;
 use std::io::{self, Read};
@@ -36,6 +38,10 @@ pub struct Report {
     pub quality: Option<Quality>,
     /// Every other file of the artifact.
     pub files: BTreeMap<String, FileHash>,
+    /// SHA-256 of this very file with nothing between these quotes; empty in reports of unfinished
+    /// work and of earlier versions.
+    #[serde(default)]
+    pub seal: String,
 }
 
 /// Some token sequences.
@@ -62,9 +68,12 @@ pub struct WeightReport {
     pub method: String,
     /// The grid, for people.
     pub grid: String,
-    /// Squared error of the output over its square on the calibration tokens; of the weight itself
-    /// where no input was observed.
+    /// Squared error of the weight over its square: the same measure for every solver.
     pub relative_error: f64,
+    /// Squared error of the linear's output over its square, on the calibration tokens that it was
+    /// fitted to; none where no input was observed.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub output_error: Option<f64>,
     /// Rows of the weight.
     pub rows: usize,
     /// Rows for which nearest rounding did better than the solver, and was kept.
@@ -140,6 +149,19 @@ impl Report {
         // Maps have string keys and floats are finite, so there is nothing to fail.
         text.unwrap_or_default() + "\n"
     }
+
+    /// The report with its seal, so that a change of it shows.
+    pub fn sealed(&self) -> Self {
+        let open = Self { seal: String::new(), ..self.clone() };
+        let seal = hex(Sha256::new().chain_update(open.to_json()));
+        Self { seal, ..open }
+    }
+
+    /// Whether the text it was read from is, to the byte, what its seal was made of.
+    pub fn is_sealed(&self, text: &str) -> bool {
+        let open = text.replacen(&self.seal, "", 1);
+        self.seal.len() == 64 && self.seal == hex(Sha256::new().chain_update(open))
+    }
 }
 
 /// The longest report that is read: one of a hundred thousand tensors has some 50 MB.
@@ -147,6 +169,11 @@ const REPORT_MAX: u64 = 256 << 20;
 
 /// The text of a report, which may be anybody's.
 pub(crate) fn text(path: &Path) -> io::Result<String> {
+    // A pipe would be waited for, and a link leads out of the folder.
+    if !std::fs::symlink_metadata(path)?.is_file() {
+        let rule = "it is a link, a pipe or a folder, not a file";
+        return Err(io::Error::new(io::ErrorKind::InvalidData, rule));
+    }
     let mut text = String::new();
     let read = File::open(path)?.take(REPORT_MAX + 1).read_to_string(&mut text)?;
     if read as u64 > REPORT_MAX {

@@ -42,7 +42,15 @@ pub fn verify(folder: &Path) -> Result<(Report, Vec<Difference>), CompileError> 
         path,
         rule: format!("is no report of this tool: {e}"),
     })?;
-    let differences = differences(&report, folder)?;
+    let mut differences = differences(&report, folder)?;
+    if !report.is_sealed(&text) {
+        let found = match report.seal.is_empty() {
+            true => "it has no seal, which every report of this version has",
+            false => "its seal is of another text",
+        };
+        let (name, found) = ("report.json".to_string(), found.to_string());
+        differences.insert(0, Difference::Changed { name, found });
+    }
     Ok((report, differences))
 }
 
