@@ -10,4 +10,4 @@ mod recipe;
 pub mod rtn;
 mod solve;
 
-pub use recipe::{builtin, meant, names, passes, text};
+pub use recipe::{builtin, meant, modules, names, passes, resolved, text, unmatched};

@@ -2,15 +2,18 @@
 //! to logits.
 
 use crate::fit::Range;
-use crate::pattern::matches;
+use crate::pattern::Pattern;
 use crate::solve::{rounded, solved};
-use compiler::{Pass, PassCx, PassError, Refusal, Rewrite, Stage};
+use compiler::{
+    Key, Pass, PassCx, PassError, Refusal, Rewrite, Stage, Wrong, boolean, check_keys, integer,
+    one_of,
+};
 use ir::{Block, BlockId, Grid, Op, Span, Spec, Value, WeightId};
-use serde::Deserialize;
+use serde::{Deserialize, Serialize};
 use tensor::DType;
 
 /// Settings of `rtn` and `gptq`.
-#[derive(Clone, Debug, PartialEq, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, rename_all = "kebab-case")]
 pub(crate) struct Settings {
     /// 2 to 8.
@@ -33,13 +36,13 @@ pub(crate) struct Settings {
     /// Added to the diagonal of the Gram matrix, as a share of its mean.
     #[serde(default = "one_percent")]
     pub(crate) damping: f64,
-    /// Modules that are left alone: `*` stands for any characters.
+    /// Modules that are left alone: patterns.
     #[serde(default)]
     pub(crate) ignore: Vec<String>,
 }
 
 /// Settings of `head`.
-#[derive(Clone, Debug, PartialEq, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, rename_all = "kebab-case")]
 struct HeadSettings {
     bits: u8,
@@ -50,7 +53,7 @@ struct HeadSettings {
 }
 
 /// What shares a scale.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(untagged)]
 pub(crate) enum Group {
     /// So many consecutive elements of a row: 128, 64 or 32. A width that it does not divide takes
@@ -61,7 +64,7 @@ pub(crate) enum Group {
 }
 
 /// A row.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub(crate) enum Channel {
     /// A row.
@@ -69,7 +72,7 @@ pub(crate) enum Channel {
 }
 
 /// How a scale is chosen.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub(crate) enum Scale {
     /// No value is clipped.
@@ -109,29 +112,53 @@ impl Group {
         let fits = |&n: &usize| n <= size && width.is_multiple_of(n);
         [size, 64, 32].into_iter().find(fits).map_or(Span::Channel, Span::Group)
     }
-
-    fn check(self) -> Result<(), String> {
-        match self {
-            Self::Size(32 | 64 | 128) | Self::Named(_) => Ok(()),
-            Self::Size(n) => Err(format!("{n} is 32, 64, 128 or \"channel\"")),
-        }
-    }
 }
 
-fn checked(name: &str, bits: u8, group: Group) -> Result<(), Refusal> {
-    let refusal = |setting: &str, rule| Refusal { what: format!("pass {name}, {setting}"), rule };
-    if !(2..=8).contains(&bits) {
-        return Err(refusal("bits", format!("{bits} is 2 to 8")));
-    }
-    group.check().map_err(|rule| refusal("group", rule))
+const BITS: Key = Key::new("bits", |v| integer(v, 2, 8));
+
+const GROUP: Key = Key::new("group", |v| match (v.as_integer(), v.as_str()) {
+    (Some(32 | 64 | 128), _) | (_, Some("channel")) => Ok(()),
+    (Some(n), _) => Err(format!("{n} is not 32, 64, 128 or \"channel\"")),
+    (None, _) => Err(format!("{v} is not 32, 64, 128 or \"channel\"")),
+});
+
+const SCALE: Key = Key::new("scale", |v| one_of(v, &["min-max", "mse"]));
+
+/// The keys of `rtn` and `gptq`.
+const KEYS: &[Key] = &[
+    BITS,
+    GROUP,
+    SCALE,
+    Key::new("symmetric", boolean),
+    Key::new("act-order", boolean),
+    Key::new("true-sequential", boolean),
+    Key::new("damping", |v| match v.as_float().or(v.as_integer().map(|n| n as f64)) {
+        Some(share) if (0.0..=1.0).contains(&share) => Ok(()),
+        _ => Err(format!("{v} is not a number from 0 to 1")),
+    }),
+    Key::new("ignore", |v| match v.as_array() {
+        Some(all) => all.iter().try_for_each(|one| match one.as_str() {
+            Some(pattern) => Pattern::new(pattern).map(drop),
+            None => Err(format!("{one} is not text")),
+        }),
+        None => Err("is a list of names or patterns, such as [\"*down_proj\"]".into()),
+    }),
+];
+
+/// The keys of `head`.
+const HEAD_KEYS: &[Key] = &[BITS, GROUP, SCALE];
+
+/// The settings of a pass, held to their keys.
+fn read<S: serde::de::DeserializeOwned>(table: &toml::Table, keys: &[Key]) -> Result<S, Wrong> {
+    check_keys(table, keys)?;
+    let settings = S::deserialize(table.clone());
+    settings.map_err(|e| Wrong { at: Vec::new(), rule: e.message().to_string() })
 }
 
-fn read<S: serde::de::DeserializeOwned>(name: &str, table: &toml::Table) -> Result<S, Refusal> {
-    let refusal = |e: toml::de::Error| Refusal {
-        what: format!("pass {name}"),
-        rule: e.message().to_string(),
-    };
-    S::deserialize(table.clone()).map_err(refusal)
+/// Every setting of a pass, those included that were not given.
+fn whole<S: serde::Serialize>(settings: &S) -> toml::Table {
+    // Settings are bits, words and lists, so there is nothing to fail.
+    toml::Table::try_from(settings).unwrap_or_default()
 }
 
 /// `rtn`: the nearest code of every weight. It needs no calibration.
@@ -143,38 +170,37 @@ struct Gptq(Settings);
 /// `head`: the projection to logits, to the nearest code.
 struct Head(HeadSettings);
 
+/// A pass, and every setting of it.
+pub(crate) type Made = (Box<dyn Pass>, toml::Table);
+
 /// Makes `rtn`.
 ///
 /// # Errors
 /// If a setting is unknown or out of bounds.
-pub(crate) fn rtn(table: &toml::Table) -> Result<Box<dyn Pass>, Refusal> {
-    let settings: Settings = read("rtn", table)?;
-    checked("rtn", settings.bits, settings.group)?;
-    Ok(Box::new(Rtn(settings)))
+pub(crate) fn rtn(table: &toml::Table) -> Result<Made, Wrong> {
+    let settings: Settings = read(table, KEYS)?;
+    let all = whole(&settings);
+    Ok((Box::new(Rtn(settings)), all))
 }
 
 /// Makes `gptq`.
 ///
 /// # Errors
 /// If a setting is unknown or out of bounds.
-pub(crate) fn gptq(table: &toml::Table) -> Result<Box<dyn Pass>, Refusal> {
-    let settings: Settings = read("gptq", table)?;
-    checked("gptq", settings.bits, settings.group)?;
-    if !(settings.damping.is_finite() && (0.0..=1.0).contains(&settings.damping)) {
-        let rule = format!("{} is 0 to 1", settings.damping);
-        return Err(Refusal { what: "pass gptq, damping".into(), rule });
-    }
-    Ok(Box::new(Gptq(settings)))
+pub(crate) fn gptq(table: &toml::Table) -> Result<Made, Wrong> {
+    let settings: Settings = read(table, KEYS)?;
+    let all = whole(&settings);
+    Ok((Box::new(Gptq(settings)), all))
 }
 
 /// Makes `head`.
 ///
 /// # Errors
 /// If a setting is unknown or out of bounds.
-pub(crate) fn head(table: &toml::Table) -> Result<Box<dyn Pass>, Refusal> {
-    let settings: HeadSettings = read("head", table)?;
-    checked("head", settings.bits, settings.group)?;
-    Ok(Box::new(Head(settings)))
+pub(crate) fn head(table: &toml::Table) -> Result<Made, Wrong> {
+    let settings: HeadSettings = read(table, HEAD_KEYS)?;
+    let all = whole(&settings);
+    Ok((Box::new(Head(settings)), all))
 }
 
 impl Settings {
@@ -187,7 +213,8 @@ impl Settings {
         for (_, _, weight) in linears(block) {
             let spec = &block.weights[weight.0 as usize];
             let module = spec.tensor.strip_suffix(".weight").unwrap_or(&spec.tensor);
-            if self.ignore.iter().any(|p| matches(p, module)) {
+            let ignored = |p: &String| Pattern::new(p).is_ok_and(|p| p.matches(module));
+            if self.ignore.iter().any(ignored) {
                 continue;
             }
             grids[weight.0 as usize] = Some(grid(self.bits, self.symmetric, self.group, spec));

@@ -1,9 +1,13 @@
 //! Built-in recipes, and the passes that recipes name.
 
-use compiler::{Pass, PassRecipe, Recipe, Refusal};
+use crate::pattern::Pattern;
+use crate::quantize::Made;
+use compiler::{Pass, PassRecipe, Recipe, Refusal, Wrong};
+use ir::{ModelSpec, Op};
+use std::collections::BTreeSet;
 
 /// A pass by its name: what makes it from its settings.
-type Make = fn(&toml::Table) -> Result<Box<dyn Pass>, Refusal>;
+type Make = fn(&toml::Table) -> Result<Made, Wrong>;
 
 const PASSES: &[(&str, Make)] = &[
     ("rtn", crate::quantize::rtn),
@@ -93,25 +97,70 @@ pub fn text(name: &str) -> Option<&'static str> {
 ///
 /// # Errors
 /// Every pass that is unknown, or whose settings are.
-pub fn passes(recipe: &Recipe) -> Result<Vec<Box<dyn Pass>>, Vec<Refusal>> {
+pub fn passes(recipe: &Recipe) -> Result<Vec<Box<dyn Pass>>, Vec<Wrong>> {
+    Ok(made(recipe)?.into_iter().map(|(pass, _)| pass).collect())
+}
+
+/// The recipe with every setting of every pass, those included that it leaves to their defaults: the
+/// record of what runs.
+///
+/// # Errors
+/// As [`passes`].
+pub fn resolved(recipe: &Recipe) -> Result<Recipe, Vec<Wrong>> {
+    let made = made(recipe)?;
+    let passes = recipe.passes.iter().zip(made).map(|(pass, (_, settings))| {
+        let name = pass.name.clone();
+        PassRecipe { name, settings }
+    });
+    Ok(Recipe { passes: passes.collect(), ..recipe.clone() })
+}
+
+fn made(recipe: &Recipe) -> Result<Vec<Made>, Vec<Wrong>> {
     let mut refusals = Vec::new();
     let mut passes = Vec::new();
-    for pass in &recipe.passes {
+    for (number, pass) in recipe.passes.iter().enumerate() {
         match make(pass) {
             Ok(pass) => passes.push(pass),
-            Err(refusal) => refusals.push(refusal),
+            Err(wrong) => refusals.push(wrong.within(["pass".into(), number.to_string()])),
         }
     }
     if refusals.is_empty() { Ok(passes) } else { Err(refusals) }
 }
 
-fn make(pass: &PassRecipe) -> Result<Box<dyn Pass>, Refusal> {
+fn make(pass: &PassRecipe) -> Result<Made, Wrong> {
     let Some((_, make)) = PASSES.iter().find(|(name, _)| *name == pass.name) else {
         let all: Vec<&str> = PASSES.iter().map(|(name, _)| *name).collect();
-        let rule = format!("{:?} is one of {}", pass.name, all.join(", "));
-        return Err(Refusal { what: "pass".into(), rule });
+        let rule = format!("{:?} is no pass; they are {}", pass.name, all.join(", "));
+        return Err(Wrong { at: vec!["name".into()], rule });
     };
     make(&pass.settings)
+}
+
+/// The modules of a model that hold a linear: what `ignore` may name.
+pub fn modules(model: &ModelSpec) -> BTreeSet<&str> {
+    let blocks = model.blocks();
+    let linears = blocks.flat_map(|block| {
+        block.ops.iter().filter_map(|op| match op {
+            Op::Linear { weight, .. } => block.weights.get(weight.0 as usize),
+            _ => None,
+        })
+    });
+    let name = |tensor: &'_ str| -> usize {
+        tensor.strip_suffix(".weight").map_or(tensor.len(), str::len)
+    };
+    // A tied head has the embedding's tensor; readers call its module by its own name.
+    linears.map(|spec| &spec.tensor[..name(&spec.tensor)]).chain(["lm_head"]).collect()
+}
+
+/// Each pattern of a recipe's `ignore` that names no module of a model.
+pub fn unmatched<'r>(recipe: &'r Recipe, modules: &BTreeSet<&str>) -> Vec<&'r str> {
+    let lists = recipe.passes.iter().filter_map(|pass| pass.settings.get("ignore"));
+    let patterns =
+        lists.filter_map(toml::Value::as_array).flatten().filter_map(toml::Value::as_str);
+    let names_none = |pattern: &&str| {
+        Pattern::new(pattern).is_ok_and(|pattern| !modules.iter().any(|m| pattern.matches(m)))
+    };
+    patterns.filter(names_none).collect()
 }
 
 #[cfg(test)]

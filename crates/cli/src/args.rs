@@ -44,6 +44,9 @@ pub(crate) enum Command {
     /// Show the devices of this machine and what they can do, and try every kernel against the plain
     /// reference. Use it when a GPU is not found, or its results are in doubt.
     Doctor(Doctor),
+    /// Print a recipe, built-in or that of an artifact. Use it to begin one of your own, or to see
+    /// every setting that made an artifact.
+    Recipe(PrintRecipe),
     /// Hold every file of an artifact against the manifest in its report. Use it after a copy or a
     /// download, before the artifact is trusted.
     Verify(Verify),
@@ -54,6 +57,17 @@ pub(crate) enum Command {
 pub(crate) struct Doctor {
     #[command(flatten)]
     pub(crate) common: Common,
+}
+
+/// Arguments of `recipe`.
+#[derive(Debug, Args)]
+pub(crate) struct PrintRecipe {
+    /// A built-in recipe (int4, int8), a recipe file, or an artifact's folder; without it, what is
+    /// built in. Use it as `optimize recipe int4 > my.toml`.
+    pub(crate) recipe: Option<String>,
+    /// Print one JSON object instead of TOML. Use it in a pipeline.
+    #[arg(long)]
+    pub(crate) json: bool,
 }
 
 /// Arguments of `verify`.
@@ -82,9 +96,10 @@ pub(crate) struct Compile {
     /// int8 for one that is hard to tell from the original.
     #[arg(long, value_name = "NAME", conflicts_with = "recipe")]
     pub(crate) quant: Option<String>,
-    /// A recipe file, TOML. Use it for what the options cannot say; they still override it.
+    /// A recipe: a TOML file, a built-in one's name, or an artifact's folder. Use it for what the
+    /// options cannot say (docs/RECIPES.md); they still override it.
     #[arg(long, value_name = "FILE")]
-    pub(crate) recipe: Option<PathBuf>,
+    pub(crate) recipe: Option<String>,
     /// How codes are chosen [default: gptq]. Use rtn (nearest rounding) when there is no time to
     /// calibrate; it loses more.
     #[arg(long, value_enum)]
@@ -126,8 +141,8 @@ pub(crate) struct Compile {
     /// Use it on a small machine; the result is the same.
     #[arg(long, value_name = "SIZE", value_parser = size)]
     pub(crate) memory: Option<u64>,
-    /// Leave modules of this name alone; `*` stands for any characters; repeatable. Use it for
-    /// layers that must stay exact.
+    /// Leave modules of this name alone; `*` stands for any characters, `re:` begins a regular
+    /// expression; repeatable. Use it for layers that must stay exact.
     #[arg(long, value_name = "PATTERN")]
     pub(crate) ignore: Vec<String>,
     /// Store what is not quantized, and scales, as bf16 [default: as the source]. Use it to shrink
@@ -136,7 +151,7 @@ pub(crate) struct Compile {
     pub(crate) dtype: Option<StoreDtype>,
     /// Publish only if perplexity rises by at most this, such as 2%. Use it to stop a pipeline
     /// before a bad model leaves it.
-    #[arg(long, value_name = "SHARE", value_parser = share)]
+    #[arg(long, value_name = "SHARE", value_parser = compiler::share)]
     pub(crate) max_ppl_increase: Option<f64>,
     /// Publish only if the mean KL divergence from the original is at most this, in nats a token.
     /// Use it as a gate that is stricter than perplexity.
@@ -244,18 +259,6 @@ fn size(text: &str) -> Result<u64, String> {
     match digits.parse::<f64>() {
         Ok(n) if n.is_finite() && n >= 0.0 => Ok((n * unit) as u64),
         _ => Err("a size is a number with a unit, such as 2G or 800M".into()),
-    }
-}
-
-/// `2%` or `0.02`.
-fn share(text: &str) -> Result<f64, String> {
-    let (digits, unit) = text.strip_suffix('%').map_or((text, 1.0), |digits| (digits, 0.01));
-    match digits.trim().parse::<f64>() {
-        Ok(n) if n >= 1.0 && unit == 1.0 => {
-            Err(format!("{text} is {} %; write {text}% or a share below 1", n * 100.0))
-        }
-        Ok(n) if n.is_finite() && n >= 0.0 => Ok(n * unit),
-        _ => Err("a share is a number of at least 0, such as 2% or 0.02".into()),
     }
 }
 
@@ -427,6 +430,10 @@ pub(crate) struct Common {
     /// Print no progress and no remarks. Use it in a log that should hold results only.
     #[arg(long)]
     pub(crate) quiet: bool,
+    /// How progress is told on standard error: auto (a bar on a terminal, else a line now and then),
+    /// json (an object a line) or off [default: auto]. Use json where a program shows it.
+    #[arg(long, value_enum, value_name = "HOW", default_value_t = Progress::Auto, hide_default_value = true)]
+    pub(crate) progress: Progress,
     /// The folder of the local Hugging Face cache [default: HF_HUB_CACHE, or HF_HOME/hub, or
     /// ~/.cache/huggingface/hub]. Use it when the cache was moved.
     #[arg(long, value_name = "DIR")]
@@ -438,6 +445,18 @@ pub(crate) struct Common {
     /// Force an instruction set. Use it to test that kernels agree.
     #[arg(long, hide = true)]
     pub(crate) isa: Option<String>,
+}
+
+/// How progress is told.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
+pub(crate) enum Progress {
+    /// As suits where standard error leads.
+    #[default]
+    Auto,
+    /// An object a line.
+    Json,
+    /// Not at all; remarks are made.
+    Off,
 }
 
 #[cfg(test)]

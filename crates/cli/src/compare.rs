@@ -9,10 +9,11 @@ use crate::eval::{WINDOW, sequence, text_tokens};
 use crate::failure::{Code, Failure};
 use crate::measure::{Models, Path};
 use crate::model::Opened;
-use crate::output::{has_a_place, print, remark, write_whole};
+use crate::output::{print, remark};
 use crate::quality::{Comparison, nll};
 use crate::statistics::Mean;
 use crate::task::{Difference, Outcome, Set};
+use crate::written::{has_a_place, write_whole};
 use calibration::windows::{Protocol, windows};
 use calibration::{Scored, Sequence};
 use std::path::PathBuf;
@@ -68,7 +69,7 @@ pub(crate) fn run(args: &Compare) -> Result<(), Failure> {
     let score = |model, baseline| {
         devices.pool.install(|| {
             let models = Models { opened: model, baseline, backend, path: Path::Exact };
-            models.score(&work.all(), quiet)
+            models.score(&work.all(), &args.common)
         })
     };
     let mut rows = Vec::new();

@@ -5,9 +5,10 @@ use crate::device::{Devices, Sums, Wanted};
 use crate::failure::{Code, Failure};
 use crate::measure::{Models, Path};
 use crate::model::Opened;
-use crate::output::{grouped, has_a_place, print, remark, write_whole};
+use crate::output::{grouped, print, remark};
 use crate::quality::Quality;
 use crate::task;
+use crate::written::{has_a_place, write_whole};
 use calibration::builtin::EVAL_TEXT;
 use calibration::windows::{Protocol, Window, windows};
 use calibration::{Scored, Sequence, Target};
@@ -75,7 +76,7 @@ fn text(args: &args::Eval, models: &Models<'_>) -> Result<(), Failure> {
         remark(&format!("warning: windows of {longest} exceed the model's context of {context}"));
     }
     let sequences: Vec<Sequence> = places.iter().map(|w| sequence(w, &tokens)).collect();
-    let scored = models.score(&sequences, args.common.quiet)?;
+    let scored = models.score(&sequences, &args.common)?;
     let at = || {
         sequences
             .iter()
@@ -135,19 +136,25 @@ pub(crate) fn tokenizer(opened: &Opened) -> Result<text::Tokenizer, Failure> {
 }
 
 /// The longest text or task that is read.
-const TEXT_BYTES: u64 = 1 << 30;
+pub(crate) const TEXT_BYTES: u64 = 1 << 30;
 
 /// Reads a text file whole: texts are small beside models.
 pub(crate) fn read(path: &std::path::Path) -> Result<String, Failure> {
     whole(File::open(path).map_err(|error| Failure::io(path, error))?, path)
 }
 
-fn whole(file: impl Read, path: &std::path::Path) -> Result<String, Failure> {
+/// The bytes of a text that anybody may have written: no more than [`TEXT_BYTES`] are held.
+pub(crate) fn bounded(file: impl Read, path: &std::path::Path) -> Result<Vec<u8>, Failure> {
     let mut bytes = Vec::new();
     file.take(TEXT_BYTES + 1).read_to_end(&mut bytes).map_err(|error| Failure::io(path, error))?;
     if bytes.len() as u64 > TEXT_BYTES {
         return Err(Failure::refused(format!("{path:?} is longer than {TEXT_BYTES} bytes")));
     }
+    Ok(bytes)
+}
+
+fn whole(file: impl Read, path: &std::path::Path) -> Result<String, Failure> {
+    let bytes = bounded(file, path)?;
     let mut text = String::from_utf8(bytes).map_err(|error| {
         let at = error.utf8_error().valid_up_to();
         Failure::refused(format!("{path:?} is not UTF-8 at byte {at}"))

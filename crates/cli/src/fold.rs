@@ -4,7 +4,7 @@
 pub(crate) const COLUMNS: usize = 80;
 
 /// Where words stand after a label.
-const INDENT: usize = 10;
+const INDENT: usize = 12;
 
 /// `label` and `words`, in lines of at most 80 columns as far as words allow it.
 pub(crate) fn fold(label: &str, words: &str) -> String {
@@ -34,13 +34,13 @@ mod tests {
 
     #[test]
     fn long_lines_go_on_under_their_words() {
-        assert_eq!(fold("a", "b c"), "a         b c\n");
+        assert_eq!(fold("a", "b c"), "a           b c\n");
         let folded = fold("label", &"word ".repeat(30));
         assert_eq!(folded.lines().count(), 3);
         assert!(folded.lines().all(|line| line.chars().count() <= COLUMNS));
-        assert!(folded.lines().skip(1).all(|line| line.starts_with("          word")));
+        assert!(folded.lines().skip(1).all(|line| line.starts_with("            word")));
         // A word that no line holds is not cut.
         let long = "x".repeat(90);
-        assert_eq!(fold("a", &format!("b {long}")), format!("a         b\n          {long}\n"));
+        assert_eq!(fold("a", &format!("b {long}")), format!("a           b\n            {long}\n"));
     }
 }

@@ -21,7 +21,9 @@ mod optimize;
 mod output;
 mod place;
 mod plan;
+mod progress;
 mod quality;
+mod recipe;
 mod request;
 mod room;
 mod run;
@@ -31,6 +33,7 @@ mod task;
 mod tokens;
 mod verify;
 mod words;
+mod written;
 
 use args::{Command, CommandLine, Compile};
 use clap::error::{ContextKind, ContextValue, ErrorKind};
@@ -92,6 +95,7 @@ fn run(arguments: &[OsString]) -> Result<(), Failure> {
         Command::Chat(args) => chat::run(&args),
         Command::Bench(args) => bench::run(*args),
         Command::Doctor(args) => doctor::run(&args),
+        Command::Recipe(args) => recipe::run(&args),
         Command::Verify(args) => verify::run(&args),
     }
 }

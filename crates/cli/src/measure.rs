@@ -1,9 +1,11 @@
 //! What `eval` runs: a model exactly, as served, or both side by side, and a baseline.
 
+use crate::args::Common;
 use crate::args::{Eval, EvalPath};
 use crate::failure::Failure;
 use crate::model::Opened;
-use crate::output::{Meter, grouped, peak_memory, remark};
+use crate::output::{grouped, peak_memory, remark};
+use crate::progress::Meter;
 use backend::{Backend, KvDType};
 use calibration::{Scored, Sequence};
 
@@ -78,8 +80,8 @@ impl std::fmt::Display for Served {
 
 impl Models<'_> {
     /// Scores `sequences` with progress; remarks how fast it went.
-    pub(crate) fn score(&self, sequences: &[Sequence], quiet: bool) -> Result<Scores, Failure> {
-        let mut meter = Meter::new("scoring", quiet);
+    pub(crate) fn score(&self, sequences: &[Sequence], common: &Common) -> Result<Scores, Failure> {
+        let mut meter = Meter::new("scoring", common);
         let ours = self.opened.streamed();
         let mut forwards = match self.path {
             Path::Exact => vec![ours.exact()],
@@ -92,7 +94,7 @@ impl Models<'_> {
         })?;
         let (seconds, tokens) =
             (meter.finish().as_secs_f64(), sequences.iter().map(|s| s.tokens.len()).sum());
-        if !quiet {
+        if !common.quiet {
             self.remark_speed(tokens, seconds);
         }
         let mut scored = scored.into_iter();

@@ -5,25 +5,31 @@ use crate::args::Compile;
 use crate::device::{Devices, Sums, Wanted};
 use crate::failure::Failure;
 use crate::fault;
+use crate::fold::fold;
 use crate::model::Opened;
-use crate::output::{CompileMeter, peak_memory, print, remark, size};
+use crate::output::{counted, peak_memory, print, print_table, remark, seconds, size};
 use crate::plan;
+use crate::progress::CompileMeter;
 use crate::request::Request;
 use crate::tokens::{self, Streams};
 use calibration::Model;
 use compiler::{Claim, Compiled, Destination, Job, Plan, Quality, Report, Spent, Tokens, compile};
+use ir::{BlockId, ModelSpec, Span};
 use serde_json::{Value, json};
-use std::fmt::Write;
+use std::collections::BTreeMap;
 use std::path::Path;
 use std::time::Instant;
 
 pub(crate) fn run(args: &Compile) -> Result<(), Failure> {
     let started = Instant::now();
     let mut request = Request::of(args)?;
-    let passes = passes::passes(&request.recipe).map_err(compiler::CompileError::Refused)?;
+    let passes = passes::passes(&request.recipe).map_err(|all| {
+        compiler::CompileError::Refused(all.into_iter().map(Into::into).collect())
+    })?;
     let opened = Opened::open(&args.model, &args.common)?;
     already_quantized(args, &opened)?;
-    if args.quant.is_some() && args.samples.is_none() {
+    request.check_ignored(&opened.spec)?;
+    if request.builtin && args.samples.is_none() {
         let calibration = &mut request.recipe.calibration;
         calibration.samples = tokens::samples_for(&opened.spec, calibration.samples);
     }
@@ -35,6 +41,9 @@ pub(crate) fn run(args: &Compile) -> Result<(), Failure> {
         plan.with_stored(&opened.checkpoint, &opened.spec).map_err(|one| refused(vec![one]))
     };
     let planned = make(tokens::planned(args, &request.recipe, opened.spec.context))?;
+    if !args.common.quiet {
+        unfitting(args, &opened.spec, &planned).iter().for_each(|said| remark(said));
+    }
     let devices = Devices::open(&args.common, Wanted::Cpu, Sums::Ours)?;
     // Before any work: whether the result could be put anywhere.
     let claim = Claim {
@@ -69,7 +78,7 @@ pub(crate) fn run(args: &Compile) -> Result<(), Failure> {
             let context = plan::Context { args, opened: &opened, recipe, out: &out };
             return plan::show(&context, &plan, devices.backend());
         }
-        let mut meter = CompileMeter::new(args.common.quiet);
+        let mut meter = CompileMeter::new(&args.common);
         let compiled = compile(&job, destination, &mut |event| meter.event(&event));
         meter.finish();
         match compiled? {
@@ -109,6 +118,41 @@ fn already_quantized(args: &Compile, opened: &Opened) -> Result<(), Failure> {
     Err(Failure::refused(what).with_hint(
         "give the original that it was made from; --requantize rounds it once more all the same",
     ))
+}
+
+/// What was asked for in so many words and does not fit the model.
+fn unfitting(args: &Compile, spec: &ModelSpec, plan: &Plan) -> Vec<String> {
+    let mut said = Vec::new();
+    if let Some(asked) = args.seq_len.filter(|asked| *asked > spec.context) {
+        said.push(format!(
+            "warning: --seq-len {asked} is more than the model's context: samples have {} tokens",
+            spec.context
+        ));
+    }
+    let size = args.group_size.as_ref().and_then(|size| size.parse::<usize>().ok());
+    let Some(asked) = size else { return said };
+    let mut others: BTreeMap<(usize, String), usize> = BTreeMap::new();
+    for (id, weights) in &plan.blocks {
+        for weight in weights.iter().filter(|_| matches!(id, BlockId::Layer(_))) {
+            let Some(span) = weight.grid().map(|grid| grid.span()) else { continue };
+            if span != Span::Group(asked) {
+                let width = weight.spec.shape.last().copied().unwrap_or(0);
+                *others.entry((width, words_of(span))).or_default() += 1;
+            }
+        }
+    }
+    said.extend(others.iter().map(|((width, span), count)| {
+        let weights = counted(*count, "weight");
+        format!("warning: --group-size {asked} does not divide rows of {width}: {weights} {span}")
+    }));
+    said
+}
+
+fn words_of(span: Span) -> String {
+    match span {
+        Span::Group(size) => format!("take groups of {size}"),
+        Span::Channel => "take a scale a row".into(),
+    }
 }
 
 /// How much of the activations may stay in memory.
@@ -163,65 +207,58 @@ fn tell(args: &Compile, out: &Path, report: &Report, run: &Value) -> Result<(), 
         return print(&format!("{result:#}"));
     }
     if !args.common.quiet {
-        let seconds = |key: &str| run["seconds"][key].as_f64().unwrap_or(0.0);
-        let peak = run["peak_memory"]
-            .as_u64()
-            .map_or(String::new(), |b| format!(", peak memory {}", size(b)));
-        remark(&format!(
-            "{:.1} s: load {:.1}, calibrate {:.1}, solve {:.1}, write {:.1}, measure {:.1}{peak}",
-            seconds("total"),
-            seconds("load"),
-            seconds("calibrate"),
-            seconds("solve"),
-            seconds("write"),
-            seconds("measure"),
-        ));
+        remark(&time(run));
     }
     if let Some(why) = report.quality.as_ref().and_then(Quality::proves_nothing) {
         remark(&format!("warning: {why}"));
     }
-    print(&table(out, report))
+    print_table(&table(out, report))
+}
+
+/// How long it took, what took most of it first, and how much memory.
+fn time(run: &Value) -> String {
+    let of = |key: &str| run["seconds"][key].as_f64().unwrap_or(0.0);
+    let total = of("total");
+    let parts = ["load", "calibrate", "solve", "write", "measure"].map(|key| (key, of(key)));
+    // What took less than a twentieth is nobody's concern.
+    let least = (total / 20.0).max(0.05);
+    let mut parts: Vec<_> = parts.into_iter().filter(|(_, s)| *s >= least).collect();
+    parts.sort_by(|a, b| b.1.total_cmp(&a.1));
+    let parts: Vec<String> =
+        parts.iter().map(|(key, s)| format!("{key} {}", seconds(*s))).collect();
+    let parts = if parts.is_empty() { String::new() } else { format!(" ({})", parts.join(", ")) };
+    let peak = run["peak_memory"].as_u64();
+    let peak = peak.map_or(String::new(), |bytes| format!(", peak memory {}", size(bytes)));
+    format!("{}{parts}{peak}", seconds(total))
 }
 
 fn table(out: &Path, report: &Report) -> String {
-    let mut text = String::new();
     let share = 100.0 * report.sizes.artifact as f64 / report.sizes.source.max(1) as f64;
-    let _ = writeln!(text, "artifact    {}", out.display());
-    let _ = writeln!(
-        text,
-        "size        {} -> {}  ({share:.1} %)",
-        size(report.sizes.source),
-        size(report.sizes.artifact)
-    );
-    for (what, weights, mean, worst) in plan::grouped_weights(&report.weights) {
-        let _ = writeln!(
-            text,
-            "weights     {weights} by {what}: relative error {mean:.5} on average, {worst:.5} at worst"
-        );
-    }
-    let fallbacks: Vec<_> = report.weights.iter().filter(|w| w.fallback.is_some()).collect();
-    for weight in &fallbacks {
-        let why = weight.fallback.as_deref().unwrap_or_default();
-        let _ = writeln!(text, "fallback    {} by {}: {why}", weight.tensor, weight.method);
+    let mut text = fold("artifact", &out.display().to_string());
+    let (from, to) = (size(report.sizes.source), size(report.sizes.artifact));
+    text += &fold("size", &format!("{from} -> {to}  ({share:.1} %)"));
+    text += &plan::weights(&report.weights);
+    let fallbacks = report.weights.iter().filter_map(|w| Some((w, w.fallback.as_ref()?)));
+    for (weight, why) in fallbacks {
+        text += &fold("fallback", &format!("{} by {}: {why}", weight.tensor, weight.method));
     }
     match &report.quality {
-        Some(quality) => text.push_str(&self::quality(quality)),
-        None => text.push_str("quality     not measured\n"),
+        Some(quality) => text += &self::quality(quality),
+        None => text += &fold("quality", "not measured"),
     }
     text
 }
 
 fn quality(q: &Quality) -> String {
-    format!(
-        "perplexity  {:.4} -> {:.4}  ({:+.2} %), {} held-out tokens, windows of {}\n\
-         KL          {:.6} nats a token\n\
-         top-1       {:.2} % agree\n",
+    let perplexity = format!(
+        "{:.4} -> {:.4}  ({:+.2} %), {} held-out tokens, windows of {}",
         q.original_perplexity,
         q.perplexity,
         100.0 * q.perplexity_increase,
         q.scored,
         q.window,
-        q.kl_divergence,
-        100.0 * q.top1_agreement,
-    )
+    );
+    fold("perplexity", &perplexity)
+        + &fold("KL", &format!("{:.6} nats a token", q.kl_divergence))
+        + &fold("top-1", &format!("{:.2} % agree", 100.0 * q.top1_agreement))
 }

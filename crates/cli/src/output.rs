@@ -1,12 +1,8 @@
 //! Results go to standard output, progress and remarks to standard error.
 
 use crate::failure::{Code, Failure};
-use compiler::Event;
-use indicatif::{ProgressBar, ProgressStyle};
-use std::fs::{self, File};
+use std::fs;
 use std::io::{self, ErrorKind, IsTerminal, Write};
-use std::path::Path;
-use std::time::{Duration, Instant};
 
 /// Prints a result. A reader that closed the pipe has what it wanted.
 pub(crate) fn print(text: &str) -> Result<(), Failure> {
@@ -37,143 +33,48 @@ pub(crate) fn write_stream(text: &str) -> Result<bool, Failure> {
 
 /// Says something beside the result. If nobody can hear it, nothing is lost.
 pub(crate) fn remark(text: &str) {
+    let text = match colours(&io::stderr()) {
+        true => text.lines().map(marked).collect::<Vec<_>>().join("\n"),
+        false => text.to_string(),
+    };
     let _ = writeln!(io::stderr().lock(), "{text}");
 }
 
-/// Progress of long work: a bar on a terminal, now and then a plain line elsewhere.
-pub(crate) struct Meter {
-    what: &'static str,
-    bar: Option<ProgressBar>,
-    quiet: bool,
-    started: Instant,
-    said: Instant,
+/// Prints lines of a label and words, the labels bold where a person reads them.
+pub(crate) fn print_table(text: &str) -> Result<(), Failure> {
+    if !colours(&io::stdout()) {
+        return print(text);
+    }
+    let bold = |line: &str| match line.split_once(' ') {
+        Some((label, words)) if !label.is_empty() => format!("\x1b[1m{label}\x1b[0m {words}\n"),
+        _ => format!("{line}\n"),
+    };
+    print(&text.lines().map(bold).collect::<String>())
 }
 
-/// Between two plain lines.
-const LINE_EVERY: Duration = Duration::from_secs(5);
-
-impl Meter {
-    pub(crate) fn new(what: &'static str, quiet: bool) -> Self {
-        let bar = (!quiet && io::stderr().is_terminal()).then(|| {
-            let style = ProgressStyle::with_template("{msg} [{bar:32}] {pos}/{len}  {eta} left");
-            let bar = ProgressBar::new(0).with_message(what);
-            style.map_or(bar.clone(), |style| bar.with_style(style.progress_chars("=> ")))
-        });
-        let now = Instant::now();
-        Self { what, bar, quiet, started: now, said: now }
-    }
-
-    pub(crate) fn at(&mut self, done: usize, total: usize) {
-        if let Some(bar) = &self.bar {
-            bar.set_length(total as u64);
-            bar.set_position(done as u64);
-        } else if !self.quiet && self.said.elapsed() >= LINE_EVERY && done > 0 {
-            self.said = Instant::now();
-            let left = self.started.elapsed().as_secs_f64() * (total - done) as f64 / done as f64;
-            remark(&format!("{}: step {done} of {total}, about {left:.0} s left", self.what));
-        }
-    }
-
-    pub(crate) fn finish(self) -> Duration {
-        if let Some(bar) = self.bar {
-            bar.finish_and_clear();
-        }
-        self.started.elapsed()
-    }
+/// Whether a person looks at a stream who does not mind colours (<https://no-color.org>).
+pub(crate) fn colours(stream: &impl IsTerminal) -> bool {
+    stream.is_terminal() && std::env::var_os("NO_COLOR").is_none_or(|value| value.is_empty())
 }
 
-/// Progress of a compilation: the layer, what it does, its error, the time left.
-pub(crate) struct CompileMeter {
-    bar: Option<ProgressBar>,
-    quiet: bool,
-    started: Instant,
-    said: Instant,
-    done: usize,
-    total: usize,
-    errors: Vec<f64>,
+/// A line whose first word says what kind of line it is.
+fn marked(line: &str) -> String {
+    for (word, code) in [("error:", "1;31"), ("warning:", "1;33"), ("hint:", "1;36")] {
+        if let Some(rest) = line.strip_prefix(word) {
+            return format!("\x1b[{code}m{word}\x1b[0m{rest}");
+        }
+    }
+    line.to_string()
 }
 
-impl CompileMeter {
-    pub(crate) fn new(quiet: bool) -> Self {
-        let bar = (!quiet && io::stderr().is_terminal()).then(|| {
-            let style = ProgressStyle::with_template("[{bar:32}] {pos}/{len}  {msg}");
-            let bar = ProgressBar::new(0);
-            style.map_or(bar.clone(), |style| bar.with_style(style.progress_chars("=> ")))
-        });
-        let now = Instant::now();
-        Self { bar, quiet, started: now, said: now, done: 0, total: 0, errors: Vec::new() }
-    }
-
-    pub(crate) fn event(&mut self, event: &Event<'_>) {
-        match event {
-            Event::Block(id, done, total) => {
-                (self.done, self.total) = (*done, *total);
-                self.say(&id.to_string());
-                self.errors.clear();
-            }
-            Event::Replay(id, done, total) => {
-                (self.done, self.total) = (*done, *total);
-                self.say(&format!("{id} is finished, going through it again"));
-            }
-            Event::Damaged(id) => {
-                if !self.quiet {
-                    remark(&format!(
-                        "warning: {id} was finished, but is damaged; it is done again"
-                    ));
-                }
-            }
-            Event::Stage { block, pass } => {
-                if let Some(bar) = &self.bar {
-                    bar.set_message(format!("{block}: {pass}, {}", self.left()));
-                }
-            }
-            Event::Weight(weight) => {
-                self.errors.push(weight.relative_error);
-                if let Some(bar) = &self.bar {
-                    let error = weight.relative_error;
-                    bar.set_message(format!(
-                        "{}: error {error:.5}, {}",
-                        weight.tensor,
-                        self.left()
-                    ));
-                }
-            }
-            Event::Measure => self.say("measuring the result"),
-            Event::Kept => self.say("an earlier run had finished this work"),
-        }
-    }
-
-    /// A step begins; lines say what the one before came to.
-    fn say(&mut self, what: &str) {
-        if let Some(bar) = &self.bar {
-            bar.set_length(self.total as u64);
-            bar.set_position(self.done as u64);
-            bar.set_message(format!("{what}, {}", self.left()));
-        } else if !self.quiet && self.said.elapsed() >= LINE_EVERY {
-            self.said = Instant::now();
-            let worst = self.errors.iter().copied().fold(0.0, f64::max);
-            let error = match self.errors[..] {
-                [] => String::new(),
-                _ => format!(", error of the last at most {worst:.5}"),
-            };
-            let (done, total, left) = (self.done, self.total, self.left());
-            remark(&format!("{what}: {done} of {total} blocks done{error}, {left}"));
-        }
-    }
-
-    fn left(&self) -> String {
-        if self.done == 0 {
-            return "time left not known yet".into();
-        }
-        let seconds = self.started.elapsed().as_secs_f64();
-        let left = seconds * (self.total - self.done) as f64 / self.done as f64;
-        format!("about {left:.0} s left")
-    }
-
-    pub(crate) fn finish(self) {
-        if let Some(bar) = self.bar {
-            bar.finish_and_clear();
-        }
+/// A time as people say it: `0.4 s`, `12 s`, `3 min 5 s`, `2 h 10 min`.
+pub(crate) fn seconds(seconds: f64) -> String {
+    let whole = seconds.round() as u64;
+    match whole {
+        _ if seconds < 9.95 => format!("{seconds:.1} s"),
+        0..100 => format!("{whole} s"),
+        100..3600 => format!("{} min {} s", whole / 60, whole % 60),
+        _ => format!("{} h {} min", whole / 3600, whole % 3600 / 60),
     }
 }
 
@@ -216,36 +117,6 @@ pub(crate) fn size(bytes: u64) -> String {
     }
 }
 
-/// Refuses, before any work is done, a place where no file can be put.
-pub(crate) fn has_a_place(path: &Path) -> Result<(), Failure> {
-    let folder = path.parent().filter(|f| !f.as_os_str().is_empty()).unwrap_or(Path::new("."));
-    if path.file_name().is_none() || path.is_dir() {
-        return Err(Failure::refused(format!("cannot write {path:?}: it is a folder")));
-    }
-    if !folder.is_dir() {
-        return Err(Failure::refused(format!("cannot write {path:?}: {folder:?} is no folder")));
-    }
-    Ok(())
-}
-
-/// Writes a file so that nobody ever sees half of it: beside its place, then renamed.
-pub(crate) fn write_whole(path: &Path, bytes: &[u8]) -> anyhow::Result<()> {
-    let mut name = path.file_name().unwrap_or_default().to_os_string();
-    name.push(".partial");
-    let partial = path.with_file_name(name);
-    let write = || -> io::Result<()> {
-        let mut file = File::create(&partial)?;
-        file.write_all(bytes)?;
-        file.sync_all()?;
-        fs::rename(&partial, path)
-    };
-    write().map_err(|error| {
-        // What is left of a failed attempt is of no use; the first error is the one to report.
-        let _ = fs::remove_file(&partial);
-        anyhow::Error::new(error).context(format!("cannot write {path:?}"))
-    })
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -255,6 +126,10 @@ mod tests {
         assert_eq!(grouped(0), "0");
         assert_eq!(grouped(999), "999");
         assert_eq!(grouped(1_234_567), "1,234,567");
+        let times = [0.04, 9.96, 99.4, 185.0, 7800.0].map(seconds);
+        assert_eq!(times, ["0.0 s", "10 s", "99 s", "3 min 5 s", "2 h 10 min"]);
+        assert_eq!(marked("error: x"), "\x1b[1;31merror:\x1b[0m x");
+        assert_eq!(marked("an error: x"), "an error: x");
         assert_eq!(size(999), "999 B");
         assert_eq!(size(1_040_000), "1.04 MB");
         assert_eq!(size(16_100_000_000), "16.1 GB");

@@ -2,15 +2,15 @@
 
 use crate::args::Compile;
 use crate::failure::Failure;
+use crate::fold::fold;
 use crate::model::Opened;
-use crate::output::{grouped, print, size};
+use crate::output::{grouped, print, print_table, seconds, size};
 use crate::tokens::{held_out_window, sample_len, tokenizing};
 use backend::{Backend, Linear};
-use compiler::{Choice, Plan, Recipe, WeightReport};
+use compiler::{Choice, Gate, Plan, Recipe, WeightReport};
 use ir::{Spec, Weight};
 use serde_json::{Value, json};
 use std::collections::BTreeMap;
-use std::fmt::Write;
 use std::path::Path;
 use std::time::Instant;
 use tensor::{DType, Tensor};
@@ -31,64 +31,84 @@ pub(crate) fn show(cx: &Context<'_>, plan: &Plan, backend: &dyn Backend) -> Resu
     let peak = plan.peak_memory(u64::MAX).max(tokenizing(cx.args, cx.opened, plan.observes));
     let rate = rate(backend)?;
     let reading = plan.source_bytes as f64 / 5e8;
-    let seconds =
+    let times =
         [plan.operations, plan.replay_operations].map(|operations| operations / rate + reading);
     if cx.args.common.json {
-        return print(&format!("{:#}", as_json(cx, plan, peak, seconds)));
+        return print(&format!("{:#}", as_json(cx, plan, peak, times)));
     }
-    let [seconds, replay] = seconds;
-    let mut text = String::new();
-    let _ = writeln!(text, "output      {}", cx.out.display());
+    print_table(&table(cx, plan, peak, times))
+}
+
+fn table(cx: &Context<'_>, plan: &Plan, peak: u64, [time, replay]: [f64; 2]) -> String {
+    let mut text = fold("output", &cx.out.display().to_string());
     if plan.observes {
         let c = &cx.recipe.calibration;
-        let _ = writeln!(
-            text,
-            "calibrate   {} samples of {} tokens, seed {}, from {}",
-            c.samples,
-            sample_len(cx.recipe, cx.opened.spec.context),
-            c.seed,
-            cx.args
-                .calibration
-                .as_ref()
-                .map_or("built-in text".into(), |p| p.display().to_string()),
-        );
+        let from = cx.args.calibration.as_ref();
+        let from = from.map_or("built-in text".into(), |path| path.display().to_string());
+        let (samples, tokens) = (c.samples, sample_len(cx.recipe, cx.opened.spec.context));
+        let seed = c.seed;
+        let words = format!("{samples} samples of {tokens} tokens, seed {seed}, from {from}");
+        text += &fold("calibrate", &words);
     }
     for pass in &cx.recipe.passes {
-        let settings: Vec<String> = pass.settings.iter().map(|(k, v)| format!("{k} {v}")).collect();
-        let _ = writeln!(text, "pass        {}: {}", pass.name, settings.join(", "));
+        let given =
+            pass.settings.iter().filter(|(_, v)| v.as_array().is_none_or(|a| !a.is_empty()));
+        let settings: Vec<String> = given.map(|(k, v)| format!("{k} {v}")).collect();
+        text += &fold("pass", &format!("{}: {}", pass.name, settings.join(", ")));
     }
     for ((choice, _), (count, bytes)) in by_choice(plan) {
-        let _ = writeln!(text, "weights     {count:4} {choice}, from {}", size(bytes));
+        text += &fold("weights", &format!("{count} {choice}, from {}", size(bytes)));
     }
     for tensor in &plan.carried {
         let bytes = size(tensor.bytes().unwrap_or(0));
-        let _ = writeln!(text, "carried     {} as it is, {bytes}: nothing reads it", tensor.name);
+        let words = format!("{} as it is, {bytes}: nothing reads it", tensor.name);
+        text += &fold("carried", &words);
     }
     if !cx.args.no_gate {
         let window = held_out_window(cx.opened.spec.context);
-        let _ = writeln!(text, "measured    on held-out tokens, in windows of {window}");
+        text += &fold("measured", &format!("on held-out tokens, in windows of {window}"));
     }
+    text += &fold("gate", &gate(&cx.recipe.gate));
     let share = 100.0 * plan.artifact_bytes as f64 / plan.source_bytes.max(1) as f64;
     let (from, to) = (size(plan.source_bytes), size(plan.artifact_bytes));
-    let _ = writeln!(text, "size        {from} -> {to}  ({share:.1} %)");
-    let _ = writeln!(text, "memory      about {} at peak", size(peak));
+    text += &fold("size", &format!("{from} -> {to}  ({share:.1} %)"));
+    text += &fold("memory", &format!("about {} at peak", size(peak)));
     if plan.activation_bytes > 0 {
-        let _ = writeln!(
-            text,
-            "            {} of it are activations, which --memory moves to disk",
-            size(plan.activation_bytes)
+        let activations = size(plan.activation_bytes);
+        text += &fold(
+            "",
+            &format!("{activations} of it are activations, which --memory moves to disk"),
         );
     }
     let tera = plan.operations / 1e12;
-    let _ = writeln!(text, "time        about {seconds:.0} s here, for {tera:.2} TFLOP");
-    let _ = writeln!(
-        text,
-        "resume      a run that is killed goes on from its last block, {replay:.0} s at most to get there"
-    );
+    text += &fold("time", &format!("about {} here, for {tera:.2} TFLOP", seconds(time)));
+    let replay = seconds(replay);
+    let words =
+        format!("a run that is killed goes on from its last block, {replay} at most to get there");
+    text += &fold("resume", &words);
     if let Some(advice) = head_advice(plan) {
-        let _ = writeln!(text, "advice      {advice}");
+        text += &fold("advice", &advice);
     }
-    print(&text)
+    text
+}
+
+/// What the result must keep to be published.
+fn gate(gate: &Gate) -> String {
+    let increase = gate.max_ppl_increase;
+    let increase =
+        increase.map(|share| format!("perplexity rises by {} % at most", percent(share)));
+    let divergence =
+        gate.max_kl.map(|nats| format!("KL divergence is {nats} nats a token at most"));
+    let all: Vec<String> = increase.into_iter().chain(divergence).collect();
+    match &all[..] {
+        [] => "none: the result is published whatever it is worth".into(),
+        all => format!("published only if {}", all.join(", and ")),
+    }
+}
+
+/// A share in per cent, as short as it is exact: 0.02 is 2.
+fn percent(share: f64) -> f64 {
+    (share * 1e8).round() / 1e6
 }
 
 /// Tensors and source bytes by what becomes of them.
@@ -167,17 +187,28 @@ fn as_json(cx: &Context<'_>, plan: &Plan, peak: u64, seconds: [f64; 2]) -> Value
     })
 }
 
-/// Weights by solver and grid: how many, and their mean and worst relative error.
-pub(crate) fn grouped_weights(weights: &[WeightReport]) -> Vec<(String, String, f64, f64)> {
-    let mut kinds: BTreeMap<String, Vec<f64>> = BTreeMap::new();
+/// Weights by solver and grid: how many, and what was lost of them.
+pub(crate) fn weights(weights: &[WeightReport]) -> String {
+    let mut kinds: BTreeMap<String, Vec<&WeightReport>> = BTreeMap::new();
     for weight in weights {
-        let what = format!("{}, {}", weight.method, weight.grid);
-        kinds.entry(what).or_default().push(weight.relative_error);
+        kinds.entry(format!("{}, {}", weight.method, weight.grid)).or_default().push(weight);
     }
-    let summary = |(what, errors): (String, Vec<f64>)| {
-        let mean = errors.iter().sum::<f64>() / errors.len() as f64;
-        let worst = errors.iter().copied().fold(0.0, f64::max);
-        (what, grouped(errors.len()), mean, worst)
-    };
-    kinds.into_iter().map(summary).collect()
+    let mut text = String::new();
+    for (what, all) in kinds {
+        let errors = || all.iter().map(|w| w.relative_error);
+        let (mean, worst) =
+            (errors().sum::<f64>() / all.len() as f64, errors().fold(0.0, f64::max));
+        let outputs: Vec<f64> = all.iter().filter_map(|w| w.output_error).collect();
+        let output = match outputs.len() {
+            0 => String::new(),
+            n => format!("; of the outputs {:.5}", outputs.iter().sum::<f64>() / n as f64),
+        };
+        let count = grouped(all.len());
+        let words = format!(
+            "{count} by {what}: relative squared error of the weights {mean:.5} on average, \
+             {worst:.5} at worst{output}"
+        );
+        text += &fold("weights", &words);
+    }
+    text
 }

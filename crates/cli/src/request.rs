@@ -3,33 +3,90 @@
 use crate::args::{Compile, HeadGrid, Method, StoreDtype, Switch};
 use crate::eval::read;
 use crate::failure::Failure;
+use crate::words;
 use compiler::{Dtype, PassRecipe, Recipe};
+use ir::ModelSpec;
 use std::path::{Path, PathBuf};
 use toml::{Table, Value};
 
 /// What was asked for.
 pub(crate) struct Request {
+    /// Every setting, those included that nobody gave.
     pub(crate) recipe: Recipe,
     /// What the output is named after.
     pub(crate) name: String,
+    /// Whether the recipe is a built-in one, whose samples are meant for large models.
+    pub(crate) builtin: bool,
+}
+
+/// A recipe and where it is from.
+pub(crate) struct Named {
+    pub(crate) recipe: Recipe,
+    pub(crate) name: String,
+    /// A file, and its text.
+    file: Option<(String, String)>,
+}
+
+impl Named {
+    /// A built-in recipe, by what a person calls it.
+    pub(crate) fn builtin(name: &str) -> Result<Self, Failure> {
+        let name = passes::meant(name)?;
+        Ok(Self { recipe: passes::builtin(name)?, name: name.to_string(), file: None })
+    }
+
+    /// A file, an artifact's folder, or a built-in recipe.
+    pub(crate) fn find(given: &str) -> Result<Self, Failure> {
+        let path = Path::new(given);
+        let stem = || path.file_stem().unwrap_or_default().to_string_lossy().into_owned();
+        if path.is_dir() {
+            let (report, _) = compiler::read_report(path)?;
+            return Ok(Self { recipe: report.recipe, name: stem(), file: None });
+        }
+        if !path.exists() && passes::meant(given).is_ok() {
+            return Self::builtin(given);
+        }
+        let text = read(path).map_err(|failure| {
+            let builtin = "a recipe is a TOML file, int4 or int8, or an artifact's folder; \
+                           optimize recipe int4 > my.toml makes one";
+            if path.exists() { failure } else { failure.with_hint(builtin) }
+        })?;
+        let recipe = Recipe::parse(&text).map_err(|e| in_file(given, &e))?;
+        Ok(Self { recipe, name: stem(), file: Some((given.to_string(), text)) })
+    }
+
+    /// The recipe with every setting of its passes.
+    pub(crate) fn resolved(&self) -> Result<Recipe, Failure> {
+        passes::resolved(&self.recipe).map_err(|all| {
+            let refusals = all.into_iter().map(|wrong| match &self.file {
+                Some((_, text)) => wrong.in_text(text),
+                None => wrong.into(),
+            });
+            let lines: Vec<String> = refusals.map(|refusal| refusal.to_string()).collect();
+            match &self.file {
+                Some((file, _)) => in_file(file, &lines.join("\n")),
+                None => Failure::refused(lines.join("\n")),
+            }
+        })
+    }
+}
+
+fn in_file(file: &str, what: &impl std::fmt::Display) -> Failure {
+    let failure = Failure::refused(format!("{file:?}: {what}"));
+    failure
+        .with_hint("docs/RECIPES.md says what a recipe may hold; optimize recipe int4 prints one")
 }
 
 impl Request {
     pub(crate) fn of(args: &Compile) -> Result<Self, Failure> {
-        let (mut recipe, name) = match (&args.quant, &args.recipe) {
-            (Some(name), _) => {
-                let name = passes::meant(name)?;
-                (passes::builtin(name)?, name.to_string())
-            }
-            (None, Some(file)) => {
-                let recipe = Recipe::parse(&read(file)?);
-                let recipe = recipe.map_err(|e| Failure::refused(format!("{file:?}: {e}")))?;
-                let stem = file.file_stem().unwrap_or_default();
-                (recipe, stem.to_string_lossy().into_owned())
-            }
+        let mut named = match (&args.quant, &args.recipe) {
+            (Some(name), _) => Named::builtin(name)?,
+            (None, Some(given)) => Named::find(given)?,
             (None, None) => return Err(nothing_to_do(&args.model)),
         };
-        override_passes(args, &mut recipe)?;
+        // What is wrong in the file is said before options change it.
+        named.resolved()?;
+        let recipe = &mut named.recipe;
+        override_passes(args, recipe)?;
         let calibration = &mut recipe.calibration;
         calibration.samples = args.samples.unwrap_or(calibration.samples);
         calibration.seq_len = args.seq_len.unwrap_or(calibration.seq_len);
@@ -40,7 +97,23 @@ impl Request {
             recipe.dtype = Dtype::Bf16;
         }
         recipe.check()?;
-        Ok(Self { recipe, name })
+        let builtin = passes::names().any(|name| name == named.name) && named.file.is_none();
+        Ok(Self { recipe: named.resolved()?, name: named.name, builtin })
+    }
+
+    /// Refuses patterns of `ignore` that name nothing: what was to stay exact would not.
+    pub(crate) fn check_ignored(&self, model: &ModelSpec) -> Result<(), Failure> {
+        let modules = passes::modules(model);
+        let Some(pattern) = passes::unmatched(&self.recipe, &modules).first().copied() else {
+            return Ok(());
+        };
+        let near = words::nearest(pattern, modules.iter().copied(), 2);
+        let names = near.iter().map(|name| format!("{name:?}")).collect::<Vec<_>>().join(" and ");
+        Err(Failure::refused(format!("ignore: {pattern:?} matches no module of the model"))
+            .with_hint(format!(
+                "nearest are {names}; a `*` stands for any characters, as in \"*down_proj\", \
+                 and re: begins a regular expression"
+            )))
     }
 
     /// Where the artifact goes.
@@ -97,10 +170,7 @@ fn override_passes(args: &Compile, recipe: &mut Recipe) -> Result<(), Failure> {
     };
     recipe.passes.retain(|p| p.name != "head");
     recipe.head = if args.head == Some(HeadGrid::Bf16) { Dtype::Bf16 } else { recipe.head };
-    recipe.passes.extend(bits.map(|bits| PassRecipe {
-        name: "head".into(),
-        settings: Table::from_iter([("bits".to_string(), Value::Integer(bits))]),
-    }));
+    recipe.passes.extend(bits.map(PassRecipe::head));
     Ok(())
 }
 

@@ -7,9 +7,10 @@ use crate::eval::{read, tokenizer};
 use crate::failure::{Code, Failure};
 use crate::measure::{Models, Path, Served};
 use crate::model::Opened;
-use crate::output::{print, remark, write_whole};
+use crate::output::{print, remark};
 use crate::quality::write_how;
 use crate::statistics::Mean;
+use crate::written::write_whole;
 use calibration::tasks::{Answer, Request, Right, Score, Task, parse};
 use calibration::{Scored, Sequence, Target};
 use serde_json::{Value, json};
@@ -21,7 +22,7 @@ pub(crate) fn run(
     file: &std::path::Path,
 ) -> Result<(), Failure> {
     let set = Set::read(file, args.max_tokens, models.opened, args.common.quiet)?;
-    let scored = models.score(&set.sequences, args.common.quiet)?;
+    let scored = models.score(&set.sequences, &args.common)?;
     let main = set.result(&scored.main)?;
     let baseline = models.baseline.map(|_| set.result(&scored.baseline)).transpose()?;
     let served = scored.served.as_ref().map(|(how, scored)| {

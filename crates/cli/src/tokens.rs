@@ -1,7 +1,7 @@
 //! The token streams of a compilation: calibration samples, and the held-out text.
 
 use crate::args::Compile;
-use crate::eval::{read, tokenizer};
+use crate::eval::{TEXT_BYTES, bounded, read, tokenizer};
 use crate::failure::Failure;
 use crate::model::Opened;
 use crate::output::{counted, remark};
@@ -11,6 +11,7 @@ use calibration::documents::{self, Conversation, Document};
 use calibration::samples::{self, Draw, Drawn};
 use compiler::{BASE_BYTES, Recipe, Text, Tokens};
 use ir::ModelSpec;
+use std::fs::File;
 use std::path::Path;
 
 /// Tokens of the held-out stream.
@@ -203,7 +204,12 @@ fn calibration_documents(
 }
 
 fn bytes(path: &Path) -> Result<Vec<u8>, Failure> {
-    std::fs::read(path).map_err(|error| Failure::io(path, error))
+    let file = File::open(path).map_err(|error| Failure::io(path, error))?;
+    // Said before it is read, where the system says how long it is.
+    if file.metadata().is_ok_and(|meta| meta.is_file() && meta.len() > TEXT_BYTES) {
+        return Err(Failure::refused(format!("{path:?} is longer than {TEXT_BYTES} bytes")));
+    }
+    bounded(file, path)
 }
 
 /// A file as reports name it: without its folder, so that they do not depend on it.

@@ -60,6 +60,28 @@ pub(crate) fn near<'a>(
     all.into_iter().map(|(_, name)| name).take(most).collect()
 }
 
+/// The names that are nearest to a pattern, however far: by their last parts, one of each.
+pub(crate) fn nearest<'a>(
+    pattern: &str,
+    names: impl Iterator<Item = &'a str>,
+    most: usize,
+) -> Vec<&'a str> {
+    let last = |name: &str| name.rsplit('.').next().unwrap_or(name).to_string();
+    let letter = |c: &char| c.is_alphanumeric() || matches!(c, '_' | '.');
+    let plain: String = pattern.trim_start_matches("re:").chars().filter(letter).collect();
+    let word = last(plain.trim_matches('.'));
+    let mut all: Vec<(usize, usize, &str)> =
+        names.map(|name| (distance(&word, &last(name)), distance(&plain, name), name)).collect();
+    all.sort();
+    let mut seen = Vec::new();
+    all.retain(|(.., name)| {
+        let new = !seen.contains(&last(name));
+        seen.push(last(name));
+        new
+    });
+    all.into_iter().map(|(.., name)| name).take(most).collect()
+}
+
 /// Letters to be put in, left out, changed, or exchanged with their neighbour.
 fn distance(one: &str, other: &str) -> usize {
     let (one, other): (Vec<char>, Vec<char>) = (one.chars().collect(), other.chars().collect());
@@ -101,6 +123,14 @@ mod tests {
         assert!(near("serve", COMMANDS.iter().copied(), 1).is_empty());
         assert_eq!((distance("kitten", "sitting"), distance("ab", "ba")), (3, 1));
         assert_eq!(distance(&"x".repeat(65), "x"), usize::MAX);
+    }
+
+    #[test]
+    fn the_nearest_names_differ_in_their_last_parts() {
+        let names = ["model.layers.0.mlp.down_proj", "model.layers.1.mlp.down_proj", "lm_head"];
+        let names = || names.iter().copied();
+        assert_eq!(nearest("*donw_proj", names(), 2), ["model.layers.0.mlp.down_proj", "lm_head"]);
+        assert_eq!(nearest("re:.*lm_hed$", names(), 1), ["lm_head"]);
     }
 
     #[test]

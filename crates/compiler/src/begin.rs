@@ -109,7 +109,9 @@ pub(crate) fn gives_way(
     destination: &Destination,
     settings: &Value,
 ) -> Result<(), CompileError> {
-    let Some(report) = destination.existing().filter(|_| !destination.force()) else { return Ok(()) };
+    let Some(report) = destination.existing().filter(|_| !destination.force()) else {
+        return Ok(());
+    };
     match &identity::report_changes(report, settings, job.recipe)[..] {
         [] if destination.fresh() => Err(stays(destination, &[AGAIN.into()])),
         [] => Ok(()),

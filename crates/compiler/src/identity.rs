@@ -156,10 +156,11 @@ fn said(at: &str, before: &Value, now: &Value) -> String {
     let parts: Vec<&str> = at.split('.').collect();
     let (before, now) = (short(before), short(now));
     match parts[..] {
-        ["calibration" | "held_out", "hash" | "sequences" | "tokens"] => {
+        ["calibration" | "held_out", "hash" | "from" | "sequences" | "tokens"] => {
             let text = if parts[0] == "calibration" { "calibration" } else { "held-out" };
             match parts[1] {
                 "hash" => format!("the {text} tokens are others"),
+                "from" => format!("the {text} text was {before} and is {now}"),
                 what => format!("the {text} {what} were {before} and are {now}"),
             }
         }
@@ -172,7 +173,8 @@ fn said(at: &str, before: &Value, now: &Value) -> String {
         ["version"] => format!("it is of version {before}, and this one is {now}"),
         ["recipe", "pass", number, ref setting @ ..] => {
             // People count from one.
-            let number = number.parse::<usize>().map_or(number.to_string(), |n| (n + 1).to_string());
+            let number =
+                number.parse::<usize>().map_or(number.to_string(), |n| (n + 1).to_string());
             format!("{} of pass {number} was {before} and is {now}", setting.join("."))
         }
         ["recipe", ref setting @ ..] => {

@@ -283,9 +283,10 @@ fn parents(out: &Path) -> Result<Vec<PathBuf>, CompileError> {
                 unmake(&made);
                 use ErrorKind::{AlreadyExists, NotADirectory};
                 return Err(match error.kind() {
-                    AlreadyExists | NotADirectory => {
-                        occupied(folder, "is no folder, so no output can lie in it; give another -o")
-                    }
+                    AlreadyExists | NotADirectory => occupied(
+                        folder,
+                        "is no folder, so no output can lie in it; give another -o",
+                    ),
                     _ => CompileError::io("create", folder, error),
                 });
             }

@@ -1,5 +1,6 @@
 //! What an artifact says of itself: the same bytes on every run of the same recipe.
 
+use crate::CompileError;
 use crate::layer::hex;
 use crate::recipe::Recipe;
 use serde::{Deserialize, Serialize};
@@ -166,6 +167,20 @@ impl Report {
 
 /// The longest report that is read: one of a hundred thousand tensors has some 50 MB.
 const REPORT_MAX: u64 = 256 << 20;
+
+/// The report of an artifact, and its text.
+///
+/// # Errors
+/// If there is none, or it is none of this tool.
+pub fn read(folder: &Path) -> Result<(Report, String), CompileError> {
+    let path = folder.join("report.json");
+    let text = text(&path).map_err(|e| CompileError::io("read", &path, e))?;
+    let report = serde_json::from_str(&text).map_err(|e| CompileError::Occupied {
+        path,
+        rule: format!("is no report of this tool: {e}"),
+    })?;
+    Ok((report, text))
+}
 
 /// The text of a report, which may be anybody's.
 pub(crate) fn text(path: &Path) -> io::Result<String> {

@@ -36,12 +36,7 @@ impl Difference {
 /// # Errors
 /// If the folder has no report that can be read, or a file cannot be.
 pub fn verify(folder: &Path) -> Result<(Report, Vec<Difference>), CompileError> {
-    let path = folder.join("report.json");
-    let text = report::text(&path).map_err(|e| CompileError::io("read", &path, e))?;
-    let report: Report = serde_json::from_str(&text).map_err(|e| CompileError::Occupied {
-        path,
-        rule: format!("is no report of this tool: {e}"),
-    })?;
+    let (report, text) = report::read(folder)?;
     let mut differences = differences(&report, folder)?;
     if !report.is_sealed(&text) {
         let found = match report.seal.is_empty() {
