@@ -96,7 +96,7 @@ fn what_cannot_be_published_to_is_refused_before_the_work() {
 fn unfinished_work_of_another_job_stops_a_dry_run_too() {
     let at = tempfile::tempdir().unwrap();
     let bench = Bench::new(at.path(), 2, 2);
-    let mut child = bench.stopped("block-finished:2", &[]);
+    let mut child = bench.stopped("block-noted:2", &[]);
     child.kill().unwrap();
     child.wait().unwrap();
     let other = &["--group-size", "32"][..];
@@ -168,7 +168,8 @@ fn what_was_asked_for_and_does_not_fit_is_said() {
 #[test]
 fn plan_and_result_fit_eighty_columns() {
     let at = tempfile::tempdir().unwrap();
-    let arguments = ["--quant", "int4", "--max-ppl-increase", "200%", "--samples", "4"];
+    let text = root().join("tests/fixtures/stories.txt").display().to_string();
+    let arguments = ["--quant", "int4", "--max-ppl-increase", "200%", "--gate-text", &text];
     for dry in [&["--dry-run"][..], &[]] {
         let out = run(&at, &[&arguments[..], dry].concat());
         let text = String::from_utf8(out.stdout.clone()).unwrap();
