@@ -64,8 +64,8 @@ pub fn writable(bits: u8) -> Result<(), Error> {
         _ => Err(Error::tensor(
             "weight_packed",
             format!(
-                "{bits} bits: this width is solved, but its codec is not proven with another \
-                 reader yet; use 4 or 8 bits"
+                "{bits} bits are not written yet: no reader of the format is proven to load them; \
+                 use 4 or 8"
             ),
         )),
     }

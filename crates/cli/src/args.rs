@@ -2,6 +2,7 @@
 
 pub(crate) mod bench;
 pub(crate) mod compare;
+pub(crate) mod help;
 pub(crate) mod serve;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};

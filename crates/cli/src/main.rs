@@ -35,9 +35,10 @@ mod verify;
 mod words;
 mod written;
 
+use args::help::laid_out;
 use args::{Command, CommandLine, Compile};
 use clap::error::{ContextKind, ContextValue, ErrorKind};
-use clap::{CommandFactory, Parser};
+use clap::{CommandFactory, FromArgMatches};
 use failure::{Code, Failure};
 use output::{print, remark};
 use std::ffi::OsString;
@@ -49,7 +50,7 @@ fn main() -> ExitCode {
     allocator::return_large_blocks();
     let arguments: Vec<OsString> = std::env::args_os().collect();
     if arguments.len() < 2 {
-        remark(CommandLine::command().render_help().to_string().trim_end());
+        remark(commands().render_help().to_string().trim_end());
         return ExitCode::from(Code::Refused as u8);
     }
     // The default hook has printed the panic by the time it is caught here.
@@ -73,12 +74,15 @@ fn main() -> ExitCode {
 
 fn run(arguments: &[OsString]) -> Result<(), Failure> {
     match arguments.get(1).and_then(|a| a.to_str()) {
-        Some("--help" | "-h" | "help") if arguments.len() == 2 => return help(),
+        Some(word @ ("--help" | "-h" | "help")) if arguments.len() == 2 => {
+            return help(word != "-h");
+        }
         Some("--version" | "-V") => {}
         Some(word) if is_command(word) => {}
         _ => return main_job(arguments),
     }
-    let line = match CommandLine::try_parse_from(arguments) {
+    let matches = commands().try_get_matches_from(arguments);
+    let line = match matches.and_then(|matches| CommandLine::from_arg_matches(&matches)) {
         Ok(line) => line,
         Err(error)
             if matches!(error.kind(), ErrorKind::DisplayHelp | ErrorKind::DisplayVersion) =>
@@ -102,7 +106,8 @@ fn run(arguments: &[OsString]) -> Result<(), Failure> {
 
 /// The main job, unless the first word is rather a command that does not exist.
 fn main_job(arguments: &[OsString]) -> Result<(), Failure> {
-    let parsed = Compile::try_parse_from(arguments);
+    let matches = compilation().try_get_matches_from(arguments);
+    let parsed = matches.and_then(|matches| Compile::from_arg_matches(&matches));
     if let Err(error) = &parsed
         && error.kind() == ErrorKind::DisplayHelp
     {
@@ -123,10 +128,23 @@ fn main_job(arguments: &[OsString]) -> Result<(), Failure> {
 }
 
 /// What the program can do: the main job with its options, and the commands.
-fn help() -> Result<(), Failure> {
-    let commands = CommandLine::command().render_help();
-    let main = Compile::command().render_help();
+fn help(long: bool) -> Result<(), Failure> {
+    let rendered = |mut command: clap::Command| match long {
+        true => command.render_long_help(),
+        false => command.render_help(),
+    };
+    let (commands, main) = (commands().render_help(), rendered(compilation()));
     print(&format!("{commands}\nThe main job:\n\n{main}"))
+}
+
+/// The commands, their help laid out.
+fn commands() -> clap::Command {
+    laid_out(CommandLine::command(), args::help::COMMANDS)
+}
+
+/// The main job, its help laid out.
+fn compilation() -> clap::Command {
+    laid_out(Compile::command(), args::help::MAIN)
 }
 
 /// The first argument, unless it is an option.

@@ -171,6 +171,7 @@ fn said(at: &str, before: &Value, now: &Value) -> String {
         ["tensors"] => "the artifact's tensors are others".into(),
         ["numerics"] => format!("it was computed by {before}, and now it is {now}"),
         ["version"] => format!("it is of version {before}, and this one is {now}"),
+        ["recipe", "pass"] => "the passes are others, or more, or fewer".into(),
         ["recipe", "pass", number, ref setting @ ..] => {
             // People count from one.
             let number =

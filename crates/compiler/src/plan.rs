@@ -114,7 +114,8 @@ impl Plan {
         let weights = || blocks.iter().flat_map(|(_, w)| w);
         let tensors = output::tensors(weights(), &mut refusals);
         if !refusals.is_empty() {
-            refusals.dedup();
+            let mut said = BTreeSet::new();
+            refusals.retain(|refusal| said.insert(refusal.to_string()));
             return Err(refusals);
         }
         let observes = model
