@@ -151,9 +151,9 @@ fn what_changed_under_unfinished_work_is_named_and_fresh_discards_it() {
     bench.clean();
     unfinished(&bench);
     for (other, named) in [
-        (&["--seed", "7"][..], "recipe.calibration.seed was 0 and is 7"),
-        (&["--group-size", "32"], "recipe.pass.0.group was null and is 32"),
-        (&["--dtype", "bf16"], "recipe.dtype was \"as-source\" and is \"bf16\""),
+        (&["--seed", "7"][..], "calibration.seed was 0 and is 7"),
+        (&["--group-size", "32"], "group of pass 1 was 128 and is 32"),
+        (&["--dtype", "bf16"], "dtype was \"as-source\" and is \"bf16\""),
         (&["--no-gate"], "held_out"),
     ] {
         let said = bench.fails(other, 2);
@@ -267,10 +267,10 @@ fn a_finished_output_is_left_alone() {
     }
     // Anything else at the place is refused, and named.
     let said = bench.fails(&["--seed", "7"], 2);
-    assert!(said.contains("recipe.calibration.seed was 0 and is 7"), "{said}");
+    assert!(said.contains("calibration.seed was 0 and is 7"), "{said}");
     assert!(said.contains("--force"), "{said}");
     let said = bench.fails(&["--max-kl", "9"], 2);
-    assert!(said.contains("recipe.gate.max-kl"), "{said}");
+    assert!(said.contains("gate.max-kl"), "{said}");
     assert!(bench.fails(&["--fresh"], 2).contains("--force"));
     same(&expected, &files(&bench.path("out")), "refused");
     assert!(bench.litter().is_empty());

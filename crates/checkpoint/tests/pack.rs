@@ -173,7 +173,7 @@ fn what_cannot_be_laid_out_is_refused() {
     for bits in 0..=u8::MAX {
         assert_eq!(writable(bits).is_ok(), matches!(bits, 4 | 8));
     }
-    assert!(writable(3).unwrap_err().to_string().contains("not proven with another reader yet"));
+    assert!(writable(3).unwrap_err().to_string().contains("no reader of the format is proven"));
 }
 
 #[test]

@@ -23,9 +23,9 @@ use std::time::Instant;
 pub(crate) fn run(args: &Compile) -> Result<(), Failure> {
     let started = Instant::now();
     let mut request = Request::of(args)?;
-    let passes = passes::passes(&request.recipe).map_err(|all| {
-        compiler::CompileError::Refused(all.into_iter().map(Into::into).collect())
-    })?;
+    let refused = |all| Failure::from(compiler::CompileError::Refused(all));
+    let passes = passes::passes(&request.recipe)
+        .map_err(|all| refused(all.into_iter().map(Into::into).collect()))?;
     let opened = Opened::open(&args.model, &args.common)?;
     already_quantized(args, &opened)?;
     request.check_ignored(&opened.spec)?;
@@ -36,7 +36,6 @@ pub(crate) fn run(args: &Compile) -> Result<(), Failure> {
     let out = request.output(args)?;
     let make = |tokens: Tokens| {
         let plan = Plan::new(&opened.spec, &request.recipe, &passes, tokens);
-        let refused = |all| Failure::from(compiler::CompileError::Refused(all));
         let plan = plan.map_err(refused)?;
         plan.with_stored(&opened.checkpoint, &opened.spec).map_err(|one| refused(vec![one]))
     };
@@ -45,14 +44,7 @@ pub(crate) fn run(args: &Compile) -> Result<(), Failure> {
         unfitting(args, &opened.spec, &planned).iter().for_each(|said| remark(said));
     }
     let devices = Devices::open(&args.common, Wanted::Cpu, Sums::Ours)?;
-    // Before any work: whether the result could be put anywhere.
-    let claim = Claim {
-        force: args.force,
-        fresh: args.fresh,
-        disk: fault::disk(args)?,
-        ..Claim::new(opened.checkpoint.folder())
-    };
-    let destination = Destination::claim(&out, claim)?;
+    let destination = claimed(args, &opened, &out)?;
     devices.pool.install(|| {
         let streams = tokens::streams(args, &request.recipe, &opened, planned.observes)?;
         // The tokenizer and its texts are gone; the work has the memory to itself.
@@ -91,6 +83,17 @@ pub(crate) fn run(args: &Compile) -> Result<(), Failure> {
             }
         }
     })
+}
+
+/// The output's place. Before any work it is known whether the result could be put there.
+fn claimed(args: &Compile, opened: &Opened, out: &Path) -> Result<Destination, Failure> {
+    let claim = Claim {
+        force: args.force,
+        fresh: args.fresh,
+        disk: fault::disk(args)?,
+        ..Claim::new(opened.checkpoint.folder())
+    };
+    Ok(Destination::claim(out, claim)?)
 }
 
 /// Refuses to round what is rounded: the loss would be measured against the damaged model.

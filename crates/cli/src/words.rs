@@ -69,9 +69,10 @@ pub(crate) fn nearest<'a>(
     let last = |name: &str| name.rsplit('.').next().unwrap_or(name).to_string();
     let letter = |c: &char| c.is_alphanumeric() || matches!(c, '_' | '.');
     let plain: String = pattern.trim_start_matches("re:").chars().filter(letter).collect();
-    let word = last(plain.trim_matches('.'));
+    let plain = plain.trim_matches('.').trim_end_matches(".weight");
+    let word = last(plain);
     let mut all: Vec<(usize, usize, &str)> =
-        names.map(|name| (distance(&word, &last(name)), distance(&plain, name), name)).collect();
+        names.map(|name| (distance(&word, &last(name)), distance(plain, name), name)).collect();
     all.sort();
     let mut seen = Vec::new();
     all.retain(|(.., name)| {
