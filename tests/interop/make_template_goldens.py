@@ -348,6 +348,9 @@ y' }} {{ '\u00e9\x41\101\q\/' }} {{ "\"'" }} {{ '\'' }} {{ '\é' }}
 {{ people[0].name }} {{ people.0.name }} {{ people[0]['name'][0] }} {{ people|length }} {{ (people|first).city }} {{ people[-1].tags }} {{ [1, [2, 3]][1][0] }} {{ 'abc'.0 }} {{ {'a': {'b': [5]}}.a.b[0] }} {{ xs[n - 5] }} {{ xs[-1:][0] }} {{ d.c['x'] }}
 {{ {'a': 1,} }} {{ [1, 2,] }} {{ (1, 2,) }} {{ m is defined }} {{ [x for x in xs] }}
 {{ [1, 2,] }} {{ {'a': 1,}.a }} {{ dict(a=1,) }} {{ ((1)) }} {{ (((1,)),) }} {{ [[]] }} {{ [1,2][0] }} {{ {}['x'] }}|{{ {1:2}[1] }}
+{{ [1, 2]|truncate(5) }} {{ nothing|truncate(3) }}|{{ d|truncate is mapping }} {{ 1e16 / 7.5 }} {{ 1e15 / 3 }} {{ 5e-324 }} {{ 2.0 ** 70 }} {{ range(0)[::2] }} {{ 'x' % range(2) }} {{ 'x' % nothing }} {{ ('3'|safe)|list }} {{ ('-'|safe).join(['<', 1]) }}
+{% set g = xs|select('odd') %}{{ 3 in g }}{{ 9 not in xs|map('abs') }}{{ 'fig' is in(words|map('lower')) }}
+{{ xs|truncate(1, leeway=0) }}
 {{ messages[0]['role'] }} {{ messages[0].content }} {{ messages|length }} {{ messages[-1]['content'][:2] }} {{ bos_token ~ eos_token }} {{ tools is none }} {{ tools }} {{ documents }} {{ add_generation_prompt }} {{ messages }} {{ tools is defined and tools }}
 {% for message in messages %}{% if (message['role'] == 'user') != (loop.index0 % 2 == 0) %}{{ raise_exception('alternate') }}{% endif %}{{ message.role }}{% endfor %}
 {% set loop_messages = messages[1:] if messages[0]['role'] == 'system' else messages %}{{ loop_messages|length }}{% set sys = (messages|selectattr('role', 'eq', 'system')|list)[0] %}{{ sys is defined }}{{ messages|map(attribute='role')|list|unique|join }}

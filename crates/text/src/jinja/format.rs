@@ -280,7 +280,8 @@ pub(super) fn percent(heap: &Heap, format: &Text, values: &Value) -> Result<Stri
     };
     left.reverse();
     // What may be asked by name needs not be asked at all.
-    let mapping = matches!(values, Value::Map(_) | Value::List(_));
+    let mapping =
+        matches!(values, Value::Map(_) | Value::List(_) | Value::Range(_) | Value::Undefined(_));
     let mut named = false;
     let mut out = String::new();
     let mut chars = format.text.chars().peekable();

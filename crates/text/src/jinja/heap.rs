@@ -249,12 +249,18 @@ pub(crate) fn float(number: f64) -> String {
     if number.is_infinite() {
         return if number < 0.0 { "-inf".into() } else { "inf".into() };
     }
-    let scientific = format!("{number:e}");
+    let mut scientific = format!("{number:e}");
+    // Of two shortest texts that are as near, Python takes the even one.
+    let places = scientific.bytes().take_while(|b| *b != b'e').filter(u8::is_ascii_digit).count();
+    let even = format!("{number:.*e}", places.saturating_sub(1));
+    if even.parse() == Ok(number) {
+        scientific = even;
+    }
     let (digits, exponent) = scientific.split_once('e').unwrap_or((&scientific, "0"));
     match exponent.parse::<i32>().unwrap_or(0) {
         exponent if (-4..16).contains(&exponent) => {
-            let plain = format!("{number}");
-            if plain.contains('.') { plain } else { plain + ".0" }
+            let after = usize::try_from(places as i32 - 1 - exponent).unwrap_or(0);
+            format!("{number:.*}", after.max(1))
         }
         exponent => {
             let sign = if exponent < 0 { '-' } else { '+' };

@@ -1,6 +1,6 @@
 //! Goes through a template: statements, names, expressions.
 
-use super::ast::{Action, Arguments, Body, Expr, For, Kind, Macro, Statement, Target};
+use super::ast::{Action, Arguments, Body, Comparison, Expr, For, Kind, Macro, Statement, Target};
 use super::call::Args;
 use super::heap::{Heap, Object};
 use super::value::{Text, Value};
@@ -446,6 +446,10 @@ impl<'a> Interpreter<'a> {
                 let mut left = self.value(first)?;
                 for (comparison, right) in rest {
                     let right = self.value(right)?;
+                    let right = match comparison {
+                        Comparison::In | Comparison::NotIn => self.gone_through(right)?,
+                        _ => right,
+                    };
                     if !ops::compare(&self.heap, *comparison, &left, &right)? {
                         return Ok(Value::Bool(false));
                     }
@@ -466,6 +470,22 @@ impl<'a> Interpreter<'a> {
                 }
             }
             _ => Ok(Value::None),
+        }
+    }
+
+    /// What can be gone through once as a list; anything else as it is.
+    fn gone_through(&mut self, value: Value) -> Result<Value> {
+        match &value {
+            Value::Object(id)
+                if matches!(
+                    self.heap.objects.get(*id),
+                    Some(Object::Iterator(_) | Object::Pending(..))
+                ) =>
+            {
+                let items = self.iterate(&value)?;
+                self.heap.list(items)
+            }
+            _ => Ok(value),
         }
     }
 
@@ -533,7 +553,12 @@ impl<'a> Interpreter<'a> {
         self.call(&called, args).map_err(|error| error.at(expr.line))
     }
 
-    pub(super) fn test(&mut self, name: &str, value: &Value, args: Args) -> Result<bool> {
+    pub(super) fn test(&mut self, name: &str, value: &Value, mut args: Args) -> Result<bool> {
+        if name == "in" {
+            let others = std::mem::take(&mut args.positional).into_iter();
+            let others = others.map(|other| self.gone_through(other));
+            args.positional = others.collect::<Result<_>>()?;
+        }
         is::test(&self.heap, name, value, args)
     }
 }

@@ -224,9 +224,7 @@ impl<'a> Interpreter<'a> {
             Value::Undefined(_) => Ok(Vec::new()),
             Value::Text(text) => {
                 self.heap.step(text.text.len())?;
-                let one =
-                    |c: char| Value::Text(Text { text: c.to_string().into(), safe: text.safe });
-                Ok(text.text.chars().map(one).collect())
+                Ok(text.text.chars().map(|c| c.to_string().into()).collect())
             }
             Value::List(items) | Value::Tuple(items) => {
                 self.heap.step(items.values.len())?;
@@ -423,7 +421,7 @@ fn places(length: usize, [start, stop, step]: [Option<i128>; 3]) -> Result<(i128
     let place = |at: i128| if at < 0 { at.saturating_add(length).max(low) } else { at.min(high) };
     let start = start.map_or(if step > 0 { low } else { high }, place);
     let stop = stop.map_or(if step > 0 { high } else { low }, place);
-    Ok((start, stop, step.clamp(-length - 1, length + 1)))
+    Ok((start, stop, step))
 }
 
 fn sliced<T: Clone>(all: &[T], parts: [Option<i128>; 3]) -> Result<Vec<T>> {
@@ -431,7 +429,7 @@ fn sliced<T: Clone>(all: &[T], parts: [Option<i128>; 3]) -> Result<Vec<T>> {
     let mut made = Vec::new();
     while (step > 0 && at < stop) || (step < 0 && at > stop) {
         made.extend(usize::try_from(at).ok().and_then(|at| all.get(at)).cloned());
-        at += step;
+        at = at.saturating_add(step);
     }
     Ok(made)
 }

@@ -1,7 +1,7 @@
 //! Operators and comparisons of Python's values.
 
 use super::ast::{Comparison, Operator};
-use super::heap::{Heap, Object};
+use super::heap::Heap;
 use super::value::{Range, Text, Value};
 use super::{Error, Result, format};
 use std::cmp::Ordering;
@@ -348,10 +348,6 @@ fn contains(heap: &Heap, whole: &Value, value: &Value) -> Result<bool> {
         Value::Map(map) => Ok(map.found(&heap.key(value)?).is_some()),
         Value::View(view, map) => among(&map.viewed(*view, heap)?),
         Value::Range(range) => Ok(within(*range, value)),
-        Value::Object(id) => match heap.objects.get(*id) {
-            Some(Object::Iterator(values)) => among(values),
-            _ => Err(not_iterable(whole)),
-        },
         _ => Err(not_iterable(whole)),
     }
 }

@@ -25,7 +25,7 @@ impl Interpreter<'_> {
             let [] = args.in_order(name)?;
             return Ok(Value::Bool(holds));
         }
-        let text = &text.text;
+        let (receiver, text) = (text, &text.text);
         match name {
             "strip" | "lstrip" | "rstrip" => {
                 let [chars] = args.in_order(name)?;
@@ -57,6 +57,15 @@ impl Interpreter<'_> {
                 let parts = self.iterate(&needed(parts, name)?)?;
                 let mut made = String::new();
                 for (i, part) in parts.iter().enumerate() {
+                    // What is safe escapes whatever it joins.
+                    let escaped;
+                    let part = match receiver.safe {
+                        true => {
+                            escaped = made_safe(&self.heap, part)?.into();
+                            &escaped
+                        }
+                        false => part,
+                    };
                     let Value::Text(part) = part else {
                         let kind = part.kind();
                         let rule = format!("sequence item {i}: expected str, {kind} found");

@@ -129,8 +129,6 @@ fn indented(heap: &Heap, value: &Value, args: Args) -> Result<Value> {
 fn truncated(heap: &Heap, value: &Value, args: Args) -> Result<Value> {
     let names = ["length", "killwords", "end", "leeway"];
     let [length, kills, end, leeway] = args.bind("truncate", names)?;
-    value.defined()?;
-    let text = string(value, "truncate")?;
     let end = end.unwrap_or_else(|| "...".into());
     let end = string(&end, "truncate")?;
     let leeway = leeway.filter(|l| !l.is_none());
@@ -139,8 +137,19 @@ fn truncated(heap: &Heap, value: &Value, args: Args) -> Result<Value> {
     if length < ending {
         return Err(Error::failed(format!("expected length >= {ending}, got {length}")));
     }
+    // What has a length and is short enough is left as it is.
+    let short = |count: usize| count <= length.saturating_add(leeway);
+    let text = match value {
+        Value::Undefined(_) => return Ok(value.clone()),
+        Value::List(items) | Value::Tuple(items) if short(items.values.len()) => {
+            return Ok(value.clone());
+        }
+        Value::Map(map) if short(map.len()) => return Ok(value.clone()),
+        Value::Range(range) if short(range.len()) => return Ok(value.clone()),
+        _ => string(value, "truncate")?,
+    };
     heap.bytes(text.len())?;
-    if text.chars().count() <= length.saturating_add(leeway) {
+    if short(text.chars().count()) {
         return Ok(value.clone());
     }
     let cut: String = text.chars().take(length - ending).collect();
