@@ -65,6 +65,14 @@ impl Generation {
         Ok(Self { sampling, stop, stops, asked: args.max_tokens, max_new, max_length })
     }
 
+    /// Tokens to generate at most, unless it is what is left.
+    pub(crate) fn most(&self) -> Option<usize> {
+        match self.asked {
+            Some(most) => usize::try_from(most).ok(),
+            None => self.max_new.or(self.max_length),
+        }
+    }
+
     /// Tokens to generate at most after a prompt of `prompt`, with `room` for all.
     pub(crate) fn max_tokens(&self, prompt: usize, room: usize) -> usize {
         let left = room.saturating_sub(prompt);
@@ -130,7 +138,7 @@ fn rules(said: &Said<'_>, end: &[u32]) -> Result<Rules, Failure> {
 }
 
 /// The id of a text that is one special token: it decodes to nothing.
-fn special(tokenizer: &Tokenizer, text: &str) -> Option<u32> {
+pub(crate) fn special(tokenizer: &Tokenizer, text: &str) -> Option<u32> {
     let id = tokenizer.id(text)?;
     tokenizer.decode(&[id]).is_ok_and(|shown| shown.is_empty()).then_some(id)
 }

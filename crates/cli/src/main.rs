@@ -66,8 +66,13 @@ fn main() -> ExitCode {
     remark(&failure.to_string());
     let options = arguments.iter().take_while(|a| *a != "--");
     if options.into_iter().any(|a| a == "--json") {
+        let object = match first_word(&arguments) {
+            // The last of the objects that it prints, each a line.
+            Some("chat") => chat::error(&failure).to_string(),
+            _ => format!("{:#}", failure.json()),
+        };
         // Where not even this can be written, the exit code says all there is to say.
-        let _ = print(&format!("{:#}", failure.json()));
+        let _ = print(&object);
     }
     ExitCode::from(failure.code as u8)
 }

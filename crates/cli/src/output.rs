@@ -1,6 +1,7 @@
 //! Results go to standard output, progress and remarks to standard error.
 
 use crate::failure::{Code, Failure};
+use std::borrow::Cow;
 use std::fs;
 use std::io::{self, ErrorKind, IsTerminal, Write};
 
@@ -29,6 +30,16 @@ pub(crate) fn write_stream(text: &str) -> Result<bool, Failure> {
         }
         Ok(()) => Ok(true),
     }
+}
+
+/// Text of a model as a terminal may have it: a model must not move its cursor.
+pub(crate) fn printable(text: &str) -> Cow<'_, str> {
+    let moves = |c: char| c.is_control() && !matches!(c, '\n' | '\t');
+    if !text.contains(moves) {
+        return text.into();
+    }
+    let seen = text.chars().filter(|c| *c != '\r');
+    seen.map(|c| if moves(c) { char::REPLACEMENT_CHARACTER } else { c }).collect()
 }
 
 /// Says something beside the result. If nobody can hear it, nothing is lost.
@@ -133,5 +144,11 @@ mod tests {
         assert_eq!(size(999), "999 B");
         assert_eq!(size(1_040_000), "1.04 MB");
         assert_eq!(size(16_100_000_000), "16.1 GB");
+    }
+
+    #[test]
+    fn a_terminal_is_not_moved_by_text() {
+        assert_eq!(printable("a\tb\n\u{e9}"), "a\tb\n\u{e9}");
+        assert_eq!(printable("\u{1b}[2Ja\r\n\u{9b}\u{7}"), "\u{fffd}[2Ja\n\u{fffd}\u{fffd}");
     }
 }

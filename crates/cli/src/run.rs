@@ -5,7 +5,7 @@ use crate::device::{Devices, Sums, Wanted};
 use crate::failure::Failure;
 use crate::generation::Generation;
 use crate::output::{print, remark, write_stream};
-use crate::serve::{Answer, Served};
+use crate::serve::{Answer, Asked, Served, Stream};
 use engine::Request;
 use serde_json::{Value, json};
 use std::io::{IsTerminal, Read};
@@ -35,8 +35,8 @@ pub(crate) fn run(args: &Run) -> Result<(), Failure> {
     served.engine().add(request.clone())?;
     let answer = devices.pool.install(|| {
         served.load(&devices, |answerer| {
-            let stops = &generation.stops;
-            answerer.answer(&served.tokenizer, request, stops, args.common.json)
+            let asked = Asked { request, stops: &generation.stops, seen: &[] };
+            answerer.answer(&served.tokenizer, asked, &mut Stream::new(args.common.json))
         })
     })?;
     if args.common.json {
@@ -58,7 +58,7 @@ struct Prompt {
 
 impl Prompt {
     fn of(args: &Run, served: &Served) -> Result<Self, Failure> {
-        let text = match args.prompt.as_deref() {
+        let text = match args.prompt.as_deref().or(args.text.as_deref()) {
             None if std::io::stdin().is_terminal() => {
                 return Err(Failure::refused("no text to continue").with_hint(
                     "give one after the model, or in a pipe; chat talks with a model line by line",
@@ -71,9 +71,7 @@ impl Prompt {
         if !args.chat && args.system.is_none() {
             // A template that cannot be used is of no interest here.
             if !args.common.quiet && matches!(template, Ok(Some(_))) {
-                remark(
-                    "this model has a chat template; its text is continued as it is: see --chat",
-                );
+                remark("this model has a chat template; the raw text is continued: --chat uses it");
             }
             return Ok(Self { ids: served.tokenizer.encode(&text)?, turn_end: None });
         }

@@ -6,10 +6,11 @@ use crate::device::{Devices, Joined};
 use crate::eval::tokenizer;
 use crate::failure::Failure;
 use crate::model::Opened;
-use crate::output::write_stream;
+use crate::output::{printable, write_stream};
 use crate::room::{Room, Weights};
 use engine::{Engine, Event, Finish, Request, SeqId, Speculator, Stats};
 use runtime::Runner;
+use std::io::{self, IsTerminal};
 use std::time::Instant;
 use text::{Detokenizer, StopStrings, Tokenizer};
 
@@ -76,15 +77,62 @@ pub(crate) struct Answer {
     pub(crate) stats: Stats,
 }
 
+/// Who an answer is for.
+pub(crate) trait Listener {
+    /// Takes in the next text, once it is certain; never none.
+    fn hear(&mut self, text: &str) -> Result<(), Failure>;
+
+    /// Why nothing more need be said, if so. It is asked after every step.
+    fn leaves(&self) -> Option<&'static str>;
+}
+
+/// Standard output, unless it is to hold a report only.
+pub(crate) struct Stream {
+    silent: bool,
+    /// Whether it is a terminal.
+    terminal: bool,
+    /// Whether anybody reads it.
+    read: bool,
+}
+
+impl Stream {
+    pub(crate) fn new(silent: bool) -> Self {
+        Self { silent, terminal: io::stdout().is_terminal(), read: true }
+    }
+}
+
+impl Listener for Stream {
+    fn hear(&mut self, text: &str) -> Result<(), Failure> {
+        if !self.silent {
+            let text = if self.terminal { printable(text) } else { text.into() };
+            self.read &= write_stream(&text)?;
+        }
+        Ok(())
+    }
+
+    fn leaves(&self) -> Option<&'static str> {
+        (!self.read).then_some("closed")
+    }
+}
+
+/// What is asked of a model.
+pub(crate) struct Asked<'a> {
+    pub(crate) request: Request,
+    /// Strings that end the answer.
+    pub(crate) stops: &'a [String],
+    /// Special tokens that are to be seen all the same, and how.
+    pub(crate) seen: &'a [(u32, &'static str)],
+}
+
 impl Answerer<'_> {
-    /// Answers one request, showing text as it comes unless told to be `silent`.
+    /// Answers one request; its text goes to `listener` as it comes.
     pub(crate) fn answer(
         &mut self,
         tokenizer: &Tokenizer,
-        request: Request,
-        stops: &[String],
-        silent: bool,
+        asked: Asked<'_>,
+        listener: &mut dyn Listener,
     ) -> Result<Answer, Failure> {
+        let Asked { request, stops, seen } = asked;
         let begun = Instant::now();
         let prompt = request.prompt.clone();
         let stop_tokens = request.stop.clone();
@@ -92,8 +140,8 @@ impl Answerer<'_> {
         let mut show = Show {
             detokenizer: Detokenizer::new(tokenizer, &prompt),
             stops: StopStrings::new(stops.iter().cloned()),
-            silent,
-            read: true,
+            seen,
+            listener,
             text: String::new(),
         };
         let (mut tokens, mut first, mut finish, mut cut) = (Vec::new(), None, None, false);
@@ -108,9 +156,6 @@ impl Answerer<'_> {
                         tokens.push(sampled.token);
                         if !stop_tokens.contains(&sampled.token) && show.push(sampled.token)? {
                             (finish, cut) = (Some("stop"), true);
-                        }
-                        if !show.read {
-                            (finish, cut) = (Some("closed"), true);
                         }
                     }
                     Event::Finished { finish: Finish::Stop, .. } => {
@@ -135,6 +180,9 @@ impl Answerer<'_> {
                     Event::Started { .. } | Event::Token { .. } | Event::Prompt { .. } => {}
                 }
             }
+            if let Some(why) = show.listener.leaves().filter(|_| finish.is_none()) {
+                (finish, cut) = (Some(why), true);
+            }
         }
         self.abort(seq);
         let text = show.end(cut)?;
@@ -151,42 +199,45 @@ impl Answerer<'_> {
     }
 }
 
-/// Text on its way to the terminal.
+/// Text on its way to who listens.
 struct Show<'t> {
     detokenizer: Detokenizer<'t>,
     stops: StopStrings,
-    silent: bool,
-    /// Whether anybody reads what is shown.
-    read: bool,
+    seen: &'t [(u32, &'static str)],
+    listener: &'t mut dyn Listener,
     text: String,
 }
 
 impl Show<'_> {
     /// Shows a token's text; says whether a stop string has come.
     fn push(&mut self, token: u32) -> Result<bool, Failure> {
-        let text = self.detokenizer.push(token)?;
+        let mut text = self.detokenizer.push(token)?;
+        if let Some((_, spelled)) = self.seen.iter().find(|(id, _)| *id == token) {
+            text.push_str(spelled);
+        }
         let (text, stopped) = self.stops.push(&text);
         self.write(&text)?;
         Ok(stopped)
     }
 
     fn write(&mut self, text: &str) -> Result<(), Failure> {
-        self.text.push_str(text);
-        if !self.silent {
-            self.read &= write_stream(text)?;
+        if text.is_empty() {
+            return Ok(());
         }
-        Ok(())
+        self.text.push_str(text);
+        self.listener.hear(text)
     }
 
-    /// Shows what was held back, unless a stop string has come; returns the whole text.
-    fn end(mut self, stopped: bool) -> Result<String, Failure> {
-        if !stopped {
+    /// Shows what was held back, unless the text was cut; returns all of it.
+    fn end(mut self, cut: bool) -> Result<String, Failure> {
+        if !cut {
             let stops = std::mem::take(&mut self.stops);
-            let rest = last(self.detokenizer.finish()?, stops);
-            if !self.silent {
-                write_stream(&rest)?;
+            let detokenizer = self.detokenizer;
+            let rest = last(detokenizer.finish()?, stops);
+            if !rest.is_empty() {
+                self.text.push_str(&rest);
+                self.listener.hear(&rest)?;
             }
-            self.text.push_str(&rest);
         }
         Ok(self.text)
     }

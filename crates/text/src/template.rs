@@ -47,6 +47,7 @@ pub struct ChatTemplate {
     default: Template,
     /// The one for conversations with tools, where there are two.
     tool_use: Option<Template>,
+    /// The special tokens, and variables that were set.
     tokens: Map<String, Value>,
     now: i64,
 }
@@ -99,6 +100,15 @@ impl ChatTemplate {
     pub fn with_variables(mut self, variables: Map<String, Value>) -> Self {
         self.tokens.extend(variables);
         self
+    }
+
+    /// Gives templates a variable that they may ask for, such as `enable_thinking`; `None` takes it
+    /// back. In transformers it is a further argument of `apply_chat_template`.
+    pub fn set(&mut self, name: &str, value: Option<Value>) {
+        match value {
+            Some(value) => self.tokens.insert(name.to_string(), value),
+            None => self.tokens.shift_remove(name),
+        };
     }
 
     /// The text of a conversation: a list of messages, objects with a `role` and a `content`.

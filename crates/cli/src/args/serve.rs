@@ -11,6 +11,10 @@ pub(crate) struct Run {
     pub(crate) model: String,
     /// The text to be continued, or `-` for standard input, which is also read where it is a pipe and
     /// no text is given. It is taken as it is, unless --chat or --system is given.
+    #[arg(value_name = "PROMPT")]
+    pub(crate) text: Option<String>,
+    /// The same as an option. Use it where a script puts options last, or as llama.cpp has it.
+    #[arg(short, long, value_name = "TEXT", conflicts_with = "text", allow_hyphen_values = true)]
     pub(crate) prompt: Option<String>,
     /// Put the text into the model's own conversation format, as a turn of the user. Use it to ask a
     /// chat model one question.
@@ -29,6 +33,7 @@ pub(crate) struct Run {
 
 /// Arguments of `chat`.
 #[derive(Debug, Args)]
+#[command(after_help = IN_A_CHAT)]
 pub(crate) struct Chat {
     /// The checkpoint: a folder, or a repository id in the local cache. Quote it with a leading `./`
     /// if a folder has a command's name.
@@ -36,6 +41,10 @@ pub(crate) struct Chat {
     /// What the model is told before the conversation. Use it to set a role or a tone.
     #[arg(long, value_name = "TEXT")]
     pub(crate) system: Option<String>,
+    /// What a model thinks before it answers: show or fold it [default: show]; on or off to ask for
+    /// it, where the chat template has a switch; repeatable. Use fold to see answers only.
+    #[arg(long, value_enum, value_name = "HOW")]
+    pub(crate) think: Vec<Think>,
     #[command(flatten)]
     pub(crate) sampling: Sampling,
     #[command(flatten)]
@@ -44,8 +53,37 @@ pub(crate) struct Chat {
     pub(crate) common: Common,
 }
 
+/// What is typed in a conversation, and what a program reads of one.
+const IN_A_CHAT: &str = "\
+In the conversation:
+  /help lists the commands: /clear, /system TEXT, /save FILE, /set KEY VALUE, /show, /bye.
+  A text in \"\"\" ... \"\"\" may have several lines; a line that ends with \\ goes on in the next.
+  Ctrl-C stops an answer, and not the program; Ctrl-D leaves. Typed lines are kept until then only.
+  In a pipe each line is a turn, and commands work the same; what they say goes to standard error.
+
+With --json, standard output has an object a line:
+  {\"kind\":\"piece\",\"piece\":TEXT}  text as it comes; \"thinking\":true where it is thought
+  {\"kind\":\"answer\",...}           ends a turn: text, thinking, tokens, finish (stop, length or
+                                  interrupted), and what the answer took
+  {\"kind\":\"command\",...}          ends a command: command, and what it said
+  {\"kind\":\"error\",...}            ends a turn or command that failed, and the program where no
+                                  command follows";
+
+/// What becomes of what a model thinks.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub(crate) enum Think {
+    /// It is shown, dimmed on a terminal.
+    Show,
+    /// It is left out, but for how long it took.
+    Fold,
+    /// The model is asked to think.
+    On,
+    /// The model is asked not to.
+    Off,
+}
+
 /// How tokens are drawn. Defaults are those of generation_config.json, greedy where it has none.
-#[derive(Debug, Args)]
+#[derive(Clone, Debug, Default, Args)]
 pub(crate) struct Sampling {
     /// Tokens to generate at most, -1 for what the context has left [default: what
     /// generation_config.json says, else -1]. Use it to bound time.
