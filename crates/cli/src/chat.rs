@@ -196,11 +196,11 @@ impl Talk<'_> {
         let mut screen = Screen::new(self.shown, self.settings.folds, &prompt, &self.interrupt);
         let asked = Asked { request, stops: &self.generation.stops, seen: &self.seen };
         let answer = answerer.answer(&self.served.tokenizer, asked, &mut screen);
+        let read = screen.finish(answer.is_ok())?;
         let answer = answer.map_err(|failure| match (&failure.hint, self.turns.len()) {
             (Some(_), _) | (None, 0) => failure,
             (None, _) => failure.with_hint("/clear forgets the turns so far"),
         })?;
-        let read = screen.finish()?;
         let (thought, said) = thinking::divided(&prompt, &answer.text);
         if !(answer.finish == "interrupted" && answer.text.is_empty()) {
             let mut message = json!({ "role": "assistant", "content": said });
@@ -221,7 +221,8 @@ impl Talk<'_> {
     /// What is said below an answer.
     fn close(&self, answer: &Answer, prompt: usize) {
         let count = answer.tokens.len();
-        if matches!(self.shown, Shown::Terminal { .. }) && !self.quiet {
+        let terminal = matches!(self.shown, Shown::Terminal { .. });
+        if terminal && !self.quiet {
             match (answer.finish, self.generation.most()) {
                 ("length", Some(most)) if most <= count => {
                     let count = counted(count, "token");
@@ -236,6 +237,9 @@ impl Talk<'_> {
         }
         if self.settings.stats && answer.finish != "closed" {
             remark(&speed(answer, prompt));
+        }
+        if terminal {
+            remark("");
         }
     }
 

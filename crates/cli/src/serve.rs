@@ -133,7 +133,7 @@ impl Answerer<'_> {
         listener: &mut dyn Listener,
     ) -> Result<Answer, Failure> {
         let Asked { request, stops, seen } = asked;
-        let begun = Instant::now();
+        let (begun, before) = (Instant::now(), self.engine.stats());
         let prompt = request.prompt.clone();
         let stop_tokens = request.stop.clone();
         let seq = self.engine.add(request)?;
@@ -188,7 +188,7 @@ impl Answerer<'_> {
         let text = show.end(cut)?;
         let all = begun.elapsed().as_secs_f64();
         let first = first.unwrap_or(all);
-        let (finish, stats) = (finish.unwrap_or("length"), self.engine.stats());
+        let (finish, stats) = (finish.unwrap_or("length"), self.engine.stats().since(&before));
         Ok(Answer { text, tokens, finish, seconds: [first, all - first], stats })
     }
 

@@ -9,7 +9,7 @@ use crate::schedule::{Lane, Queues};
 use crate::sequence::{SeqId, Sequence};
 use crate::speculate::{Ask, Speculator};
 use crate::step::{ExecError, Executor, Limits, Outputs, Row, RowOutput, Step};
-use std::iter::Sum;
+use std::iter::{self, Sum};
 
 /// How steps are made up. No option changes what a sequence says.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -92,6 +92,24 @@ pub struct Stats {
     pub preemptions: u64,
     /// Of each place in a draft: how often it was offered, and how often it stood.
     pub drafted: Vec<(u64, u64)>,
+}
+
+impl Stats {
+    /// What was done after `before`, which is of the same engine.
+    #[must_use]
+    pub fn since(&self, before: &Self) -> Self {
+        let earlier = before.drafted.iter().copied().chain(iter::repeat((0, 0)));
+        let drafted = self.drafted.iter().zip(earlier);
+        Self {
+            steps: self.steps - before.steps,
+            computed: self.computed - before.computed,
+            prompt: self.prompt - before.prompt,
+            cached: self.cached - before.cached,
+            generated: self.generated - before.generated,
+            preemptions: self.preemptions - before.preemptions,
+            drafted: drafted.map(|(now, then)| (now.0 - then.0, now.1 - then.1)).collect(),
+        }
+    }
 }
 
 impl Sum for Stats {

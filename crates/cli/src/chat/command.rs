@@ -55,7 +55,7 @@ const OTHER_NAMES: &[(&str, &str)] = &[
 pub(super) const HELP: &str = "\
 /help             list what can be typed
 /clear            forget the turns; the system text stays
-/system TEXT      what the model is told first; without TEXT, show it; \"\" for none
+/system TEXT      what the model is told first; alone, show it; \"\" for none
 /save FILE        write the conversation to a new FILE, a line of JSON
 /set KEY VALUE    change a setting; without VALUE, or KEY too, show what it is
 /show             show the model, the conversation and the settings

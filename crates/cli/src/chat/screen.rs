@@ -41,16 +41,15 @@ impl<'a> Screen<'a> {
         Self { shown, folds, splitter, interrupt, thinks: None, read: true }
     }
 
-    /// Shows what is left.
-    pub(super) fn finish(mut self) -> Result<bool, Failure> {
+    /// Shows what is left, after an answer that is `whole` or failed; whether anybody reads on.
+    pub(super) fn finish(mut self, whole: bool) -> Result<bool, Failure> {
         if self.shown != Shown::Plain || self.folds {
             let rest = self.splitter.clone().finish();
             rest.map_or(Ok(()), |piece| self.show(&piece))?;
         }
         if let Some(since) = self.thinks.take() {
             self.think_no_more(since)?;
-        }
-        if self.shown != Shown::Json {
+        } else if whole && self.shown != Shown::Json {
             self.write("\n")?;
         }
         Ok(self.read)
@@ -71,6 +70,7 @@ impl<'a> Screen<'a> {
             (Shown::Terminal { .. }, Some(since)) if !piece.thought => {
                 self.thinks = None;
                 self.think_no_more(since)?;
+                self.write("\n")?;
             }
             _ => {}
         }
@@ -95,7 +95,7 @@ impl<'a> Screen<'a> {
         let seconds = since.elapsed().as_secs_f64();
         let plain = if self.dim().is_empty() { "" } else { PLAIN };
         let begin = if self.folds { " " } else { "\n... thought for " };
-        self.write(&format!("{begin}{seconds:.1} s{plain}\n\n"))
+        self.write(&format!("{begin}{seconds:.1} s{plain}\n"))
     }
 
     fn dim(&self) -> &'static str {
