@@ -95,15 +95,8 @@ impl ChatTemplate {
         self
     }
 
-    /// Sets variables that the template finds beside the usual ones, such as `enable_thinking`.
-    #[must_use]
-    pub fn with_variables(mut self, variables: Map<String, Value>) -> Self {
-        self.tokens.extend(variables);
-        self
-    }
-
-    /// Gives templates a variable that they may ask for, such as `enable_thinking`; `None` takes it
-    /// back. In transformers it is a further argument of `apply_chat_template`.
+    /// Sets a variable that the template finds beside the usual ones, such as `enable_thinking`;
+    /// `None` takes it back. In transformers it is a further argument of `apply_chat_template`.
     pub fn set(&mut self, name: &str, value: Option<Value>) {
         match value {
             Some(value) => self.tokens.insert(name.to_string(), value),

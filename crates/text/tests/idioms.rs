@@ -13,8 +13,10 @@ fn rendered(table: &Value, source: &str) -> Result<String, Error> {
         ..TemplateFiles::default()
     };
     let template = ChatTemplate::load(&files)?.unwrap();
-    let template = template.with_now(table["now"].as_i64().unwrap());
-    let template = template.with_variables(table["variables"].as_object().unwrap().clone());
+    let mut template = template.with_now(table["now"].as_i64().unwrap());
+    for (name, value) in table["variables"].as_object().unwrap() {
+        template.set(name, Some(value.clone()));
+    }
     template.render(&table["messages"], false)
 }
 
