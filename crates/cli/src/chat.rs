@@ -5,9 +5,10 @@ use crate::args::serve::Chat;
 use crate::device::{Devices, Sums, Wanted};
 use crate::failure::{Code, Failure};
 use crate::generation::{Generation, special};
-use crate::output::{colours, counted, has_a_place, remark, write_stream, write_whole};
+use crate::output::{colours, counted, remark, write_stream};
 use crate::run::{report, speed};
 use crate::serve::{Answer, Answerer, Asked, Served};
+use crate::written::{has_a_place, write_whole};
 use command::{Command, HELP, Wrong, parse};
 use engine::Request;
 use input::{Input, Interrupt};
@@ -34,7 +35,7 @@ pub(crate) fn run(args: &Chat) -> Result<(), Failure> {
     })?;
     let shown = match (args.common.json, io::stdin().is_terminal() && io::stdout().is_terminal()) {
         (true, _) => Shown::Json,
-        (false, true) => Shown::Terminal { colours: colours() },
+        (false, true) => Shown::Terminal { colours: colours(&io::stdout()) },
         (false, false) => Shown::Plain,
     };
     let stats = shown == Shown::Plain && !args.common.quiet;

@@ -42,6 +42,10 @@ pub(crate) const COMMANDS: Groups = &[
     (
         "What is said",
         &[
+            "prompt",
+            "chat",
+            "system",
+            "think",
             "max_tokens",
             "temperature",
             "top_p",

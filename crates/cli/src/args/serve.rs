@@ -33,7 +33,7 @@ pub(crate) struct Run {
 
 /// Arguments of `chat`.
 #[derive(Debug, Args)]
-#[command(after_help = IN_A_CHAT)]
+#[command(after_help = HELP, after_long_help = LONG_HELP)]
 pub(crate) struct Chat {
     /// The checkpoint: a folder, or a repository id in the local cache. Quote it with a leading `./`
     /// if a folder has a command's name.
@@ -53,21 +53,25 @@ pub(crate) struct Chat {
     pub(crate) common: Common,
 }
 
-/// What is typed in a conversation, and what a program reads of one.
-const IN_A_CHAT: &str = "\
-In the conversation:
-  /help lists the commands: /clear, /system TEXT, /save FILE, /set KEY VALUE, /show, /bye.
-  A text in \"\"\" ... \"\"\" may have several lines; a line that ends with \\ goes on in the next.
-  Ctrl-C stops an answer, and not the program; Ctrl-D leaves. Typed lines are kept until then only.
-  In a pipe each line is a turn, and commands work the same; what they say goes to standard error.
+/// Where to read on.
+const HELP: &str = "In the conversation, /help lists what can be typed.";
 
-With --json, standard output has an object a line:
-  {\"kind\":\"piece\",\"piece\":TEXT}  text as it comes; \"thinking\":true where it is thought
-  {\"kind\":\"answer\",...}           ends a turn: text, thinking, tokens, finish (stop, length or
-                                  interrupted), and what the answer took
-  {\"kind\":\"command\",...}          ends a command: command, and what it said
-  {\"kind\":\"error\",...}            ends a turn or command that failed, and the program where no
-                                  command follows";
+/// What is typed in a conversation, and what a program reads of one.
+const LONG_HELP: &str = "\
+In the conversation:
+  /help lists the commands: /clear, /system TEXT, /save FILE, /set KEY VALUE,
+  /show and /bye. A text in \"\"\" ... \"\"\" may have several lines; a line that
+  ends with \\ goes on in the next. Ctrl-C stops an answer, and not the program;
+  Ctrl-D leaves. Lines that were typed come back with Up, until then only.
+  In a pipe each line is a turn and commands work the same; what they say goes
+  to standard error. A command that is not understood changes nothing.
+
+With --json, standard output has an object a line, of one of these kinds:
+  {\"kind\":\"piece\",\"piece\":TEXT}  text as it comes; \"thinking\":true in a thought
+  {\"kind\":\"answer\",...}   ends a turn: text, thinking, tokens, finish (stop,
+                          length or interrupted), and what the answer took
+  {\"kind\":\"command\",...}  ends a command: its name, and what it said
+  {\"kind\":\"error\",...}    a command failed; or a turn, and with it the program";
 
 /// What becomes of what a model thinks.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
