@@ -240,6 +240,9 @@ LINES = r"""
 {%- endmacro %}{{ [t('a'), t({}), t(1)]|join('/') }}
 {% filter upper %}a{{ n }}b{% endfilter %}{% filter replace('a', 'b')|upper %}aa{% endfilter %}{% filter indent(2) %}x
 y{% endfilter %}
+{% for x in xs %}{% break %}{% else %}else{% endfor %}{% for x in xs %}{% if x == 1 %}{% continue %}{% endif %}{% else %}no{% endfor %}{% for x in xs %}{{ x }}{% continue %}{% else %}all{% endfor %}
+{% filter length %}abc{% endfilter %}
+{% generation %}{{ varargs }}{{ kwargs }}{{ caller is defined }}{% endgeneration %}
 {% generation %}text {{ n }}{% set g = 1 %}{% endgeneration %}{{ g is defined }}
 {% for x in xs %}{% generation %}{{ x }}{% endgeneration %}{% endfor %}{%- generation -%}  t  {%- endgeneration -%}
 {% for x in xs %}{% generation %}{% break %}{% endgeneration %}{% endfor %}

@@ -94,8 +94,8 @@ pub(crate) enum Action {
     Call(Arc<Macro>, Expr),
     Filter(Expr, Body),
     With(Vec<(Target, Expr)>, Body),
-    /// A body with names of its own.
-    Scope(Body),
+    /// The model's own words, which are marked for training: a macro that is called at once.
+    Generation(Arc<Macro>),
     Autoescape(Expr, Body),
     /// A body that sees the names of the top level alone.
     Block(Body),

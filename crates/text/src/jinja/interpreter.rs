@@ -192,6 +192,11 @@ impl<'a> Interpreter<'a> {
                 let value = self.call_expression(call, Some(caller))?;
                 self.print(&value)?;
             }
+            Action::Generation(code) => {
+                let body = self.define(code)?;
+                let value = self.call(&body, Args::default())?;
+                self.print(&value)?;
+            }
             Action::Break => return Ok(Flow::Break),
             Action::Continue => return Ok(Flow::Continue),
             Action::Loader(tag) => {
@@ -221,6 +226,10 @@ impl<'a> Interpreter<'a> {
                     return Ok(flow);
                 }
                 let value = self.through(Some(filter), text)?;
+                let Value::Text(_) = value else {
+                    let rule = format!("a filter block gives a {}, no string", value.kind());
+                    return Err(Error::failed(rule));
+                };
                 self.print(&value)?;
             }
             Action::With(names, body) => {
@@ -235,7 +244,6 @@ impl<'a> Interpreter<'a> {
                     i.body(body)
                 });
             }
-            Action::Scope(body) => return self.scoped(here, |i| i.body(body)),
             Action::Block(body) => return self.scoped(0, |i| i.body(body)),
             Action::Autoescape(on, body) => {
                 let on = self.value(on)?.is_true();
@@ -353,19 +361,20 @@ impl<'a> Interpreter<'a> {
 
     fn run_loop(&mut self, code: &'a For, over: &Value, scope: usize, depth: usize) -> Result<()> {
         let id = self.begin_loop(code, over, scope, depth)?;
-        let mut any = false;
+        let mut ended = false;
         while let Some(item) = self.advance(id)? {
-            any = true;
             let flow = self.scoped(scope, |i| {
                 i.name("loop".into(), Value::Loop(id))?;
                 i.assign(&code.target, item)?;
                 i.body(&code.body)
             })?;
+            // A round that is left early does not keep `else` away: jinja2 notes it at the end of one.
+            ended |= flow == Flow::Next;
             if flow == Flow::Break {
                 break;
             }
         }
-        if !any {
+        if !ended {
             self.scoped(scope, |i| i.body(&code.otherwise))?;
         }
         Ok(())

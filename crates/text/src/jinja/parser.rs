@@ -174,9 +174,8 @@ impl Parser {
             }
             "with" => self.with(),
             "generation" => {
-                // What marks the model's own words is a call block, which no loop reaches into.
-                let (body, _) = self.apart(|p| p.block(&["endgeneration"]))?;
-                Ok(Action::Scope(body))
+                let body = self.macro_body("".into(), Vec::new(), "endgeneration")?;
+                Ok(Action::Generation(body))
             }
             "autoescape" => {
                 let on = self.expression(true)?;
