@@ -2,7 +2,7 @@
 """Makes goldens.json of crates/text/tests/fixtures/chat: conversations rendered by transformers.
 
 Every template of the fixture's templates/ folder renders every conversation, with and without the
-generation prompt, as transformers' `apply_chat_template` does: keys of messages that are null are left
+generation prompt and tools, as transformers' `apply_chat_template` does: keys of messages that are null are left
 out, the rest is its `render_jinja_template`. The clock stands still. A
 template that refuses a conversation (`raise_exception`) has its words recorded, one that fails
 otherwise only that it fails.
@@ -35,6 +35,26 @@ CALL = {
     "function": {"name": "weather", "arguments": {"city": "Malm\u00f6", "days": 2, "exact": True}},
 }
 
+TOOLS = [
+    {
+        "type": "function",
+        "function": {
+            "name": "weather",
+            "description": 'The sky\'s state, "now" or later \u2014 <b>',
+            "parameters": {
+                "type": "object",
+                "properties": {
+                    "city": {"type": "string", "description": "Where"},
+                    "days": {"type": "integer", "default": 1, "enum": [1, 2, 7]},
+                    "exact": {"type": "boolean"},
+                },
+                "required": ["city"],
+            },
+        },
+    },
+    {"type": "function", "function": {"name": "now", "description": "", "parameters": {}}},
+]
+
 CONVERSATIONS = {
     "question": [{"role": "user", "content": "What is the tide?\nAnd why? "}],
     "turns": [
@@ -58,6 +78,13 @@ CONVERSATIONS = {
         {"role": "user", "content": "Again"},
         {"role": "assistant", "content": None, "tool_calls": [CALL]},
     ],
+    "thought": [
+        {"role": "user", "content": "2 + 2?"},
+        {"role": "assistant", "content": "4", "reasoning_content": "two\nand two\n"},
+        {"role": "user", "content": "And 3?"},
+        {"role": "assistant", "content": "<think>\n\n</think>\n\n7", "thinking": None},
+        {"role": "user", "content": "/think Why?"},
+    ],
 }
 
 
@@ -67,12 +94,13 @@ class Clock(datetime.datetime):
         return NOW
 
 
-def render(source, messages, prompt):
+def render(source, messages, tools, prompt):
     """What a case is expected to give: text, refusal or failure."""
     try:
         texts, _ = chat_template_utils.render_jinja_template(
             conversations=[[{k: v for k, v in m.items() if v is not None} for m in messages]],
             chat_template=source,
+            tools=tools,
             add_generation_prompt=prompt,
             **TOKENS,
         )
@@ -93,9 +121,10 @@ def goldens(folder):
     for path in sorted(folder.glob("*.jinja")):
         source = path.read_text(encoding="utf-8")
         for name, messages in CONVERSATIONS.items():
-            for prompt in (False, True):
+            for prompt, tools in ((False, None), (True, None), (True, TOOLS)):
                 case = {"template": path.name, "conversation": name, "prompt": prompt}
-                cases.append(case | render(source, messages, prompt))
+                case["tools"] = tools is not None
+                cases.append(case | render(source, messages, tools, prompt))
     return {
         "versions": {
             "jinja2": jinja2.__version__,
@@ -105,6 +134,7 @@ def goldens(folder):
         "now": int(NOW.replace(tzinfo=datetime.timezone.utc).timestamp()),
         "tokens": TOKENS,
         "conversations": CONVERSATIONS,
+        "tools": TOOLS,
         "cases": cases,
     }
 
@@ -112,7 +142,7 @@ def goldens(folder):
 def check(made, path):
     committed = json.loads(path.read_text(encoding="utf-8"))
     failed = 0
-    for key in ("now", "tokens", "conversations"):
+    for key in ("now", "tokens", "conversations", "tools"):
         if made[key] != committed[key]:
             failed += 1
             print(f"FAIL {key} differs")
@@ -122,7 +152,7 @@ def check(made, path):
     for ours, theirs in zip(made["cases"], committed["cases"]):
         if ours != theirs:
             failed += 1
-            print(f"FAIL {ours['template']} {ours['conversation']} prompt={ours['prompt']}")
+            print(f"FAIL {ours['template']} {ours['conversation']} prompt={ours['prompt']} tools={ours['tools']}")
     print(f"{len(made['cases'])} cases, {failed} differ")
     return 1 if failed else 0
 
@@ -131,10 +161,11 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--check", action="store_true", help="compare instead of writing")
     parser.add_argument("--templates", type=Path, help="a folder of other templates")
+    parser.add_argument("--output", type=Path, help="where their goldens go, else beside them")
     arguments = parser.parse_args()
     chat_template_utils.datetime = Clock
     folder = arguments.templates or FIXTURES / "templates"
-    path = (arguments.templates or FIXTURES) / "goldens.json"
+    path = arguments.output or (arguments.templates or FIXTURES) / "goldens.json"
     made = goldens(folder)
     if arguments.check:
         return check(made, path)
