@@ -137,7 +137,7 @@ fn key_of(key: &str) -> Result<&'static str, Wrong> {
         let shown: String = key.chars().take(20).collect();
         let all = KEYS.join(", ");
         let hint = match near(key, KEYS.iter().copied(), 1).first() {
-            Some(near) => format!("{near} is near; there are {all}"),
+            Some(near) => format!("{near} is near; /set lists all"),
             None => format!("there are {all}"),
         };
         Wrong::new(format!("no setting {shown:?}"), hint)
