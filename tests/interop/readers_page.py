@@ -24,6 +24,46 @@ build: what its kernels for GPUs take, int8 among it, is not tried here.
 """
 
 
+TAIL = """
+## What to do
+
+- One grid in the whole artifact (no `--head` of another grid, widths that the group divides) loads in
+  the most places; symmetric int4 in all that are not mlx-lm.
+- `--asym`, transformers with compressed-tensors 0.18 and later: `dequantize=True`, or compressed-tensors
+  0.17.1. A head quantized beside it is symmetric, a second grid, so that only the latter is left.
+- `--head int8` beside int4 layers: load it as it is. Under `dequantize=True` the head is read as 4 bits,
+  without an error.
+- `--head int4` on the grid of all layers, vLLM: the head must be named among the targets, since
+  `Linear` does not stand for it there (see below).
+- A tensor carried over: vLLM refuses the source for the same reason.
+- mlx-lm: convert the source with `mlx_lm.convert`; it has no loader for this format in Llama, Mistral
+  and Qwen.
+
+## Other spellings
+
+Artifacts edited by hand, in the readers above:
+
+| edit | transformers as it is, 0.16 to 0.17.1 | 0.18 to 0.20.1 | `dequantize=True` | vLLM |
+|---|---|---|---|---|
+| asym: `"dequantize": true` (or `"run_compressed": false`) in `quantization_config` | right | right | right | right |
+| asym: zero points packed along rows, then filled up with zeros to a row an output | refused | right | right | refused |
+| asym: unpacked zero points, int8 | refused | refused | refused | refused |
+| asym: unpacked zero points, int32 | refused | **WRONG** | **WRONG** | refused |
+| asym: zero points packed along groups | refused | refused | **WRONG** | refused |
+| asym: strategy `block` of 1 x 128 with int8 zero points | right | right | right | refused |
+| asym: `quantization_status` of `frozen` | refused | refused | right | right |
+| int4 with an int4 head: targets `["Linear", "lm_head"]` | right | right | right | right |
+| asym with an int4 head: the head asymmetric with zero points of 8, one group, the same targets, `"dequantize": true` | right | right | right | right |
+| int4 with an int8 head: the head's group first | right | right | refused | refused (int8) |
+| stories260k, groups as wide as the row beside rows: the group that is per channel first | right | right | right | ? |
+| groups beside a width that falls back: the group that is per channel first | right | right | 0.16 to 0.18 right, then refused | right |
+
+`"dequantize": true` in the file makes `from_pretrained(FOLDER)` behave as `dequantize=True` does, so with
+two grids it would make right ones wrong, and scales in bf16 are rounded; both are decompressed before
+the first token either way, so it costs no memory. transformers 5.19 takes the key too.
+"""
+
+
 def column(row):
     """`reader version` or `reader version, way`."""
     return f"{row['reader']} {row['version']}" + ("" if row["way"] == "as it is" else f", {row['way']}")
@@ -94,7 +134,7 @@ def page(content):
         for why, of in reasons.items():
             of = "; ".join(of) if len(of) < len(kinds) // 2 else f"{len(of)} kinds"
             lines.append(f"- ({n}) `{why.replace('`', '')}`: {of}")
-    return "\n".join(lines) + "\n"
+    return "\n".join(lines) + "\n" + TAIL
 
 
 def write(path, document, content):
