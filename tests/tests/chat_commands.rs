@@ -276,6 +276,10 @@ fn a_program_reads_an_object_a_line() {
     assert_eq!(rest[0]["tokens"].as_array().unwrap().len(), 9);
     assert_eq!(rest[1]["error"]["kind"], "refused");
     assert_eq!(rest[2]["command"], "system");
+    let page = fs::read_to_string(root().join("docs/MEASUREMENTS.md")).unwrap();
+    for key in all.iter().flat_map(|object| object.as_object().unwrap().keys()) {
+        assert!(page.contains(&format!("`{key}`")), "{key} is not documented");
+    }
     // A turn that fails ends the program where nobody can say it otherwise, with an object too.
     let out = model.chat(&["--json"], &format!("{}\nLily\n", "long ".repeat(600)));
     assert_eq!(out.status.code(), Some(2));
