@@ -60,9 +60,11 @@ const HELP: &str = "In the conversation, /help lists what can be typed.";
 const LONG_HELP: &str = "\
 In the conversation:
   /help lists the commands: /clear, /system TEXT, /save FILE, /set KEY VALUE,
-  /show and /bye. A text in \"\"\" ... \"\"\" may have several lines; a line that
-  ends with \\ goes on in the next. Ctrl-C stops an answer, and not the program;
-  Ctrl-D leaves. Lines that were typed come back with Up, until then only.
+  /show and /bye. What can be set: temperature, top_p, top_k, min_p, seed,
+  repetition_penalty, max_tokens, stop, think and stats (an answer's speed).
+  A text in \"\"\" ... \"\"\" may have several lines; a line that ends with \\ goes
+  on in the next. Ctrl-C stops an answer, and not the program; Ctrl-D leaves.
+  Lines that were typed come back with Up, until then only.
   In a pipe each line is a turn and commands work the same; what they say goes
   to standard error. A command that is not understood changes nothing.
 
