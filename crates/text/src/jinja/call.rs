@@ -284,5 +284,5 @@ fn range(args: Args) -> Result<Value> {
         let rule = format!("Range too big. The sandbox blocks ranges larger than {MAX_RANGE}.");
         return Err(Error::failed(rule));
     }
-    Ok(Value::Range(range))
+    Ok(Value::Range(Box::new(range)))
 }

@@ -546,6 +546,7 @@ fn number(heap: &Heap, value: &Value, name: &str, args: Args) -> Result<Value> {
             let [precision, method] = args.bind(name, ["precision", "method"])?;
             let precision = whole(precision.as_ref(), 0)?;
             let method = method.unwrap_or_else(|| "common".into());
+            heap.step(usize::try_from(precision.clamp(0, 400)).unwrap_or(0) / 8)?;
             rounded(value, precision, string(&method, name)?)
         }
         _ => {

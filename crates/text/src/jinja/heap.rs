@@ -202,7 +202,9 @@ impl Heap {
     }
 
     fn quoted(&self, text: &Text, out: &mut String) -> Result<()> {
-        self.bytes(text.text.len())?;
+        // An escape takes up to four bytes for one, five for a character of two.
+        let plain = text.text.bytes().all(|b| (b' '..=b'~').contains(&b));
+        self.bytes(text.text.len().saturating_mul(if plain { 1 } else { 4 }))?;
         let single = text.text.contains('\'') && !text.text.contains('"');
         let quote = if single { '"' } else { '\'' };
         if text.safe {

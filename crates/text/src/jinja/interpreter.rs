@@ -542,6 +542,7 @@ impl<'a> Interpreter<'a> {
                 let Value::Text(key) = key else {
                     return Err(Error::failed("keywords must be strings"));
                 };
+                self.heap.step(args.named.len() / 16)?;
                 if args.named.iter().any(|(name, _)| *name == key.text) {
                     let rule = format!("got multiple values for keyword argument '{}'", key.text);
                     return Err(Error::failed(rule));

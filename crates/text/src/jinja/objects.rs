@@ -192,7 +192,8 @@ impl<'a> Interpreter<'a> {
         value.defined()?;
         match &value {
             Value::Text(text) => {
-                self.heap.bytes(text.text.len())?;
+                // A character at a time costs more than a copy.
+                self.heap.step(text.text.len() / 8 + 1)?;
                 let chars: Vec<char> = text.text.chars().collect();
                 let made: String = sliced(&chars, parts)?.into_iter().collect();
                 Ok(Value::Text(Text { text: made.into(), safe: text.safe }))
@@ -208,11 +209,11 @@ impl<'a> Interpreter<'a> {
             Value::Range(range) => {
                 let (start, stop, step) = places(range.len(), parts)?;
                 let at = |n: i128| range.start.saturating_add(range.step.saturating_mul(n));
-                Ok(Value::Range(Range {
+                Ok(Value::Range(Box::new(Range {
                     start: at(start),
                     stop: at(stop),
                     step: range.step.saturating_mul(step),
-                }))
+                })))
             }
             _ => Err(Error::failed(format!("'{}' object is not subscriptable", value.kind()))),
         }

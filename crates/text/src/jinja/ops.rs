@@ -347,7 +347,7 @@ fn contains(heap: &Heap, whole: &Value, value: &Value) -> Result<bool> {
         Value::List(items) | Value::Tuple(items) => among(&items.values),
         Value::Map(map) => Ok(map.found(&heap.key(value)?).is_some()),
         Value::View(view, map) => among(&map.viewed(*view, heap)?),
-        Value::Range(range) => Ok(within(*range, value)),
+        Value::Range(range) => Ok(within(**range, value)),
         _ => Err(not_iterable(whole)),
     }
 }

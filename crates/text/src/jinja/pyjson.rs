@@ -136,7 +136,12 @@ impl Dump<'_> {
     }
 
     fn string(&mut self, text: &str) -> Result<()> {
-        self.heap.bytes(text.len())?;
+        let size = |c: char| match c {
+            '"' | '\\' | '\n' | '\r' | '\t' | '\u{8}' | '\u{c}' => 2,
+            c if c < ' ' || (self.ascii && c > '~') => 6 * c.len_utf16(),
+            c => c.len_utf8(),
+        };
+        self.heap.bytes(text.chars().map(size).sum())?;
         self.out.push('"');
         for c in text.chars() {
             match c {

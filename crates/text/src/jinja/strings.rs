@@ -39,9 +39,14 @@ impl Interpreter<'_> {
                 let most = usize::try_from(most).unwrap_or(usize::MAX);
                 let separator = separator.filter(|s| !s.is_none());
                 let parts = match &separator {
-                    None => words(text, most, name == "rsplit"),
+                    None => {
+                        self.heap.step(text.chars().filter(|c| is_space(*c)).count())?;
+                        words(text, most, name == "rsplit")
+                    }
                     Some(separator) => {
-                        split(text, string(separator, name)?, most, name == "rsplit")?
+                        let separator = string(separator, name)?;
+                        self.heap.step(text.matches(separator).count())?;
+                        split(text, separator, most, name == "rsplit")?
                     }
                 };
                 let parts = parts.into_iter().map(|part| same(part.to_owned())).collect();
@@ -49,6 +54,7 @@ impl Interpreter<'_> {
             }
             "splitlines" => {
                 let [keep] = args.bind(name, ["keepends"])?;
+                self.heap.step(text.chars().filter(|c| ends_line(*c)).count())?;
                 let lines = lines(text, keep.is_some_and(|keep| keep.is_true()));
                 self.heap.list(lines.into_iter().map(|line| same(line.to_owned())).collect())
             }
@@ -343,19 +349,17 @@ pub(super) fn words(text: &str, most: usize, last: bool) -> Vec<&str> {
     parts
 }
 
+fn ends_line(c: char) -> bool {
+    let more = matches!(c, '\u{b}' | '\u{c}' | '\u{1c}'..='\u{1e}' | '\u{85}');
+    more || matches!(c, '\n' | '\r' | '\u{2028}' | '\u{2029}')
+}
+
 /// The lines of a text, with their ends if `keep`.
 pub(super) fn lines(text: &str, keep: bool) -> Vec<&str> {
-    let ends = |c: char| {
-        matches!(
-            c,
-            '\n' | '\r' | '\u{b}' | '\u{c}' | '\u{1c}'
-                ..='\u{1e}' | '\u{85}' | '\u{2028}' | '\u{2029}'
-        )
-    };
     let mut lines = Vec::new();
     let mut rest = text;
     while !rest.is_empty() {
-        let at = rest.find(ends).unwrap_or(rest.len());
+        let at = rest.find(ends_line).unwrap_or(rest.len());
         let end = match &rest[at..] {
             after if after.starts_with("\r\n") => at + 2,
             after => at + after.chars().next().map_or(0, char::len_utf8),

@@ -73,7 +73,7 @@ pub(super) fn filter(heap: &Heap, name: &str, value: &Value, args: Args) -> Resu
 
 fn spelled(heap: &Heap, name: &str, value: &Value) -> Result<Value> {
     let text = soft(heap, value)?;
-    heap.bytes(text.text.len())?;
+    heap.bytes(text.text.len().saturating_mul(if name == "title" { 8 } else { 1 }))?;
     let made = match name {
         "upper" => text.text.to_uppercase(),
         "lower" => text.text.to_lowercase(),
@@ -110,6 +110,8 @@ fn indented(heap: &Heap, value: &Value, args: Args) -> Result<Value> {
         width => heap.repeated(" ", count(width.as_ref(), 4)?)?,
     };
     let (first, blank) = (first.is_some_and(|f| f.is_true()), blank.is_some_and(|b| b.is_true()));
+    // Each line may take an indent, and a place in the list of lines.
+    heap.step(text.len() / 16)?;
     let text = format!("{text}\n");
     let lines = strings::lines(&text, false);
     heap.bytes(lines.len().saturating_mul(indent.len() + 1).saturating_add(text.len()))?;

@@ -23,7 +23,8 @@ pub(crate) enum Value {
     List(Arc<Items>),
     Tuple(Arc<Items>),
     Map(Arc<Map>),
-    Range(Range),
+    /// Apart, so that no value takes more than 32 bytes.
+    Range(Box<Range>),
     /// The keys, values or items of a map.
     View(View, Arc<Map>),
     /// What changes: an index into the heap.
