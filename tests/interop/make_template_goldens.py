@@ -329,6 +329,7 @@ y' }} {{ '\u00e9\x41\101\q\/' }} {{ "\"'" }} {{ '\'' }} {{ '\é' }}
 {{ 'a\nb\n\nc'|indent }}|{{ 'a\nb'|indent(2, true) }}|{{ 'a\n\nb'|indent(2, blank=true) }}|{{ 'a\nb'|indent('> ') }}|{{ 'a\nb'|indent(width=1, first=true) }}|{{ ''|indent }}|{{ 'a\n'|indent }}|
 {{ 5|indent }}
 {{ long|wordwrap(20) }}|{{ long|wordwrap(10, false) }}|{{ 'abcdefghij'|wordwrap(4) }}|{{ long|wordwrap(15, wrapstring='<br>') }}|{{ long|wordwrap(20, break_on_hyphens=false) }}|{{ 'a\n\nb c'|wordwrap(1) }}
+{{ d|pprint }}|{{ people|pprint }}|{{ long|pprint }}|{{ [long, long]|pprint }}|{{ s|pprint }}|{{ {'k': (long * 2, 1), 'a': [html]}|pprint }}|{{ (long,)|pprint }}|{{ range(3)|pprint }}|{{ ('ab\\ncd ' * 20)|pprint }}|{{ tree|pprint }}|{{ 'x'|pprint }}|{{ ('x' * 90)|pprint }}
 {{ html|e }} {{ html|escape|escape }} {{ html|forceescape }} {{ html|safe }} {{ html|striptags }} {{ (html|e)|forceescape }} {{ ('<'|e) + '<' }} {{ '<' + ('>'|e) }} {{ ('<'|e) ~ '<' }} {{ ['<'|e] }} {{ ('%s'|e) % '<' }} {{ n|e }}
 {{ 'a b/c?d=e&f'|urlencode }} {{ {'a': 1, 'b c': 'd/e'}|urlencode }} {{ [('x', 'y z')]|urlencode }} {{ u|urlencode }} {{ 3|urlencode }}
 {{ {'class': 'a', 'id': none, 'x': 1, 'q': '"<'}|xmlattr }}|{{ {'a': nothing}|xmlattr }}|{{ {'a': 1}|xmlattr(false) }}

@@ -5,10 +5,10 @@ use super::call::{Args, count, needed, string, whole};
 use super::heap::{Heap, Object};
 use super::interpreter::Interpreter;
 use super::value::{Text, Value};
-use super::{Error, Result, is, ops, pyjson, textual};
+use super::{Error, Result, is, ops, pretty, pyjson, textual};
 use std::collections::HashSet;
 
-/// All that are known here. jinja2 has three more: `pprint`, `random` and `urlize`.
+/// All that are known here. jinja2 has two more that say so: `random` and `urlize`.
 const NAMES: [&str; 54] = [
     "abs",
     "attr",
@@ -61,8 +61,8 @@ const NAMES: [&str; 54] = [
     "wordcount",
     "wordwrap",
     "xmlattr",
-    // The rest are jinja2's and are refused where they are used.
     "pprint",
+    // These are jinja2's and are refused where they are used.
     "random",
     "urlize",
 ];
@@ -122,6 +122,10 @@ impl Interpreter<'_> {
                     }
                     _ => self.attribute(value, attribute),
                 }
+            }
+            "pprint" => {
+                let [] = args.in_order(name)?;
+                pretty::printed(&self.heap, value).map(Value::from)
             }
             "tojson" => pyjson::dumped(&self.heap, value, args).map(Value::from),
             "abs" | "int" | "float" | "round" | "filesizeformat" => {

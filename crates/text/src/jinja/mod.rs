@@ -21,6 +21,7 @@ mod methods;
 mod objects;
 mod ops;
 mod parser;
+mod pretty;
 mod pyjson;
 mod strings;
 mod textual;
