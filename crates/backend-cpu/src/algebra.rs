@@ -200,7 +200,7 @@ pub(crate) fn rank_update(
     let (rows, columns) = (c.len() / width, args.columns.len());
     assert!(args.columns.end <= width && rows * width == c.len(), "size of c");
     assert!(a.len() == rows * depth && b.len() == depth * columns, "sizes of a and b");
-    let a = Panels::new([rows, depth], a, |x| x)?;
+    let a = Panels::of([rows, depth], a)?;
     let mut packed = unset(columns.div_ceil(PANEL).checked_mul(depth)?)?;
     let panels = packed.par_chunks_exact_mut(depth).enumerate();
     panels.for_each(|(panel, packed)| pack(b.chunks_exact(columns), panel * PANEL, packed));

@@ -3,7 +3,7 @@
 use crate::attend::{Attend, InPages, Keys, Packed, Piece};
 use crate::isa::Level;
 use crate::pages::{PageWord, Pages};
-use crate::{Cpu, check, check_attend, decode, host, internal};
+use crate::{Cpu, check, check_attend, decode, host};
 use backend::{AttendPaged, BackendError, Buffer};
 use ir::Heads;
 use std::ops::Range;
@@ -22,8 +22,10 @@ pub(crate) fn new_pages<T: PageWord>(
     blocks: usize,
 ) -> Result<RwLock<Pages<T>>, BackendError> {
     check(heads.kv > 0 && heads.dim > 0, "a cache has heads")?;
-    let pages = Pages::new(heads, blocks).map(RwLock::new);
-    pages.ok_or_else(|| internal("there is memory for the cache"))
+    let what = || "the keys and values of a layer".to_string();
+    let bytes = Pages::<T>::bytes(heads, blocks);
+    let short = || BackendError::Memory { what: what(), bytes: bytes.unwrap_or(u64::MAX) };
+    Pages::new(heads, blocks).map(RwLock::new).ok_or_else(short)
 }
 
 /// What was being written when a thread panicked is nobody's: its sequence has ended.

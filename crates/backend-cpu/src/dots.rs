@@ -104,19 +104,40 @@ pub(crate) enum Scales {
     Bf16(Vec<u16>),
 }
 
-impl Scales {
-    /// `scales` as `dtype`; `None` if memory is short.
-    pub(crate) fn new(dtype: DType, scales: &[f32]) -> Option<Self> {
-        fn collect<T>(scales: &[f32], keep: impl Fn(f32) -> T) -> Option<Vec<T>> {
-            let mut all = Vec::new();
-            all.try_reserve_exact(scales.len()).ok()?;
-            all.extend(scales.iter().map(|&scale| keep(scale)));
-            Some(all)
+/// Some of them, to be filled.
+pub(crate) enum ScalesMut<'a> {
+    F32(&'a mut [f32]),
+    F16(&'a mut [f16]),
+    Bf16(&'a mut [u16]),
+}
+
+impl ScalesMut<'_> {
+    /// Puts a scale in its place.
+    pub(crate) fn set(&mut self, at: usize, scale: f32) {
+        match self {
+            Self::F32(scales) => scales[at] = scale,
+            Self::F16(scales) => scales[at] = f16::from_f32(scale),
+            Self::Bf16(scales) => scales[at] = bf16::from_f32(scale).to_bits(),
         }
+    }
+}
+
+impl Scales {
+    /// `count` scales of `dtype`, all zero; `None` if memory is short.
+    pub(crate) fn zeroed(dtype: DType, count: usize) -> Option<Self> {
         match dtype {
-            DType::F16 => collect(scales, f16::from_f32).map(Self::F16),
-            DType::BF16 => collect(scales, |x| bf16::from_f32(x).to_bits()).map(Self::Bf16),
-            _ => collect(scales, |x| x).map(Self::F32),
+            DType::F16 => tensor::zeroed(count).map(Self::F16),
+            DType::BF16 => tensor::zeroed(count).map(Self::Bf16),
+            _ => tensor::zeroed(count).map(Self::F32),
+        }
+    }
+
+    /// Parts of so many scales, in order.
+    pub(crate) fn parts(&mut self, count: usize) -> Vec<ScalesMut<'_>> {
+        match self {
+            Self::F32(scales) => scales.chunks_mut(count).map(ScalesMut::F32).collect(),
+            Self::F16(scales) => scales.chunks_mut(count).map(ScalesMut::F16).collect(),
+            Self::Bf16(scales) => scales.chunks_mut(count).map(ScalesMut::Bf16).collect(),
         }
     }
 

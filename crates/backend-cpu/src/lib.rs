@@ -13,6 +13,7 @@ mod dots;
 mod elementwise;
 mod isa;
 mod linear;
+mod load;
 #[cfg(target_arch = "aarch64")]
 mod neon;
 mod outer;
@@ -41,7 +42,7 @@ use backend::{
 };
 use cache::{Cache, new_pages};
 use half::{bf16, f16};
-use ir::{Activation, Heads, Quantized, Weight};
+use ir::{Activation, Grid, Heads, Quantized, Source, Spec, Weight};
 use isa::Level;
 use panel::{Panels, Word};
 use quantized::{Packed, RoundedPool};
@@ -49,7 +50,6 @@ use rayon::prelude::*;
 use rows::{Pool, Rows};
 use std::ops::Range;
 use std::sync::Arc;
-use tensor::DType;
 
 /// The CPU, with the kernels of one instruction set.
 #[derive(Debug)]
@@ -104,7 +104,7 @@ impl Backend for Cpu {
     }
 
     fn prepare(&self, weight: Weight) -> Result<DeviceWeight, BackendError> {
-        let prepared = prepare(&weight)?;
+        let prepared = load::prepare(&weight)?;
         Ok(DeviceWeight::new(weight.spec.shape, prepared))
     }
 
@@ -113,11 +113,22 @@ impl Backend for Cpu {
         tensor: &str,
         weight: Quantized,
     ) -> Result<DeviceWeight, BackendError> {
-        let packed = Packed::new(&weight).ok_or_else(|| BackendError::Weight {
-            tensor: tensor.into(),
-            rule: format!("a matrix on {} that fits into memory", weight.grid),
-        })?;
+        let packed = load::prepare_quantized(tensor, &weight)?;
         Ok(DeviceWeight::new(weight.shape.to_vec(), Prepared::Quantized(packed)))
+    }
+
+    fn load(
+        &self,
+        source: &dyn Source,
+        spec: &Spec,
+        integers: bool,
+    ) -> Result<Option<DeviceWeight>, BackendError> {
+        let prepared = load::load(source, spec, integers)?;
+        Ok(Some(DeviceWeight::new(spec.shape.clone(), prepared)))
+    }
+
+    fn laid_out_bytes(&self, spec: &Spec, grid: Option<Grid>) -> u64 {
+        load::bytes(spec, grid)
     }
 
     fn upload(&self, width: usize, values: Vec<f32>) -> Result<Buffer, BackendError> {
@@ -391,37 +402,6 @@ fn packed<'a>(args: &Linear<'a>) -> Result<Option<&'a Packed>, BackendError> {
         Prepared::Quantized(weight) => Some(weight),
         _ => None,
     })
-}
-
-fn prepare(weight: &Weight) -> Result<Prepared, BackendError> {
-    let (tensor, shape) = (&weight.tensor, weight.tensor.shape());
-    let refuse = |rule: String| BackendError::Weight { tensor: weight.spec.tensor.clone(), rule };
-    if shape != weight.spec.shape {
-        return Err(refuse(format!("shape {shape:?} is {:?}, as planned", weight.spec.shape)));
-    }
-    let dtype = || refuse(format!("dtype {} is F32, F16 or BF16", tensor.dtype()));
-    let [out, inputs] = match *shape {
-        [_] => return tensor.to_f32().map(Prepared::Vector).ok_or_else(dtype),
-        [out, inputs] if out > 0 && inputs > 0 => [out, inputs],
-        _ => return Err(refuse(format!("shape {shape:?} is a vector or a matrix, not empty"))),
-    };
-    let size = [out, inputs];
-    let panels = match tensor.dtype() {
-        DType::F32 => {
-            let words = tensor.f32s().ok_or_else(dtype)?;
-            Panels::new(size, words, |x| x).map(Prepared::F32)
-        }
-        DType::BF16 => {
-            let words = tensor.u16s().ok_or_else(dtype)?;
-            Panels::new(size, words, bf16::from_bits).map(Prepared::Bf16)
-        }
-        DType::F16 => {
-            let words = tensor.u16s().ok_or_else(dtype)?;
-            Panels::new(size, words, f16::from_bits).map(Prepared::F16)
-        }
-        _ => return Err(dtype()),
-    };
-    panels.ok_or_else(|| refuse("its panels fit into memory".into()))
 }
 
 /// Rows that a thread gathers at a time.

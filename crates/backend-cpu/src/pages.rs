@@ -127,6 +127,14 @@ impl<T: PageWord> Pages<T> {
         Some(pages)
     }
 
+    /// What they take.
+    pub(crate) fn bytes(heads: Heads, blocks: usize) -> Option<u64> {
+        let pages = Self { heads, blocks, elements: Vec::new(), scales: Vec::new() };
+        let scales = if T::SCALED { 2 * KV_BLOCK * size_of::<f32>() } else { 0 };
+        let page = pages.size().checked_mul(size_of::<T>())?.checked_add(scales)?;
+        Some(blocks.checked_mul(heads.kv)?.checked_mul(page)? as u64)
+    }
+
     /// The number of blocks.
     pub(crate) fn blocks(&self) -> usize {
         self.blocks

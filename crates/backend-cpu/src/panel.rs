@@ -5,6 +5,8 @@
 use crate::simd::Simd;
 use half::{bf16, f16};
 use rayon::prelude::*;
+use std::ops::Range;
+use tensor::{DType, Tensor};
 
 /// Outputs a panel.
 pub(crate) const PANEL: usize = 32;
@@ -33,6 +35,15 @@ pub(crate) trait Factor: Copy {
 
 /// A stored element: kept as it is in memory, widened to `f32` in registers.
 pub(crate) trait Word: Factor + Default + Send + Sync + 'static {
+    /// What it is in a tensor.
+    type Stored: Copy + Sync;
+
+    /// The elements of a tensor; `None` if it is of another dtype.
+    fn stored(tensor: &Tensor) -> Option<&[Self::Stored]>;
+
+    /// The element.
+    fn of(stored: Self::Stored) -> Self;
+
     /// Where in a row of a panel the output `lane` is.
     fn place(lane: usize) -> usize;
 
@@ -73,6 +84,16 @@ impl Factor for f32 {
 }
 
 impl Word for f32 {
+    type Stored = f32;
+
+    fn stored(tensor: &Tensor) -> Option<&[f32]> {
+        tensor.f32s()
+    }
+
+    fn of(stored: f32) -> Self {
+        stored
+    }
+
     fn place(lane: usize) -> usize {
         lane
     }
@@ -91,6 +112,16 @@ impl Factor for bf16 {
 }
 
 impl Word for bf16 {
+    type Stored = u16;
+
+    fn stored(tensor: &Tensor) -> Option<&[u16]> {
+        tensor.u16s().filter(|_| tensor.dtype() == DType::BF16)
+    }
+
+    fn of(stored: u16) -> Self {
+        Self::from_bits(stored)
+    }
+
     /// Outputs `i` and `i + 16` are neighbours: a shift and a mask widen both without a shuffle.
     fn place(lane: usize) -> usize {
         2 * (lane % 16) + lane / 16
@@ -112,6 +143,16 @@ impl Factor for f16 {
 }
 
 impl Word for f16 {
+    type Stored = u16;
+
+    fn stored(tensor: &Tensor) -> Option<&[u16]> {
+        tensor.u16s().filter(|_| tensor.dtype() == DType::F16)
+    }
+
+    fn of(stored: u16) -> Self {
+        Self::from_bits(stored)
+    }
+
     fn place(lane: usize) -> usize {
         lane
     }
@@ -134,24 +175,40 @@ pub(crate) struct Panels<T> {
 }
 
 impl<T: Word> Panels<T> {
-    /// Lays out `[out, inputs]`, both above zero, whose elements `words` are read by `read`.
-    ///
-    /// Returns `None` if memory is short or `words` has another size.
-    pub(crate) fn new<U: Copy + Sync>(
-        [out, inputs]: [usize; 2],
-        words: &[U],
-        read: impl Fn(U) -> T + Sync,
-    ) -> Option<Self> {
-        if out.checked_mul(inputs)? != words.len() || words.is_empty() {
-            return None;
-        }
-        let count = out.div_ceil(PANEL).checked_mul(inputs)?;
+    /// Room for `[out, inputs]`, both above zero; `None` if memory is short.
+    pub(crate) fn zeroed([out, inputs]: [usize; 2]) -> Option<Self> {
+        let count = out.div_ceil(PANEL).checked_mul(inputs).filter(|&count| count > 0)?;
         let mut rows = Vec::new();
         rows.try_reserve_exact(count).ok()?;
-        rows.resize(count, Row::default());
-        let panels = rows.par_chunks_exact_mut(inputs).zip(words.par_chunks(PANEL * inputs));
-        panels.for_each(|(panel, words)| transpose(panel, words, &read));
+        // The first touch of so much memory takes as long as filling it.
+        (0..count).into_par_iter().map(|_| Row::default()).collect_into_vec(&mut rows);
         Some(Self { out, inputs, rows })
+    }
+
+    /// Lays out `[out, inputs]`, both above zero; `None` if memory is short or there are not as many
+    /// `words`.
+    pub(crate) fn of([out, inputs]: [usize; 2], words: &[T::Stored]) -> Option<Self> {
+        if out.checked_mul(inputs)? != words.len() {
+            return None;
+        }
+        let mut panels = Self::zeroed([out, inputs])?;
+        panels.parts(1).for_each(|(rows, part)| {
+            lay_out(part, inputs, &words[rows.start * inputs..rows.end * inputs]);
+        });
+        Some(panels)
+    }
+
+    /// Its outputs in parts of `panels` panels: which outputs, and where they go.
+    pub(crate) fn parts(
+        &mut self,
+        panels: usize,
+    ) -> impl IndexedParallelIterator<Item = (Range<usize>, &mut [Row<T>])> {
+        let (out, inputs) = (self.out, self.inputs);
+        let parts = self.rows.par_chunks_mut(panels * inputs).enumerate();
+        parts.map(move |(index, part)| {
+            let first = index * panels * PANEL;
+            (first..out.min(first + panels * PANEL), part)
+        })
     }
 
     /// The number of outputs.
@@ -189,14 +246,20 @@ impl<T: Word> Panels<T> {
     }
 }
 
+/// Fills panels of so many inputs from rows of the matrix.
+pub(crate) fn lay_out<T: Word>(part: &mut [Row<T>], inputs: usize, words: &[T::Stored]) {
+    let panels = part.chunks_exact_mut(inputs).zip(words.chunks(PANEL * inputs));
+    panels.for_each(|(panel, words)| transpose(panel, words));
+}
+
 /// Fills a panel from up to 32 rows of the matrix.
-fn transpose<T: Word, U: Copy>(panel: &mut [Row<T>], words: &[U], read: &impl Fn(U) -> T) {
+fn transpose<T: Word>(panel: &mut [Row<T>], words: &[T::Stored]) {
     let inputs = panel.len();
     for (block, rows) in panel.chunks_mut(BLOCK).enumerate() {
         for (lane, words) in words.chunks_exact(inputs).enumerate() {
             let place = T::place(lane);
             let words = &words[block * BLOCK..];
-            rows.iter_mut().zip(words).for_each(|(row, &word)| row.0[place] = read(word));
+            rows.iter_mut().zip(words).for_each(|(row, &word)| row.0[place] = T::of(word));
         }
     }
 }

@@ -7,7 +7,7 @@
 //! activations.
 #![expect(unsafe_code, reason = "tiles are passed to the microkernel as pointers")]
 
-use crate::dots::{Dots, Scales};
+use crate::dots::{Dots, Scales, ScalesMut};
 use crate::isa::{DotKernel, Level};
 use crate::panel::PANEL;
 use crate::tasks::{self, Output};
@@ -47,92 +47,71 @@ pub(crate) struct Packed {
     offsets: Vec<usize>,
     groups: usize,
     nibbles: bool,
+    /// Whether every group has zero points of its own.
+    asymmetric: bool,
     /// `[panels][blocks]` quads of 32 outputs.
     codes: Vec<u8>,
     /// `[panels][groups][32]`.
     scales: Scales,
     /// `[panels][groups][32]`: what is to be taken off a stored code; one row if all are equal.
-    zeros: Vec<i32>,
+    zeros: Vec<u8>,
 }
 
 impl Packed {
-    /// Lays out a weight; `None` if memory is short or it is not a weight of its grid.
-    pub(crate) fn new(weight: &Quantized) -> Option<Self> {
-        let ([out, inputs], Grid::Int { bits, scale, .. }) = (weight.shape, weight.grid);
-        let span = weight.grid.span();
-        let (groups, nibbles) = (span.groups(inputs), bits <= 4);
-        let sound = out > 0
-            && inputs > 0
-            && weight.codes.len() == out.checked_mul(inputs)?
-            && weight.scales.len() == out.checked_mul(groups)?
-            && (weight.zeros.is_empty() || weight.zeros.len() == weight.scales.len());
-        if !sound || !(2..=8).contains(&bits) {
-            return None;
-        }
-        let blocks = blocks(inputs, span.size(inputs));
-        let mut offsets = vec![0];
-        for block in &blocks {
-            let end = offsets.last()? + block.columns.len().next_multiple_of(PAIR);
-            offsets.push(end);
-        }
-        let panels = out.div_ceil(PANEL);
-        let width = *offsets.last()?;
-        let bytes = width.checked_mul(PANEL)? / if nibbles { 2 } else { 1 };
-        let mut by_lane = filled(panels.checked_mul(groups * PANEL)?, 0.0)?;
-        for (index, &scale) in weight.scales.iter().enumerate() {
-            by_lane[place(index, groups)] = scale;
-        }
-        let mut packed = Self {
+    /// Room for a weight, all zero; `None` if memory is short, or the grid is not one that is computed
+    /// with. One that is not `asymmetric` has no zero points.
+    pub(crate) fn zeroed([out, inputs]: [usize; 2], grid: Grid, asymmetric: bool) -> Option<Self> {
+        let sizes = Sizes::of([out, inputs], grid)?;
+        let Grid::Int { scale, .. } = grid;
+        let Sizes { blocks, offsets, groups, nibbles, panels, codes, scales } = sizes;
+        let offset = if nibbles { 8 } else { 128 };
+        let zeros = match asymmetric {
+            true => filled(panels.checked_mul(scales)?, offset)?,
+            false => vec![offset; PANEL],
+        };
+        let (codes, scales) = (panels.checked_mul(codes)?, panels.checked_mul(scales)?);
+        Some(Self {
             out,
             inputs,
             blocks,
             offsets,
             groups,
             nibbles,
-            codes: filled(panels.checked_mul(bytes)?, 0)?,
-            scales: Scales::new(scale, &by_lane)?,
-            zeros: Vec::new(),
-        };
-        packed.zeros = match weight.zeros.is_empty() {
-            true => vec![packed.offset(); PANEL],
-            false => filled(by_lane.len(), packed.offset())?,
-        };
-        packed.fill(weight, bytes);
-        Some(packed)
+            asymmetric,
+            codes: tensor::zeroed(codes)?,
+            scales: Scales::zeroed(scale, scales)?,
+            zeros,
+        })
     }
 
-    /// What is added to a code to store it unsigned.
-    fn offset(&self) -> i32 {
-        if self.nibbles { 8 } else { 128 }
+    /// What a weight takes; `None` if it is not one that is computed with.
+    pub(crate) fn bytes(shape: [usize; 2], grid: Grid, asymmetric: bool) -> Option<u64> {
+        let Sizes { panels, codes, scales, .. } = Sizes::of(shape, grid)?;
+        let Grid::Int { scale, .. } = grid;
+        let a_group = scale.bits() / 8 + usize::from(asymmetric);
+        let panel = codes.checked_add(scales.checked_mul(a_group)?)?;
+        Some(panels.checked_mul(panel)? as u64)
     }
 
-    fn fill(&mut self, weight: &Quantized, bytes: usize) {
-        let (groups, inputs, offset) = (self.groups, self.inputs, self.offset());
-        let (blocks, offsets, nibbles) = (&self.blocks, &self.offsets, self.nibbles);
-        let panels = self.codes.par_chunks_exact_mut(bytes);
-        panels.enumerate().for_each(|(panel, codes)| {
-            let rows = panel * PANEL..weight.shape[0].min((panel + 1) * PANEL);
-            for (lane, row) in rows.enumerate() {
-                let from = &weight.codes[row * inputs..(row + 1) * inputs];
-                for (block, &begin) in blocks.iter().zip(offsets) {
-                    for (index, &code) in from[block.columns.clone()].iter().enumerate() {
-                        let code = (i32::from(code) + offset) as u8;
-                        let column = begin + index;
-                        let (quad, byte) = (column / 4, lane * 4 + column % 4);
-                        match nibbles {
-                            true => {
-                                let at = quad / 2 * 4 * PANEL + byte;
-                                codes[at] |= code << (quad % 2 * 4);
-                            }
-                            false => codes[quad * 4 * PANEL + byte] = code,
-                        }
-                    }
-                }
-            }
-        });
-        for (index, &zero) in weight.zeros.iter().enumerate() {
-            self.zeros[place(index, groups)] = offset + i32::from(zero);
-        }
+    /// Its outputs in parts of `panels` panels, to be filled.
+    pub(crate) fn parts(&mut self, panels: usize) -> impl ParallelIterator<Item = Part<'_>> {
+        let (out, inputs, groups, nibbles) = (self.out, self.inputs, self.groups, self.nibbles);
+        let (blocks, offsets) = (&self.blocks, &self.offsets);
+        let bytes = self.offsets.last().copied().unwrap_or(0) * PANEL / if nibbles { 2 } else { 1 };
+        let rows = groups * PANEL;
+        // One row of zeros is everybody's, and has its value already.
+        let all = if self.asymmetric { &mut self.zeros[..] } else { &mut [] };
+        let count = out.div_ceil(PANEL).div_ceil(panels);
+        let mut zeros: Vec<&mut [u8]> = all.chunks_mut(panels * rows).collect();
+        zeros.resize_with(count, Default::default);
+        let codes = self.codes.par_chunks_mut(panels * bytes);
+        let scales = self.scales.parts(panels * rows);
+        let parts = codes.zip(scales.into_par_iter()).zip(zeros.into_par_iter()).enumerate();
+        parts.map(move |(index, ((codes, scales), zeros))| {
+            let first = index * panels * PANEL;
+            let rows = first..out.min(first + panels * PANEL);
+            Part { rows, codes, scales, zeros, inputs, groups, nibbles, bytes, blocks, offsets }
+        })
     }
 
     /// The number of outputs.
@@ -153,6 +132,98 @@ impl Packed {
     /// Bytes of a panel's codes.
     fn panel_bytes(&self) -> usize {
         self.width() * PANEL / if self.nibbles { 2 } else { 1 }
+    }
+
+    /// The zero points of a panel's group.
+    #[inline(always)]
+    fn zeros(&self, at: usize) -> [i32; PANEL] {
+        let at = if self.asymmetric { at } else { 0 };
+        let (mut wide, zeros) = ([0; PANEL], &self.zeros[at..at + PANEL]);
+        wide.iter_mut().zip(zeros).for_each(|(wide, &zero)| *wide = i32::from(zero));
+        wide
+    }
+}
+
+/// How large the parts of a weight are.
+struct Sizes {
+    blocks: Vec<Columns>,
+    offsets: Vec<usize>,
+    groups: usize,
+    nibbles: bool,
+    panels: usize,
+    /// Bytes of the codes, and the number of scales, of a panel.
+    codes: usize,
+    scales: usize,
+}
+
+impl Sizes {
+    fn of([out, inputs]: [usize; 2], grid: Grid) -> Option<Self> {
+        let Grid::Int { bits, span, .. } = grid;
+        if out == 0 || inputs == 0 || !(2..=8).contains(&bits) {
+            return None;
+        }
+        let (groups, nibbles) = (span.groups(inputs), bits <= 4);
+        let blocks = blocks(inputs, span.size(inputs));
+        let mut offsets = vec![0];
+        for block in &blocks {
+            let end = offsets.last()? + block.columns.len().next_multiple_of(PAIR);
+            offsets.push(end);
+        }
+        let codes = offsets.last()?.checked_mul(PANEL)? / if nibbles { 2 } else { 1 };
+        let (panels, scales) = (out.div_ceil(PANEL), groups.checked_mul(PANEL)?);
+        Some(Self { blocks, offsets, groups, nibbles, panels, codes, scales })
+    }
+}
+
+/// Some panels of a weight that is being laid out.
+pub(crate) struct Part<'a> {
+    /// Their outputs.
+    pub(crate) rows: Range<usize>,
+    codes: &'a mut [u8],
+    scales: ScalesMut<'a>,
+    zeros: &'a mut [u8],
+    inputs: usize,
+    groups: usize,
+    nibbles: bool,
+    /// Of a panel's codes.
+    bytes: usize,
+    blocks: &'a [Columns],
+    offsets: &'a [usize],
+}
+
+impl Part<'_> {
+    /// Fills it from rows `first..` of `weight`, which has as many.
+    pub(crate) fn fill(&mut self, weight: &Quantized, first: usize) {
+        // What is added to a code to store it unsigned.
+        let offset = if self.nibbles { 8 } else { 128 };
+        let (groups, rows) = (self.groups, first..first + self.rows.len());
+        for (panel, codes) in self.codes.chunks_exact_mut(self.bytes).enumerate() {
+            let rows = first + panel * PANEL..rows.end.min(first + (panel + 1) * PANEL);
+            for (lane, row) in rows.enumerate() {
+                let from = &weight.codes[row * self.inputs..(row + 1) * self.inputs];
+                for (block, &begin) in self.blocks.iter().zip(self.offsets) {
+                    for (index, &code) in from[block.columns.clone()].iter().enumerate() {
+                        let code = (i32::from(code) + offset) as u8;
+                        let column = begin + index;
+                        let (quad, byte) = (column / 4, lane * 4 + column % 4);
+                        match self.nibbles {
+                            true => {
+                                let at = quad / 2 * 4 * PANEL + byte;
+                                codes[at] |= code << (quad % 2 * 4);
+                            }
+                            false => codes[quad * 4 * PANEL + byte] = code,
+                        }
+                    }
+                }
+            }
+        }
+        let those = rows.start * groups..rows.end * groups;
+        for (index, &scale) in weight.scales[those.clone()].iter().enumerate() {
+            self.scales.set(place(index, groups), scale);
+        }
+        for (index, &zero) in weight.zeros.get(those).unwrap_or_default().iter().enumerate() {
+            self.zeros[place(index, groups)] = (offset + i32::from(zero)) as u8;
+        }
     }
 }
 
@@ -444,11 +515,10 @@ impl Block<'_> {
                     let (begin, end) = (weight.offsets[index], weight.offsets[index + 1]);
                     let at = (panel * weight.groups + block.group) * PANEL;
                     weight.scales.prefetch::<S>(at + SCALES_AHEAD * PANEL);
-                    let zeros_at = if weight.zeros.len() > PANEL { at } else { 0 };
-                    let zeros = weight.zeros.as_ptr().add(zeros_at);
+                    let zeros = weight.zeros(at);
                     let zeros = [
-                        S::bytes(zeros.add(lanes[0]).cast::<u8>()),
-                        S::bytes(zeros.add(lanes[1]).cast::<u8>()),
+                        S::bytes(zeros.as_ptr().add(lanes[0]).cast::<u8>()),
+                        S::bytes(zeros.as_ptr().add(lanes[1]).cast::<u8>()),
                     ];
                     let mut sums = [[S::all(0); 2]; R];
                     for (r, sums) in sums.iter_mut().enumerate() {

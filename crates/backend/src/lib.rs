@@ -26,7 +26,7 @@ pub use score::{DivergenceRow, SoftmaxRow};
 pub use sharded::{Cut, Sharded, cuts};
 pub use shortlist::{SHORTLIST, Seek, SeekChange, Seeking, Shortlist, Sought};
 
-use ir::{Activation, Heads, Quantized, Weight};
+use ir::{Activation, Grid, Heads, Quantized, ReadError, Source, Spec, Weight};
 use std::any::Any;
 use std::ops::Range;
 
@@ -119,6 +119,30 @@ pub trait Backend: Send + Sync {
     ) -> Result<DeviceWeight, BackendError> {
         let _ = cut;
         self.prepare_quantized(tensor, weight)
+    }
+
+    /// Reads a stored weight by rows and lays it out, so that it is never in memory twice: one on an
+    /// integer grid as [`Self::prepare_quantized`] does, if `integers`. `None` if this device is to be
+    /// given whole weights.
+    ///
+    /// # Errors
+    /// As the above, or if the weight cannot be read.
+    fn load(
+        &self,
+        source: &dyn Source,
+        spec: &Spec,
+        integers: bool,
+    ) -> Result<Option<DeviceWeight>, BackendError> {
+        let _ = (source, spec, integers);
+        Ok(None)
+    }
+
+    /// Bytes that a weight takes once it is laid out, of `grid` if it is computed with on one.
+    fn laid_out_bytes(&self, spec: &Spec, grid: Option<Grid>) -> u64 {
+        match (grid, &spec.shape[..]) {
+            (Some(grid), &[rows, width]) => grid.bytes([rows, width]),
+            _ => spec.bytes() as u64,
+        }
     }
 
     /// Copies rows to the device. `values` is `[rows, width]`.
@@ -379,6 +403,17 @@ pub enum BackendError {
     /// What is asked for is not built for this device, or cannot be divided among several.
     #[error("{0}")]
     Refused(String),
+    /// A weight cannot be read.
+    #[error(transparent)]
+    Read(#[from] ReadError),
+    /// The host's memory is short.
+    #[error("there is no memory for {what}, which takes {bytes} bytes")]
+    Memory {
+        /// What was to be held.
+        what: String,
+        /// What it takes.
+        bytes: u64,
+    },
     /// The device failed: memory, a kernel, the driver.
     #[error("{0}")]
     Device(String),

@@ -148,15 +148,10 @@ impl Synthetic {
     /// The bytes that a tensor would take in a file; 0 if there is none.
     pub fn bytes(&self, name: &str) -> u64 {
         let Some((dtype, shape)) = self.tensors.get(name) else { return 0 };
-        let bytes = match (self.grid(name), &shape[..]) {
-            (Some(grid), &[rows, width]) => {
-                let Grid::Int { bits, span, scale, .. } = grid;
-                let scales = rows * span.groups(width);
-                (rows * width * usize::from(bits)).div_ceil(8) + scales * scale.bits() / 8
-            }
-            _ => dtype.bytes_of(shape).unwrap_or(0),
-        };
-        bytes as u64
+        match (self.grid(name), &shape[..]) {
+            (Some(grid), &[rows, width]) => grid.bytes([rows, width]),
+            _ => dtype.bytes_of(shape).unwrap_or(0) as u64,
+        }
     }
 
     /// The grid of a tensor; `None` if it is dense.

@@ -524,10 +524,8 @@ impl ir::Source for Checkpoint {
 
 /// Zeroed memory, or an error where the machine has not enough: a plain allocation would abort.
 fn allocate(path: &Path, bytes: usize) -> Result<Bytes, Error> {
-    let tried = Vec::<u64>::new().try_reserve_exact(bytes.div_ceil(8));
-    let fault = |_| std::io::Error::from(std::io::ErrorKind::OutOfMemory);
-    tried.map_err(|e| Error::io(path, "hold the rows in memory", fault(e)))?;
-    Ok(Bytes::zeroed(bytes))
+    let fault = || std::io::Error::from(std::io::ErrorKind::OutOfMemory);
+    Bytes::try_zeroed(bytes).ok_or_else(|| Error::io(path, "hold the rows in memory", fault()))
 }
 
 /// What an index says that the files do not, the first few word by word.

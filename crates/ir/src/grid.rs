@@ -64,6 +64,16 @@ impl Grid {
         span
     }
 
+    /// Bytes of the codes, scales and zero points of a weight `[rows, width]`, without gaps.
+    pub fn bytes(self, [rows, width]: [usize; 2]) -> u64 {
+        let Self::Int { bits, symmetric, span, scale } = self;
+        let groups = rows.saturating_mul(span.groups(width));
+        let codes = rows.saturating_mul(width).saturating_mul(usize::from(bits)).div_ceil(8);
+        let zero = if symmetric { 0 } else { usize::from(bits) };
+        let others = groups.saturating_mul(scale.bits() + zero).div_ceil(8);
+        codes.saturating_add(others) as u64
+    }
+
     /// The lowest and highest code.
     pub fn codes(self) -> (i32, i32) {
         let Self::Int { bits, .. } = self;
@@ -82,6 +92,16 @@ impl Grid {
 }
 
 impl Quantized {
+    /// Whether it has as many codes, scales and zero points as its shape and grid say; a symmetric grid
+    /// may do without the last.
+    pub fn is_whole(&self) -> bool {
+        let [rows, width] = self.shape;
+        let groups = rows.checked_mul(self.grid.span().groups(width));
+        Some(self.codes.len()) == rows.checked_mul(width)
+            && Some(self.scales.len()) == groups
+            && (self.zeros.is_empty() || self.zeros.len() == self.scales.len())
+    }
+
     /// Writes the values of row `row`, exactly as every reader of the format computes them in
     /// `f32`: `(code - zero) * scale`, two roundings at most. `out` is as wide as a row.
     pub fn dequantize_row(&self, row: usize, out: &mut [f32]) {

@@ -46,16 +46,23 @@ impl Model {
         let [table] = &spec.embedding.weights[..] else {
             return Err(LoadError::Internal("an embedding block has one weight"));
         };
-        let embedding = loader.dense(table, Cut::Whole)?;
+        // Rows of it are gathered as floats, whatever it is stored as.
+        let embedding = loader.weight(table, Cut::Whole, false)?;
         if spec.tied && backends.len() == 1 {
             loader.loaded.insert(table.tensor.clone(), embedding.clone());
         }
         let mut layers = Vec::new();
         for (&backend, range) in backends.iter().zip(&stages) {
             loader.backend = backend;
-            // Reading and unpacking keep one thread busy a weight: there are many weights.
-            let blocks = spec.layers[range.clone()].par_iter().map(|block| loader.block(block));
-            layers.extend(blocks.collect::<Result<Vec<_>, _>>()?);
+            let blocks = &spec.layers[range.clone()];
+            // A device of its own is given whole weights, which keep a thread busy each. Else a weight
+            // is read by all threads, and one at a time, so that little is held beside them.
+            let blocks = match backend.is_apart() {
+                true => blocks.par_iter().map(|block| loader.block(block)).collect(),
+                false => blocks.iter().map(|block| loader.block(block)).collect(),
+            };
+            let blocks: Result<Vec<_>, LoadError> = blocks;
+            layers.extend(blocks?);
         }
         loader.backend = last;
         let head = loader.block(&spec.head)?;
@@ -101,24 +108,28 @@ impl Loader<'_> {
             let cut = cuts.next().unwrap_or(Cut::Whole);
             match self.loaded.get(&spec.tensor) {
                 Some(weight) => Ok(weight.clone()),
-                None => self.weight(&spec, cut),
+                None => self.weight(&spec, cut, !self.exact),
             }
         })
     }
 
-    fn weight(&self, spec: &Spec, cut: Cut) -> Result<DeviceWeight, LoadError> {
+    /// A weight laid out for its device, one on an integer grid for that if `integers`.
+    fn weight(&self, spec: &Spec, cut: Cut, integers: bool) -> Result<DeviceWeight, LoadError> {
+        if let Some(weight) = self.backend.load(self.source, spec, integers)? {
+            return Ok(weight);
+        }
         let rows = spec.shape.first().copied().unwrap_or(0);
-        match self.quantized(spec, rows)? {
+        match if integers { self.quantized(spec, rows)? } else { None } {
             Some(weight) => Ok(self.backend.prepare_quantized_cut(&spec.tensor, weight, cut)?),
             None => self.dense(spec, cut),
         }
     }
 
     /// The codes of a weight on an integer grid, a large one read by several threads; `None` if it
-    /// is dense or is to be. Beside the whole there is only a part a thread.
+    /// is dense. Beside the whole there is only a part a thread.
     fn quantized(&self, spec: &Spec, rows: usize) -> Result<Option<Quantized>, LoadError> {
         let read = |rows: Range<usize>| self.source.read_quantized(&spec.tensor, rows);
-        if self.exact || read(0..rows.min(1))?.is_none() {
+        if read(0..rows.min(1))?.is_none() {
             return Ok(None);
         }
         let width = spec.shape.get(1).copied().unwrap_or(1).max(1);

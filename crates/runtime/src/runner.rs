@@ -410,7 +410,7 @@ impl Executor for Runner<'_> {
             let (rows, what) = (step.rows.len(), format!("step {number}"));
             let what = format!("{what}, of {rows} sequences: {error}");
             match error {
-                BackendError::Device(_) => ExecError::Device(what),
+                BackendError::Device(_) | BackendError::Memory { .. } => ExecError::Device(what),
                 _ => ExecError::Bug(what),
             }
         };

@@ -7,10 +7,20 @@ pub struct Bytes {
     len: usize,
 }
 
+/// `count` zeros that take no memory until they are written; `None` if there is no room for them.
+pub fn zeroed<T: bytemuck::Zeroable>(count: usize) -> Option<Vec<T>> {
+    bytemuck::allocation::try_zeroed_vec(count).ok()
+}
+
 impl Bytes {
     /// `len` zero bytes.
     pub fn zeroed(len: usize) -> Self {
         Self { words: vec![0; len.div_ceil(8)], len }
+    }
+
+    /// `len` zero bytes, or `None` if there is no room for them.
+    pub fn try_zeroed(len: usize) -> Option<Self> {
+        Some(Self { words: zeroed(len.div_ceil(8))?, len })
     }
 
     /// A copy of `bytes`.

@@ -6,7 +6,7 @@
 mod bytes;
 mod dtype;
 
-pub use bytes::Bytes;
+pub use bytes::{Bytes, zeroed};
 pub use dtype::DType;
 
 use half::{bf16, f16};
