@@ -10,7 +10,7 @@ use ir::{Block, ReadError};
 use std::io;
 
 /// States that are spilled are embedded so many bytes at a time.
-const SPILL_PART: usize = 32 << 20;
+pub const SPILL_PART: usize = 32 << 20;
 
 /// Hidden states `[rows, hidden]` of groups of sequences.
 pub struct Activations {

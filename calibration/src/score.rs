@@ -7,8 +7,8 @@ use crate::forward::{Forward, Group, Model, bytes_a_token, hidden_states, slices
 use backend::{Backend, Buffer, DivergenceRow, Interpreter, SoftmaxRow};
 use std::ops::Range;
 
-/// Hidden states between blocks take at most this much memory; more sequences go through the model
-/// in several sweeps.
+/// Hidden states between blocks need no more memory than this: more sequences go through the model in
+/// several sweeps, which hardly costs.
 pub const ACTIVATION_BYTES_MAX: usize = 256 << 20;
 
 /// Rows of hidden states whose logits are computed together: `[512, SLICE_ROWS]` is 8 MiB.
@@ -65,14 +65,15 @@ pub struct Progress {
 }
 
 /// Scores every target of `sequences`, in order, by each of `forwards`, streaming the weights of all
-/// of them side by side. A list a forward; each is compared with the next, its original.
+/// of them side by side. A list a forward; each is compared with the next, its original. Hidden states
+/// between blocks take at most `room` bytes, or those of a sequence; no score depends on it.
 ///
 /// # Errors
 /// If a weight cannot be read, or two models do not share a vocabulary.
 pub fn score(
     backend: &dyn Backend,
     forwards: &[Forward<'_>],
-    sequences: &[Sequence],
+    (sequences, room): (&[Sequence], usize),
     progress: &mut dyn FnMut(Progress),
 ) -> Result<Vec<Vec<Scored>>, EvalError> {
     let vocab = |f: &Forward<'_>| f.model.spec.vocab;
@@ -83,7 +84,7 @@ pub fn score(
         }
     }
     let interpreter = Interpreter::new(backend);
-    let sweeps = sweeps(forwards, sequences);
+    let sweeps = sweeps(forwards, sequences, room);
     let blocks: usize = forwards.iter().map(|f| 1 + f.model.spec.layers.len()).sum();
     let heads = forwards.first().map_or(0, |f| slices(vocab(f)).count());
     let total = sweeps.len() * (blocks + heads);
@@ -122,10 +123,10 @@ pub fn score_states(
     scored.into_iter().next().ok_or_else(|| EvalError::Internal("a forward without scores".into()))
 }
 
-/// Ranges of sequences whose hidden states fit together in [`ACTIVATION_BYTES_MAX`].
-fn sweeps(forwards: &[Forward<'_>], sequences: &[Sequence]) -> Vec<Range<usize>> {
+/// Ranges of sequences whose hidden states fit together in `room` bytes.
+fn sweeps(forwards: &[Forward<'_>], sequences: &[Sequence], room: usize) -> Vec<Range<usize>> {
     let token: usize = forwards.iter().map(|f| bytes_a_token(f.model.spec)).sum();
-    let tokens_max = (ACTIVATION_BYTES_MAX / token.max(1)).max(1);
+    let tokens_max = (room / token.max(1)).max(1);
     let (mut ranges, mut begin, mut held) = (Vec::new(), 0, 0);
     for (i, sequence) in sequences.iter().enumerate() {
         if i > begin && held + sequence.tokens.len() > tokens_max {

@@ -106,7 +106,7 @@ fn main() -> ExitCode {
     let kinds = [("f32", c"f32"), ("bf16", c"bf16"), ("int8", c"int8")];
     let mut turns: [Vec<[f64; 2]>; 3] = Default::default();
     for _ in 0..TURNS {
-        let Some(machine) = bench::measure(&kernels) else {
+        let Some(machine) = bench::measure(&kernels, bench::READ_BYTES) else {
             println!("memory is short");
             return ExitCode::FAILURE;
         };

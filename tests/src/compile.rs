@@ -26,7 +26,7 @@ pub fn int4(
     let mut all = ids.chunks_exact(length).map(<[u32]>::to_vec);
     let sample: Vec<Vec<u32>> = all.by_ref().take(samples).collect();
     let held_out: Vec<Vec<u32>> = all.take(1).collect();
-    let tokens = Tokens { calibration: samples * length, held_out: length };
+    let tokens = Tokens { calibration: samples * length, held_out: length, longest: length };
     let plan = Plan::new(&spec, &recipe, &passes, tokens).expect("it compiles and runs");
     let job = Job {
         checkpoint: &checkpoint,
@@ -67,8 +67,13 @@ pub fn perplexity(folder: &Path, ids: &[u32]) -> f64 {
         targets: (1..ids.len()).map(|i| Target { position: i, token: ids[i] }).collect(),
     };
     let sequences: Vec<Sequence> = ids.chunks(256).map(sequence).collect();
-    let scored = calibration::score(&Cpu::new(), &[model.exact()], &sequences, &mut |_| {})
-        .expect("it compiles and runs");
+    let scored = calibration::score(
+        &Cpu::new(),
+        &[model.exact()],
+        (&sequences[..], usize::MAX),
+        &mut |_| {},
+    )
+    .expect("it compiles and runs");
     let logprobs: Vec<f64> = scored[0].iter().map(|scored| scored.logprob).collect();
     (-logprobs.iter().sum::<f64>() / logprobs.len() as f64).exp()
 }

@@ -82,7 +82,7 @@ fn text_streams_and_a_prompt_may_be_piped() {
     let (want, _) = text(&["--max-tokens", "30"]);
     assert_eq!(String::from_utf8(out.stdout).unwrap(), format!("{want}\n"));
     let remarks = String::from_utf8_lossy(&out.stderr).into_owned();
-    assert!(remarks.contains("keys and values:") && remarks.contains("tokens/s"), "{remarks}");
+    assert!(remarks.contains("of keys and values") && remarks.contains("tokens/s"), "{remarks}");
     let mut child = optimize()
         .args(["run", &stories, "-", "--max-tokens", "30", "--quiet"])
         .stdin(Stdio::piped())

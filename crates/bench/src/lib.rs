@@ -23,7 +23,7 @@ pub use clock::{Clock, Wall};
 pub use deal::Deal;
 pub use drive::{Asked, Drive, DriveError, Record, in_order};
 pub use kernels::{Scale, Timed, kernels};
-pub use machine::{Machine, Probe, measure};
+pub use machine::{Machine, Probe, READ_BYTES, measure};
 pub use metrics::{Limits, Spread, Summary};
 pub use oracle::{Oracle, first_difference};
 pub use plot::{Compared, Drawn, Header, Point, comparison, page};

@@ -45,8 +45,8 @@ pub trait Probe {
     fn int8(&self, rounds: usize) -> f64;
 }
 
-/// Words that are read: far more than any cache holds.
-const WORDS: usize = (512 << 20) / 8;
+/// Bytes that are read to measure memory: far more than any cache holds.
+pub const READ_BYTES: usize = 512 << 20;
 
 /// How often each is measured; the best counts, for others use the machine too.
 const REPEATS: usize = 7;
@@ -54,16 +54,17 @@ const REPEATS: usize = 7;
 /// Rounds of arithmetic, a few dozen milliseconds.
 const ROUNDS: usize = 1 << 22;
 
-/// Measures the machine, which takes about a second and half a gigabyte; `None` if there is no
-/// memory for it.
-pub fn measure(probe: &dyn Probe) -> Option<Machine> {
+/// Measures the machine, which takes about a second and `bytes` of memory, of which there should be
+/// [`READ_BYTES`]; `None` if there is no memory for it.
+pub fn measure(probe: &dyn Probe, bytes: usize) -> Option<Machine> {
+    let count = bytes / 8;
     let mut words: Vec<u64> = Vec::new();
-    words.try_reserve_exact(WORDS).ok()?;
-    words.extend(0..WORDS as u64);
+    words.try_reserve_exact(count).ok()?;
+    words.extend(0..count as u64);
     let read = |narrow| {
         best(|| {
             std::hint::black_box(probe.read(&words, narrow));
-            (WORDS * 8) as f64
+            (count * 8) as f64
         })
     };
     let read = read(false).max(read(true));

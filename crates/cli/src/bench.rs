@@ -162,7 +162,8 @@ impl<'a> Rooms<'a> {
         let whole = asked.div_ceil(context).clamp(1, users);
         let spec = ModelSpec { context: context.min(asked), ..subject.spec().clone() };
         let room = |devices: &Devices| {
-            let place = (devices, subject.weights().bytes);
+            let grid = |name: &str| subject.grid(name);
+            let place = (devices, subject.weights(&grid));
             let tokenizer = subject.tokenizer.as_ref();
             let room = Room::new(&spec, tokenizer, (serving, &args.common), place, whole);
             let mut room = room.map_err(|failure| devices.named(failure))?;
@@ -192,7 +193,8 @@ fn measure(
     devices: &[Devices],
     workload: &Workload,
 ) -> Result<Measured, Failure> {
-    let (spec, weights) = (subject.spec(), subject.weights());
+    let grid = |name: &str| subject.grid(name);
+    let (spec, weights) = (subject.spec(), subject.weights(&grid));
     let stages: Vec<Vec<Joined<'_>>> = devices.iter().map(Devices::stages).collect();
     let backends = stages.iter().map(|all| all.iter().map(Joined::backend).collect());
     let mut backends: Vec<Vec<&dyn Backend>> = backends.collect();

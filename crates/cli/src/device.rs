@@ -2,8 +2,9 @@
 
 use crate::args::{Common, Place, Places};
 use crate::failure::{Code, Failure};
+use crate::memory::part_of_free;
 use crate::output::remark;
-use ::bench::Machine;
+use ::bench::{Machine, READ_BYTES};
 use backend::{Backend, Sharded};
 use backend_cpu::{Cpu, Isa};
 #[cfg(feature = "cuda")]
@@ -230,7 +231,7 @@ impl Devices {
     /// What the CPU can do, measured.
     pub(crate) fn cpu_machine(&self) -> Result<Machine, Failure> {
         let short = || Failure::new(Code::Machine, anyhow::Error::msg("memory is short"));
-        ::bench::measure(&Probe(&self.cpu)).ok_or_else(short)
+        ::bench::measure(&Probe(&self.cpu), part_of_free(READ_BYTES)).ok_or_else(short)
     }
 
     #[cfg(feature = "cuda")]

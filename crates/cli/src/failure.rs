@@ -1,5 +1,6 @@
 //! How a command fails: what is said, and the exit code a pipeline acts on.
 
+use crate::output::size;
 use serde_json::{Value, json};
 use std::fmt;
 
@@ -118,14 +119,40 @@ impl From<calibration::EvalError> for Failure {
     fn from(error: calibration::EvalError) -> Self {
         use calibration::EvalError::{Backend, Internal, Read};
         let code = match &error {
-            Read(ir::ReadError::Machine(_)) | Backend(backend::BackendError::Device(_)) => {
-                Code::Machine
-            }
-            Internal(_) | Backend(backend::BackendError::Internal(_)) => Code::Bug,
+            Read(error) => of_read(error),
+            Backend(error) => of_backend(error),
+            Internal(_) => Code::Bug,
             _ => Code::Refused,
         };
-        Self::new(code, error)
+        let hint = if let Backend(error) = &error { short_of(error) } else { None };
+        Self { hint, ..Self::new(code, error) }
     }
+}
+
+/// Whose fault a failed read is.
+fn of_read(error: &ir::ReadError) -> Code {
+    match error {
+        ir::ReadError::Machine(_) => Code::Machine,
+        ir::ReadError::Input(_) => Code::Refused,
+    }
+}
+
+/// Whose fault the failure of a backend is.
+fn of_backend(error: &backend::BackendError) -> Code {
+    use backend::BackendError as E;
+    match error {
+        E::Device(_) | E::Memory { .. } => Code::Machine,
+        E::Read(error) => of_read(error),
+        E::Internal(_) => Code::Bug,
+        E::Weight { .. } | E::Refused(_) => Code::Refused,
+    }
+}
+
+/// What there is of what was asked for in vain.
+fn short_of(error: &backend::BackendError) -> Option<String> {
+    let backend::BackendError::Memory { .. } = error else { return None };
+    let free = runtime::free_memory()?;
+    Some(format!("this process may take {} more: see --kv-memory, or end other work", size(free)))
 }
 
 impl From<compiler::Refusal> for Failure {
@@ -193,14 +220,14 @@ impl From<engine::Refused> for Failure {
 impl From<runtime::LoadError> for Failure {
     fn from(error: runtime::LoadError) -> Self {
         use runtime::LoadError as E;
-        let code = match error {
-            E::Read(ir::ReadError::Machine(_)) | E::Backend(backend::BackendError::Device(_)) => {
-                Code::Machine
-            }
-            E::Internal(_) | E::Backend(backend::BackendError::Internal(_)) => Code::Bug,
-            E::Read(_) | E::Backend(_) | E::Memory { .. } => Code::Refused,
+        let code = match &error {
+            E::Read(error) => of_read(error),
+            E::Backend(error) => of_backend(error),
+            E::Internal(_) => Code::Bug,
+            E::Memory { .. } => Code::Refused,
         };
-        Self::new(code, error)
+        let hint = if let E::Backend(error) = &error { short_of(error) } else { None };
+        Self { hint, ..Self::new(code, error) }
     }
 }
 

@@ -3,9 +3,11 @@
 mod prospect;
 
 use crate::args;
+use crate::device::{Devices, Sums, Wanted};
 use crate::failure::Failure;
 use crate::model::Opened;
 use crate::output::{grouped, print, remark, size};
+use crate::room::to_run;
 use checkpoint::TensorInfo;
 use ir::{Block, BlockId, Heads, ModelSpec, Op, Spec};
 use serde_json::{Value, json};
@@ -28,11 +30,14 @@ pub(crate) fn run(args: &args::Inspect) -> Result<(), Failure> {
         // A checkpoint without a usable tokenizer can still be inspected.
         Err(failure) => Err(failure.to_string().replace("error: ", "")),
     };
+    let devices = Devices::open(&args.common, Wanted::Cpu, Sums::Ours)?;
+    let (line, taken) = to_run(&opened, &devices);
     if args.common.json {
-        let report = report(&opened, &tokenizer, args.blocks);
+        let mut report = report(&opened, &tokenizer, args.blocks);
+        report["to_run"] = taken;
         return print(&format!("{report:#}"));
     }
-    let mut text = table(&opened, &tokenizer);
+    let mut text = table(&opened, &tokenizer, &line);
     if args.blocks {
         for run in runs(&opened) {
             let _ = write!(text, "\n{}", run.first);
@@ -79,7 +84,7 @@ fn stored(opened: &Opened, weight: &Spec) -> (String, u64) {
     (kind, info.map_or(weight.bytes() as u64, TensorInfo::bytes))
 }
 
-fn table(opened: &Opened, tokenizer: &TokenizerIds) -> String {
+fn table(opened: &Opened, tokenizer: &TokenizerIds, to_run: &str) -> String {
     let (model, checkpoint) = (&opened.spec, &opened.checkpoint);
     let mut out = String::new();
     let line = |out: &mut String, key: &str, value: &str| {
@@ -115,6 +120,10 @@ fn table(opened: &Opened, tokenizer: &TokenizerIds) -> String {
         Err(why) => format!("unusable: {why}"),
     };
     line(&mut out, "tokenizer", &described);
+    // In two lines of at most 80 columns.
+    let (parts, total) = to_run.split_once(" = ").unwrap_or((to_run, ""));
+    line(&mut out, "to run", parts);
+    line(&mut out, "", &format!("= {total}"));
     out.push('\n');
     for run in runs(opened) {
         write_run(&mut out, opened, &run);

@@ -16,6 +16,7 @@ mod generation;
 mod host;
 mod inspect;
 mod measure;
+mod memory;
 mod model;
 mod optimize;
 mod output;
@@ -48,6 +49,7 @@ use std::process::ExitCode;
 
 fn main() -> ExitCode {
     allocator::return_large_blocks();
+    allocator::end_without_memory();
     let arguments: Vec<OsString> = std::env::args_os().collect();
     if arguments.len() < 2 {
         remark(commands().render_help().to_string().trim_end());

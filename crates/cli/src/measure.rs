@@ -3,11 +3,12 @@
 use crate::args::Common;
 use crate::args::{Eval, EvalPath};
 use crate::failure::Failure;
+use crate::memory::part_of_free;
 use crate::model::Opened;
 use crate::output::{grouped, peak_memory, remark};
 use crate::progress::Meter;
 use backend::{Backend, KvDType};
-use calibration::{Scored, Sequence};
+use calibration::{ACTIVATION_BYTES_MAX, Scored, Sequence};
 
 /// Which forwards of a model are measured.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -89,7 +90,8 @@ impl Models<'_> {
             Path::Both(served) => vec![ours.served(served.keys), ours.exact()],
         };
         forwards.extend(self.baseline.map(|baseline| baseline.streamed().exact()));
-        let scored = calibration::score(self.backend, &forwards, sequences, &mut |p| {
+        let room = part_of_free(ACTIVATION_BYTES_MAX);
+        let scored = calibration::score(self.backend, &forwards, (sequences, room), &mut |p| {
             meter.at(p.done, p.total);
         })?;
         let (seconds, tokens) =

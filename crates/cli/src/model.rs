@@ -1,12 +1,15 @@
 //! Opens what a MODEL argument names: a folder, or a repository in the local cache.
 
+use crate::allocator;
 use crate::args::Common;
 use crate::failure::Failure;
+use crate::memory::Grids;
 use crate::output::remark;
 use crate::place;
+use crate::room::Weights;
 use checkpoint::{Checkpoint, TensorInfo};
 use compiler::Tensors;
-use ir::ModelSpec;
+use ir::{Grid, ModelSpec};
 use text::{ChatTemplate, TemplateFiles, TokenFiles, Tokenizer};
 
 /// The longest file that goes with a chat template; a tokenizer_config.json may list many tokens.
@@ -46,6 +49,23 @@ impl Opened {
         self.spec.tensors().iter().map(|spec| stored(&spec.tensor)).sum()
     }
 
+    /// What it is loaded from.
+    pub(crate) fn weights<'a>(&'a self, grid: Grids<'a>) -> Weights<'a> {
+        let (bytes, tokenizer) = (self.weight_bytes(), self.tokenizer_bytes());
+        Weights { spec: &self.spec, source: &self.checkpoint, bytes, grid, tokenizer }
+    }
+
+    /// The grid that a tensor is stored on.
+    pub(crate) fn grid(&self, tensor: &str) -> Option<Grid> {
+        self.checkpoint.tensor(tensor)?.grid
+    }
+
+    /// The length of its tokenizer's file; 0 if it has none.
+    pub(crate) fn tokenizer_bytes(&self) -> u64 {
+        let file = self.checkpoint.folder().join("tokenizer.json");
+        std::fs::metadata(file).map_or(0, |file| file.len())
+    }
+
     /// The tokenizer, or `None` if the checkpoint has none at all.
     pub(crate) fn tokenizer(&self) -> Result<Option<Tokenizer>, Failure> {
         let Some(bytes) = self.checkpoint.tokenizer()? else { return Ok(None) };
@@ -63,6 +83,8 @@ impl Opened {
                 ids - 1
             )));
         }
+        // What the file was parsed into is gone, and is several times what stays.
+        allocator::return_free_memory();
         Ok(Some(tokenizer.with_rows(rows)))
     }
 

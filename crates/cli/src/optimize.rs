@@ -1,11 +1,11 @@
 //! `optimize --quant int4 model/`: the main job.
 
-use crate::allocator;
 use crate::args::Compile;
 use crate::device::{Devices, Sums, Wanted};
 use crate::failure::Failure;
 use crate::fault;
 use crate::fold::fold;
+use crate::memory::{self, Compilation};
 use crate::model::Opened;
 use crate::output::{counted, peak_memory, print, print_table, remark, seconds, size};
 use crate::plan;
@@ -44,12 +44,14 @@ pub(crate) fn run(args: &Compile) -> Result<(), Failure> {
         unfitting(args, &opened.spec, &planned).iter().for_each(|said| remark(said));
     }
     let devices = Devices::open(&args.common, Wanted::Cpu, Sums::Ours)?;
+    // Before a text is read, which takes memory too.
+    let limit = memory::limit(args);
+    Compilation::of(args, &opened, &planned, limit)?;
     let destination = claimed(args, &opened, &out)?;
     devices.pool.install(|| {
-        let streams = tokens::streams(args, &request.recipe, &opened, planned.observes)?;
-        // The tokenizer and its texts are gone; the work has the memory to itself.
-        allocator::return_free_memory();
+        let streams = tokens::apart(args, &request.recipe, &opened, planned.observes)?;
         let plan = make(streams.tokens())?;
+        let memory = Compilation::of(args, &opened, &plan, limit)?;
         let source = fault::source(args, &opened.checkpoint)?;
         let job = Job {
             checkpoint: &opened.checkpoint,
@@ -61,13 +63,13 @@ pub(crate) fn run(args: &Compile) -> Result<(), Failure> {
             backend: devices.backend(),
             samples: streams.samples(),
             held_out: streams.held_out(),
-            activations: room(args, &plan)?,
+            activations: memory.resident,
             allow_zero: args.allow_zero,
         };
         if args.dry_run {
             compiler::precheck(&job, &destination)?;
-            let recipe = &request.recipe;
-            let context = plan::Context { args, opened: &opened, recipe, out: &out };
+            let (recipe, memory) = (&request.recipe, &memory);
+            let context = plan::Context { args, opened: &opened, recipe, out: &out, memory };
             return plan::show(&context, &plan, devices.backend());
         }
         let mut meter = CompileMeter::new(&args.common);
@@ -156,20 +158,6 @@ fn words_of(span: Span) -> String {
         Span::Group(size) => format!("take groups of {size}"),
         Span::Channel => "take a scale a row".into(),
     }
-}
-
-/// How much of the activations may stay in memory.
-fn room(args: &Compile, plan: &Plan) -> Result<u64, Failure> {
-    if let Some(resident) = args.resident {
-        return Ok(resident);
-    }
-    let Some(memory) = args.memory else { return Ok(u64::MAX) };
-    // A group of hidden states at least is resident.
-    let least = plan.activation_bytes.min(64 << 20);
-    memory.checked_sub(plan.working_bytes).filter(|room| *room >= least).ok_or_else(|| {
-        let needed = size(plan.working_bytes + least);
-        Failure::refused(format!("{} of memory is too little: this takes {needed}", size(memory)))
-    })
 }
 
 /// What the run alone determines.

@@ -3,9 +3,10 @@
 use crate::args::Compile;
 use crate::failure::Failure;
 use crate::fold::fold;
+use crate::memory::Compilation;
 use crate::model::Opened;
 use crate::output::{grouped, print, print_table, seconds, size};
-use crate::tokens::{held_out_window, sample_len, tokenizing};
+use crate::tokens::{held_out_window, sample_len};
 use backend::{Backend, Linear};
 use compiler::{Choice, Gate, Plan, Recipe, WeightReport};
 use ir::{Spec, Weight};
@@ -24,11 +25,12 @@ pub(crate) struct Context<'a> {
     pub(crate) opened: &'a Opened,
     pub(crate) recipe: &'a Recipe,
     pub(crate) out: &'a Path,
+    pub(crate) memory: &'a Compilation,
 }
 
 /// Prints the plan.
 pub(crate) fn show(cx: &Context<'_>, plan: &Plan, backend: &dyn Backend) -> Result<(), Failure> {
-    let peak = plan.peak_memory(u64::MAX).max(tokenizing(cx.args, cx.opened, plan.observes));
+    let peak = cx.memory.peak;
     let rate = rate(backend)?;
     let reading = plan.source_bytes as f64 / 5e8;
     let times =
@@ -73,7 +75,10 @@ fn table(cx: &Context<'_>, plan: &Plan, peak: u64, [time, replay]: [f64; 2]) -> 
     let (from, to) = (size(plan.source_bytes), size(plan.artifact_bytes));
     text += &fold("size", &format!("{from} -> {to}  ({share:.1} %)"));
     text += &fold("memory", &format!("about {} at peak", size(peak)));
-    if plan.activation_bytes > 0 {
+    let spilled = plan.activation_bytes.saturating_sub(cx.memory.resident);
+    if spilled > 0 {
+        text += &fold("", &format!("{} of activations are kept on disk", size(spilled)));
+    } else if plan.activation_bytes > 0 {
         let activations = size(plan.activation_bytes);
         text += &fold(
             "",

@@ -1,17 +1,19 @@
 //! How much a model may cache, and who guesses for it.
 
 use crate::args::Common;
-use crate::args::serve::{Serving, Speculate};
+use crate::args::serve::{KvDType, Serving, Speculate};
 use crate::budget::Budget;
 use crate::device::{Devices, Joined};
 use crate::failure::Failure;
+use crate::memory::{Grids, Taken, laid_out, work};
 use crate::model::Opened;
-use crate::output::{remark, size};
+use crate::output::remark;
 use crate::serve::Answerer;
 use backend::Backend;
 use engine::{DraftModel, Engine, Executor, Limits, NGram, Options, Speculator};
 use ir::{ModelSpec, Source};
 use runtime::{KvPlan, Model, Runner, Settings, stages};
+use serde_json::Value;
 use text::Tokenizer;
 
 /// What a model is loaded from.
@@ -21,6 +23,10 @@ pub(crate) struct Weights<'a> {
     pub(crate) source: &'a dyn Source,
     /// What they take as stored.
     pub(crate) bytes: u64,
+    /// The grid that a tensor is stored on.
+    pub(crate) grid: Grids<'a>,
+    /// The length of the tokenizer's file.
+    pub(crate) tokenizer: u64,
 }
 
 /// What a model needs beside its weights.
@@ -33,6 +39,8 @@ pub(crate) struct Room {
     gpu_layers: Option<usize>,
     /// Whether steps are measured when it is loaded, though nobody guesses yet.
     pub(crate) measured: bool,
+    /// What all of it takes.
+    pub(crate) taken: Taken,
 }
 
 /// Weights, laid out for the devices of one model.
@@ -47,7 +55,7 @@ impl Room {
         spec: &ModelSpec,
         tokenizer: Option<&Tokenizer>,
         (args, common): (&Serving, &Common),
-        (devices, weights): (&Devices, u64),
+        (devices, weights): (&Devices, Weights<'_>),
         sequences: usize,
     ) -> Result<Self, Failure> {
         let draft = match (args.speculate, &args.draft) {
@@ -61,13 +69,18 @@ impl Room {
             (_, Some(draft)) => Some(Opened::open(draft, common)?),
             (_, None) => None,
         };
+        let joined = devices.stages();
+        let settings = Settings::on(&joined.iter().map(Joined::backend).collect::<Vec<_>>());
         let budget = Budget {
             spec,
-            weights,
+            stored: weights.bytes,
+            grid: weights.grid,
             exact: args.exact,
-            draft: draft.as_ref().map(Opened::weight_bytes),
+            draft: draft.as_ref().map(|draft| of_draft(draft, args.exact, devices)),
+            work: work(spec, weights.tokenizer, &settings),
             gpu_layers: args.gpu_layers,
         };
+        budget.taken(devices, 0).check()?;
         let memory = args.kv_memory.unwrap_or_else(|| budget.keys_and_values(devices));
         let dtype = args.kv_dtype.into();
         // A draft's keys are a part of what its target's are.
@@ -88,18 +101,17 @@ impl Room {
             Ok::<_, Failure>((draft, plan))
         });
         let draft = draft.transpose()?;
+        let cached = plan.bytes + draft.as_ref().map_or(0, |(_, plan)| plan.bytes);
+        let taken = budget.taken(devices, cached);
+        taken.check()?;
         if !common.quiet {
-            let bytes = plan.bytes + draft.as_ref().map_or(0, |(_, plan)| plan.bytes);
-            let tokens = plan.bytes / plan.token.max(1);
             let of = devices.replica.as_ref().map_or(String::new(), |one| format!("{one}: "));
-            let (size, dtype) = (size(bytes), dtype.name());
-            remark(&format!("{of}keys and values: {size} for {tokens} tokens, {dtype}"));
+            let line = taken.line(plan.bytes / plan.token.max(1), dtype.name());
+            remark(&format!("{of}memory: {line}"));
         }
         let ngram = args.speculate == Speculate::Ngram;
         let (exact, gpu_layers) = (args.exact, args.gpu_layers);
-        let joined = devices.stages();
-        let settings = Settings::on(&joined.iter().map(Joined::backend).collect::<Vec<_>>());
-        Ok(Self { plan, settings, exact, draft, ngram, gpu_layers, measured: false })
+        Ok(Self { plan, settings, exact, draft, ngram, gpu_layers, measured: false, taken })
     }
 
     /// Tokens a sequence can have at most: what the context and the cache hold.
@@ -140,7 +152,7 @@ impl Room {
             let message = "--gpu-layers divides a model between devices, and there is one";
             return Err(Failure::refused(message).with_hint("name them: --device cuda,cpu"));
         }
-        let Weights { spec, source, bytes } = weights;
+        let Weights { spec, source, bytes, .. } = weights;
         let layers = spec.layers.len();
         let stages = stages(layers, bytes / layers.max(1) as u64, backends, self.gpu_layers);
         let model = Model::load(backends, stages, source, spec, self.exact)?;
@@ -179,6 +191,36 @@ impl Room {
             engine.set_cost(runner.limits().cost);
         }
         Ok(Answerer { engine, runner, speculator })
+    }
+}
+
+/// What `run` takes where no option says otherwise, in a line and for programs.
+pub(crate) fn to_run(opened: &Opened, devices: &Devices) -> (String, Value) {
+    let grid = |name: &str| opened.grid(name);
+    let dtype: backend::KvDType = KvDType::default().into();
+    let joined = devices.stages();
+    let settings = Settings::on(&joined.iter().map(Joined::backend).collect::<Vec<_>>());
+    let budget = Budget {
+        spec: &opened.spec,
+        stored: opened.weight_bytes(),
+        grid: &grid,
+        exact: false,
+        draft: None,
+        work: work(&opened.spec, opened.tokenizer_bytes(), &settings),
+        gpu_layers: None,
+    };
+    // What does not fit is told all the same.
+    let plan = KvPlan::new(&opened.spec, dtype, budget.keys_and_values(devices), 1).ok();
+    let [bytes, tokens] = plan.map_or([0; 2], |plan| [plan.bytes, plan.bytes / plan.token.max(1)]);
+    let taken = budget.taken(devices, bytes);
+    (taken.line(tokens, dtype.name()), taken.json())
+}
+
+/// What the weights of a draft take on the first device.
+fn of_draft(draft: &Opened, exact: bool, devices: &Devices) -> u64 {
+    match devices.backend().free_memory() {
+        Some(_) => draft.weight_bytes(),
+        None => laid_out(&draft.spec, devices.backend(), exact, &|name| draft.grid(name)),
     }
 }
 

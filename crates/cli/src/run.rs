@@ -4,7 +4,7 @@ use crate::args::serve::Run;
 use crate::device::{Devices, Sums, Wanted};
 use crate::failure::Failure;
 use crate::generation::Generation;
-use crate::output::{print, remark, write_stream};
+use crate::output::{peak_memory, print, remark, write_stream};
 use crate::serve::{Answer, Asked, Served, Stream};
 use engine::Request;
 use serde_json::{Value, json};
@@ -40,7 +40,10 @@ pub(crate) fn run(args: &Run) -> Result<(), Failure> {
         })
     })?;
     if args.common.json {
-        return print(&format!("{:#}", report(&answer, tokens)));
+        let mut report = report(&answer, tokens);
+        report["memory"] = served.taken().json();
+        report["memory"]["peak"] = json!(peak_memory());
+        return print(&format!("{report:#}"));
     }
     write_stream("\n")?;
     if !args.common.quiet {

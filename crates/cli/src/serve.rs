@@ -5,9 +5,10 @@ use crate::args::serve::Serving;
 use crate::device::{Devices, Joined};
 use crate::eval::tokenizer;
 use crate::failure::Failure;
+use crate::memory::Taken;
 use crate::model::Opened;
 use crate::output::{printable, write_stream};
-use crate::room::{Room, Weights};
+use crate::room::Room;
 use engine::{Engine, Event, Finish, Request, SeqId, Speculator, Stats};
 use runtime::Runner;
 use std::io::{self, IsTerminal};
@@ -30,9 +31,15 @@ impl Served {
     ) -> Result<Self, Failure> {
         let opened = Opened::open(model, common)?;
         let tokenizer = tokenizer(&opened)?;
-        let place = (devices, opened.weight_bytes());
+        let grid = |name: &str| opened.grid(name);
+        let place = (devices, opened.weights(&grid));
         let room = Room::new(&opened.spec, Some(&tokenizer), (args, common), place, 1)?;
         Ok(Self { opened, tokenizer, room })
+    }
+
+    /// What it takes of memory.
+    pub(crate) fn taken(&self) -> Taken {
+        self.room.taken
     }
 
     /// Tokens a sequence can have at most: what the context and the cache hold.
@@ -51,8 +58,8 @@ impl Served {
         devices: &Devices,
         use_it: impl FnOnce(&mut Answerer<'_>) -> Result<T, Failure>,
     ) -> Result<T, Failure> {
-        let (spec, source) = (&self.opened.spec, &self.opened.checkpoint);
-        let weights = Weights { spec, source, bytes: self.opened.weight_bytes() };
+        let (spec, grid) = (&self.opened.spec, |name: &str| self.opened.grid(name));
+        let weights = self.opened.weights(&grid);
         let stages = devices.stages();
         let backends: Vec<_> = stages.iter().map(Joined::backend).collect();
         let loaded = self.room.load(&backends, weights)?;

@@ -1,5 +1,6 @@
 //! The token streams of a compilation: calibration samples, and the held-out text.
 
+use crate::allocator;
 use crate::args::Compile;
 use crate::eval::{TEXT_BYTES, bounded, read, tokenizer};
 use crate::failure::Failure;
@@ -13,6 +14,7 @@ use compiler::{BASE_BYTES, Recipe, Text, Tokens};
 use ir::ModelSpec;
 use std::fs::File;
 use std::path::Path;
+use std::thread;
 
 /// Tokens of the held-out stream.
 const HELD_OUT: usize = 4096;
@@ -55,7 +57,9 @@ impl Streams {
 
     pub(crate) fn tokens(&self) -> Tokens {
         let count = |s: &Stream| s.sequences.iter().map(Vec::len).sum();
-        Tokens { calibration: count(&self.samples), held_out: count(&self.held_out) }
+        let all = self.samples.sequences.iter().chain(&self.held_out.sequences);
+        let longest = all.map(Vec::len).max().unwrap_or(0);
+        Tokens { calibration: count(&self.samples), held_out: count(&self.held_out), longest }
     }
 }
 
@@ -81,14 +85,15 @@ pub(crate) fn planned(args: &Compile, recipe: &Recipe, context: usize) -> Tokens
     Tokens {
         calibration: recipe.calibration.samples * sample_len(recipe, context),
         held_out: if args.no_gate { 0 } else { HELD_OUT },
+        longest: sample_len(recipe, context).max(held_out_window(context)),
     }
 }
 
 /// Memory that a tokenizer takes, in the lengths of its file: the library parses it whole.
-const OF_TOKENIZER: u64 = 54;
+const OF_TOKENIZER: u64 = 57;
 
 /// Memory that a text takes while it is tokenized, in its lengths.
-const OF_TEXT: u64 = 110;
+const OF_TEXT: u64 = 116;
 
 /// The most memory that reading and tokenizing the texts takes, before the work and apart from it.
 pub(crate) fn tokenizing(args: &Compile, opened: &Opened, observes: bool) -> u64 {
@@ -98,15 +103,29 @@ pub(crate) fn tokenizing(args: &Compile, opened: &Opened, observes: bool) -> u64
     let held_out = held_out.map_or(EVAL_TEXT.len() as u64, length);
     let text = [(observes, samples), (!args.no_gate, held_out)];
     let text = text.iter().filter(|t| t.0).map(|t| t.1).max();
-    let tokenizer = length(&opened.checkpoint.folder().join("tokenizer.json"));
+    let tokenizer = opened.tokenizer_bytes();
     let taken = |text: u64| {
         BASE_BYTES + text.saturating_mul(OF_TEXT) + tokenizer.saturating_mul(OF_TOKENIZER)
     };
     text.map_or(0, taken)
 }
 
-/// Reads, tokenizes and draws what the compilation needs.
-pub(crate) fn streams(
+/// Reads, tokenizes and draws what the compilation needs, and leaves the memory to the work.
+pub(crate) fn apart(
+    args: &Compile,
+    recipe: &Recipe,
+    opened: &Opened,
+    observes: bool,
+) -> Result<Streams, Failure> {
+    // On a thread of its own: the library keeps pieces of the text for as long as the thread lives, and
+    // they lie scattered among what is freed, so that none of it could be returned.
+    let streams =
+        thread::scope(|scope| scope.spawn(|| streams(args, recipe, opened, observes)).join());
+    allocator::return_free_memory();
+    streams.unwrap_or_else(|panic| std::panic::resume_unwind(panic))
+}
+
+fn streams(
     args: &Compile,
     recipe: &Recipe,
     opened: &Opened,

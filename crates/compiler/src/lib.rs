@@ -22,6 +22,7 @@ mod report;
 mod resume;
 mod rows;
 mod setting;
+mod values;
 mod verify;
 
 pub use drive::{Compiled, Event, Job, Made, Spent, Text, compile, precheck};
@@ -35,4 +36,5 @@ pub use report::{
     FileHash, Quality, Report, Sizes, TokensReport, WeightReport, read as read_report,
 };
 pub use setting::{Key, Wrong, boolean, check_keys, integer, one_of};
+pub use values::held_elements;
 pub use verify::{Difference, verify};

@@ -3,16 +3,17 @@
 use crate::output;
 use crate::pass::{Pass, Refusal};
 use crate::recipe::{Dtype, Recipe};
-use calibration::{GROUP_ROWS, HEAD_ROWS, SLICE_ROWS};
+use crate::values::held_elements;
+use calibration::{GROUP_ROWS, HEAD_ROWS, SLICE_ROWS, SPILL_PART};
 use checkpoint::{Checkpoint, TensorInfo};
-use ir::{Block, BlockId, Grid, ModelSpec, Op, Spec, Value};
+use ir::{Block, BlockId, Grid, ModelSpec, Op, Spec};
 use std::collections::BTreeSet;
 use tensor::DType;
 
-/// Resident before any model is read.
-pub const BASE_BYTES: u64 = 8 << 20;
+/// Resident before any model is read: the program, its threads, what the allocator keeps.
+pub const BASE_BYTES: u64 = 14 << 20;
 
-/// What kernels pack their operands into.
+/// What kernels pack their operands into, at most.
 const SCRATCH_BYTES: u64 = 16 << 20;
 
 /// Rows of a Gram matrix that a solver lays out at once to measure losses.
@@ -33,8 +34,12 @@ pub struct Plan {
     pub artifact_bytes: u64,
     /// Bytes of hidden states between blocks, if all stay in memory.
     pub activation_bytes: u64,
-    /// The most memory that all else takes at once.
+    /// The most memory that a layer takes, beside hidden states between blocks.
     pub working_bytes: u64,
+    /// What embedding takes, beside hidden states.
+    pub starting_bytes: u64,
+    /// What copying the embedding and the head and measuring the result takes, hidden states included.
+    pub ending_bytes: u64,
     /// Floating-point operations of forwards and Gram matrices.
     pub operations: f64,
     /// Floating-point operations of the forwards through what is finished, when a killed run goes
@@ -80,6 +85,8 @@ pub struct Tokens {
     pub calibration: usize,
     /// Of the held-out stream.
     pub held_out: usize,
+    /// Of the longest sequence of either.
+    pub longest: usize,
 }
 
 impl PlannedWeight {
@@ -133,17 +140,21 @@ impl Plan {
             activation_bytes: ((tokens.calibration + 2 * tokens.held_out) * model.hidden * 4)
                 as u64,
             working_bytes: 0,
+            starting_bytes: 0,
+            ending_bytes: 0,
             operations: 0.0,
             replay_operations: 0.0,
             observes,
             tensors,
             blocks: Vec::new(),
         };
-        let streams = tokens.calibration + tokens.held_out > 0;
+        let rows = tokens.calibration.max(tokens.held_out).min(GROUP_ROWS.max(tokens.longest));
         let layers = model.layers.iter().zip(&blocks[1..]);
-        let work = layers.map(|(block, (_, weights))| Work::of(block, weights, observes, streams));
-        plan.working_bytes = BASE_BYTES
-            + work.clone().map(|w| w.bytes).max().unwrap_or(0).max(slices(model, tokens));
+        let work = layers.map(|(block, (_, weights))| Work::of(block, weights, observes, rows));
+        plan.working_bytes = BASE_BYTES + work.clone().map(|w| w.bytes).max().unwrap_or(0);
+        let table = SLICE_ROWS.min(model.vocab) * model.embedding.weights[0].bytes();
+        plan.starting_bytes = BASE_BYTES + 2 * (table / model.vocab.max(1)) as u64;
+        plan.ending_bytes = BASE_BYTES + slices(model, tokens);
         let replay = work.clone().map(|w| w.replay_operations(tokens)).sum::<f64>();
         plan.operations = work.map(|w| w.operations(tokens)).sum::<f64>();
         plan.replay_operations = replay;
@@ -183,9 +194,22 @@ impl Plan {
         Ok(self)
     }
 
-    /// The peak memory it predicts: what may stay in memory of the hidden states is `activations`.
-    pub fn peak_memory(&self, activations: u64) -> u64 {
-        self.working_bytes + self.activation_bytes.min(activations)
+    /// The peak memory it predicts, where so many bytes of hidden states stay in memory.
+    pub fn peak_memory(&self, resident: u64) -> u64 {
+        let held = |room: u64| self.activation_bytes.min(room);
+        let starting = self.starting_bytes + held(resident.saturating_add(SPILL_PART as u64));
+        (self.working_bytes + held(resident)).max(starting).max(self.ending_bytes)
+    }
+
+    /// How many bytes of hidden states may stay in memory, so that the process keeps within `memory`;
+    /// `None` if it cannot.
+    pub fn resident(&self, memory: u64) -> Option<u64> {
+        if self.peak_memory(u64::MAX) <= memory {
+            return Some(u64::MAX);
+        }
+        let room = memory.checked_sub(self.working_bytes)?;
+        let start = memory.saturating_sub(self.starting_bytes).saturating_sub(SPILL_PART as u64);
+        [room, room.min(start)].into_iter().find(|&room| self.peak_memory(room) <= memory)
     }
 }
 
@@ -248,7 +272,7 @@ struct Work {
 }
 
 impl Work {
-    fn of(block: &Block<Spec>, weights: &[PlannedWeight], observes: bool, streams: bool) -> Self {
+    fn of(block: &Block<Spec>, weights: &[PlannedWeight], observes: bool, rows: usize) -> Self {
         let elements = |s: &Spec| s.shape.iter().product::<usize>();
         let mut inputs = BTreeSet::new();
         let (mut gram, mut solver, mut codes) = (0u64, 0u64, 0u64);
@@ -281,9 +305,9 @@ impl Work {
             .iter()
             .map(|w| w.grid().map_or(w.spec.bytes(), |_| elements(&w.spec) * 4) as u64)
             .sum();
-        let (before, after) = if streams { (host, written) } else { (0, 0) };
-        let values = GROUP_ROWS as u64 * 4 * live(block, weights) + SCRATCH_BYTES;
-        let values = if streams { values } else { 0 };
+        let (before, after) = if rows > 0 { (host, written) } else { (0, 0) };
+        let values = rows as u64 * 4 * held_elements(block);
+        let values = values + values.min(SCRATCH_BYTES);
         let bytes = [
             host + before + gram * 4 + values,
             host + before + gram * 4 + solver + codes + if observes { SCRATCH_BYTES } else { 0 },
@@ -310,35 +334,13 @@ impl Work {
     }
 }
 
-/// The most elements a token has in values that are alive at once.
-fn live(block: &Block<Spec>, weights: &[PlannedWeight]) -> u64 {
-    let hidden = weights.iter().map(|w| w.spec.shape[0]).next().unwrap_or(0);
-    let mut widths = vec![hidden];
-    for op in &block.ops {
-        let width = |v: Value| widths[v.0 as usize];
-        widths.push(match *op {
-            Op::Linear { weight, .. } => weights[weight.0 as usize].spec.shape[0],
-            Op::Attend { q, .. } => width(q),
-            ref op => op.inputs().first().map_or(0, |&v| width(v)),
-        });
-    }
-    let last = |v: usize| block.uses(Value(v as u32)).last();
-    (0..block.ops.len())
-        .map(|at| {
-            let alive =
-                |v: &usize| *v <= at + 1 && (*v == at + 1 || last(*v).is_some_and(|l| l >= at));
-            (0..widths.len()).filter(alive).map(|v| widths[v] as u64).sum()
-        })
-        .max()
-        .unwrap_or(0)
-}
-
 /// Slices of the embedding and the head: as stored and as written, or, where logits are compared, of
 /// two heads as stored and as laid out, and the logits of both.
 fn slices(model: &ModelSpec, tokens: Tokens) -> u64 {
     let rows = SLICE_ROWS.min(model.vocab);
     let copied = rows * model.hidden * 5;
     let scored = 2 * (rows * model.hidden * 8 + HEAD_ROWS * (rows + model.hidden) * 4);
-    let scored = scored as u64 + SCRATCH_BYTES;
+    let states = 2 * tokens.held_out * model.hidden * 4;
+    let scored = (scored + states) as u64 + (scored as u64).min(SCRATCH_BYTES);
     if tokens.held_out > 0 { scored.max(copied as u64) } else { copied as u64 }
 }

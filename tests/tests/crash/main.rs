@@ -28,7 +28,7 @@ fn run(root: &Path, quant: &str, disk: Arc<dyn Disk>) {
         (0..n).map(|s| (0..32).map(|i| (i * i * 7 + s * 13 + seed) % 40).collect()).collect()
     };
     let (samples, held_out) = (sequences(4, 1), sequences(2, 2));
-    let tokens = Tokens { calibration: 4 * 32, held_out: 2 * 32 };
+    let tokens = Tokens { calibration: 4 * 32, held_out: 2 * 32, longest: 32 };
     let plan = Plan::new(&spec, &recipe, &passes, tokens).unwrap();
     let job = Job {
         checkpoint: &checkpoint,

@@ -3,6 +3,7 @@
 use crate::args::Common;
 use crate::args::bench::{Bench, Grid};
 use crate::failure::Failure;
+use crate::memory::Grids;
 use crate::model::Opened;
 use crate::room::Weights;
 use ::bench::{Synthetic, SyntheticGrid};
@@ -73,12 +74,16 @@ impl Subject {
     }
 
     /// What it is loaded from.
-    pub(crate) fn weights(&self) -> Weights<'_> {
+    pub(crate) fn weights<'a>(&'a self, grid: Grids<'a>) -> Weights<'a> {
         let source: &dyn Source = match &self.kind {
             Kind::Stored(opened) => &opened.checkpoint,
             Kind::Noise(_, noise) => noise,
         };
-        Weights { spec: self.spec(), source, bytes: self.cost().weights }
+        let tokenizer = match &self.kind {
+            Kind::Stored(opened) => opened.tokenizer_bytes(),
+            Kind::Noise(..) => 0,
+        };
+        Weights { spec: self.spec(), source, bytes: self.cost().weights, grid, tokenizer }
     }
 
     /// What its weight files take, or would take.
@@ -110,12 +115,15 @@ impl Subject {
         ]
     }
 
-    fn is_integer(&self, tensor: &str) -> bool {
+    /// The grid that a tensor is stored on.
+    pub(crate) fn grid(&self, tensor: &str) -> Option<ir::Grid> {
         match &self.kind {
-            Kind::Stored(opened) => {
-                opened.checkpoint.tensor(tensor).is_some_and(|t| t.grid.is_some())
-            }
-            Kind::Noise(_, noise) => noise.grid(tensor).is_some(),
+            Kind::Stored(opened) => opened.grid(tensor),
+            Kind::Noise(_, noise) => noise.grid(tensor),
         }
+    }
+
+    fn is_integer(&self, tensor: &str) -> bool {
+        self.grid(tensor).is_some()
     }
 }
