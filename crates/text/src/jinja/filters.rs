@@ -647,7 +647,8 @@ fn rounded(value: &Value, precision: i128, method: &str) -> Result<Value> {
     if method != "common" {
         let scaled = number * scale;
         let made = if method == "ceil" { scaled.ceil() } else { scaled.floor() };
-        return Ok(Value::Float(made / scale));
+        // Python's are whole numbers, which have no negative zero.
+        return Ok(Value::Float((made + 0.0) / scale));
     }
     if let Some(whole) = value.integer() {
         if places >= 0 {
@@ -678,7 +679,7 @@ fn file_size(number: f64, binary: bool) -> String {
         return "1 Byte".into();
     }
     if number < base {
-        return format!("{} Bytes", number.trunc());
+        return format!("{} Bytes", number.trunc() + 0.0);
     }
     let end = if binary { "iB" } else { "B" };
     let mut unit = base;

@@ -3,6 +3,7 @@
 use super::call::Args;
 use super::heap::{self, Heap};
 use super::interpreter::Interpreter;
+use super::lexer::escaped;
 use super::value::{Text, Value};
 use super::{Error, Result, ops};
 use std::iter::Peekable;
@@ -19,7 +20,11 @@ fn wrong(rule: impl Into<String>) -> Error {
 struct Spec {
     fill: char,
     align: Option<char>,
+    /// Whether zeros fill a number, between its sign and its digits.
+    zeros: bool,
     sign: char,
+    /// Whether a sign is asked for, if only the usual one.
+    signed: bool,
     alternate: bool,
     width: usize,
     grouping: Option<char>,
@@ -45,7 +50,9 @@ impl Spec {
         let mut spec = Self {
             fill: ' ',
             align: None,
+            zeros: false,
             sign: '-',
+            signed: false,
             alternate: false,
             width: 0,
             grouping: None,
@@ -53,20 +60,21 @@ impl Spec {
             kind: None,
         };
         let aligns = |c: &char| matches!(c, '<' | '>' | '^' | '=');
+        let mut filled = false;
         let mut ahead = chars.clone();
         match (ahead.next(), ahead.next()) {
             (Some(fill), Some(align)) if aligns(&align) => {
                 (spec.fill, spec.align) = (fill, Some(align));
-                chars = ahead;
+                (chars, filled) = (ahead, true);
             }
             _ => spec.align = chars.next_if(aligns),
         }
         if let Some(sign) = chars.next_if(|c| matches!(c, '+' | '-' | ' ')) {
-            spec.sign = sign;
+            (spec.sign, spec.signed) = (sign, true);
         }
         spec.alternate = chars.next_if_eq(&'#').is_some();
-        if chars.next_if_eq(&'0').is_some() && spec.align.is_none() {
-            (spec.fill, spec.align) = ('0', Some('='));
+        if !filled && chars.next_if_eq(&'0').is_some() {
+            (spec.fill, spec.zeros) = ('0', true);
         }
         spec.width = digits(&mut chars).unwrap_or(0);
         spec.grouping = chars.next_if(|c| matches!(c, ',' | '_'));
@@ -104,7 +112,8 @@ impl Spec {
         };
         let size = if matches!(self.kind, Some('x' | 'X' | 'o' | 'b')) { 4 } else { 3 };
         let lead = sign.len() + prefix.len();
-        let zeros = self.fill == '0' && self.align == Some('=');
+        let otherwise = if self.zeros { '=' } else { '>' };
+        let zeros = self.fill == '0' && self.align.unwrap_or(otherwise) == '=';
         let number = match self.grouping {
             None => number.to_owned(),
             Some(mark) => {
@@ -114,13 +123,14 @@ impl Spec {
                 grouped(number, mark, size, room)
             }
         };
-        self.placed(heap, &format!("{sign}{prefix}{number}"), lead, '>')
+        self.placed(heap, &format!("{sign}{prefix}{number}"), lead, otherwise)
     }
 }
 
 /// Digits with a mark between each group, and zeros before them up to `room` characters.
 fn grouped(number: &str, mark: char, size: usize, room: usize) -> String {
-    let whole = number.find(|c: char| !c.is_ascii_hexdigit()).unwrap_or(number.len());
+    let digit = |c: char| if size == 4 { c.is_ascii_hexdigit() } else { c.is_ascii_digit() };
+    let whole = number.find(|c| !digit(c)).unwrap_or(number.len());
     let (whole, rest) = number.split_at(whole);
     let mut made: Vec<char> = Vec::new();
     let mut count = 0;
@@ -148,17 +158,13 @@ fn specified(heap: &Heap, value: &Value, text: &str) -> Result<String> {
     match value {
         Value::Text(text_value) => {
             let spec = Spec::parse(text)?;
-            let plain = matches!(spec.kind, None | Some('s')) && spec.sign == '-';
+            let plain = matches!(spec.kind, None | Some('s')) && !spec.signed;
             if !plain || spec.alternate || spec.grouping.is_some() {
                 return Err(wrong("Invalid format specifier for object of type 'str'"));
             }
-            if spec.align == Some('=') && spec.fill != '0' {
+            if spec.align == Some('=') {
                 return Err(wrong("'=' alignment not allowed in string format specifier"));
             }
-            let spec = match spec.align {
-                Some('=') => Spec { align: Some('<'), ..spec },
-                _ => spec,
-            };
             let cut: String =
                 text_value.text.chars().take(spec.precision.unwrap_or(usize::MAX)).collect();
             spec.placed(heap, &cut, 0, '<')
@@ -180,6 +186,14 @@ fn specified(heap: &Heap, value: &Value, text: &str) -> Result<String> {
 }
 
 fn integer(heap: &Heap, number: i128, spec: &Spec) -> Result<String> {
+    let groups = match spec.kind {
+        None | Some('d') => true,
+        Some('x' | 'X' | 'o' | 'b') => spec.grouping != Some(','),
+        _ => spec.grouping.is_none(),
+    };
+    if !groups {
+        return Err(wrong("Cannot specify grouping with this kind of number"));
+    }
     let size = number.unsigned_abs();
     let (prefix, digits) = match spec.kind {
         None | Some('d' | 'n') => ("", size.to_string()),
@@ -187,6 +201,9 @@ fn integer(heap: &Heap, number: i128, spec: &Spec) -> Result<String> {
         Some('X') => ("0X", format!("{size:X}")),
         Some('o') => ("0o", format!("{size:o}")),
         Some('b') => ("0b", format!("{size:b}")),
+        Some('c') if spec.alternate || spec.signed => {
+            return Err(wrong("Sign and alternate form are not allowed with 'c'"));
+        }
         Some('c') => {
             let made = u32::try_from(number).ok().and_then(char::from_u32);
             let made = made.ok_or_else(|| wrong("%c arg not in range(0x110000)"))?;
@@ -199,6 +216,9 @@ fn integer(heap: &Heap, number: i128, spec: &Spec) -> Result<String> {
 
 fn real(heap: &Heap, number: f64, spec: &Spec) -> Result<String> {
     let negative = number.is_sign_negative() && !number.is_nan();
+    if spec.kind == Some('n') && spec.grouping.is_some() {
+        return Err(wrong("Cannot specify grouping with 'n'."));
+    }
     let size = number.abs();
     let precision = spec.precision.unwrap_or(6);
     heap.bytes(precision)?;
@@ -215,12 +235,13 @@ fn real(heap: &Heap, number: f64, spec: &Spec) -> Result<String> {
             Some('g' | 'n') => general(size, precision, spec.alternate),
             Some('%') => format!("{:.precision$}%", size * 100.0),
             None if spec.precision.is_none() => heap::float(size),
-            None => shortest(size, precision),
+            None => shortest(size, precision, spec.alternate),
             Some(kind) => {
                 return Err(wrong(format!("Unknown format code '{kind}' for a float")));
             }
         }
     };
+    let text = if spec.alternate && size.is_finite() { pointed(&text) } else { text };
     let text = if upper { text.to_uppercase() } else { text };
     spec.number(heap, negative, "", &text)
 }
@@ -260,15 +281,24 @@ fn without_zeros(text: &str) -> String {
     }
 }
 
-/// A float with a precision and no kind: as `g`, but with a digit after the point.
-fn shortest(number: f64, precision: usize) -> String {
+/// The number with a point, whatever follows it.
+fn pointed(text: &str) -> String {
+    let (digits, rest) = text.split_at(text.find(['e', '%']).unwrap_or(text.len()));
+    let point = if digits.contains('.') { "" } else { "." };
+    format!("{digits}{point}{rest}")
+}
+
+/// A float with a precision and no kind: as `g`, but with a digit after the point, for which one of
+/// those before it is given up.
+fn shortest(number: f64, precision: usize, alternate: bool) -> String {
     let precision = precision.max(1);
     let places = exponent(number, precision);
-    if places >= -4 && places < i32::try_from(precision).unwrap_or(i32::MAX) {
-        let text = general(number, precision, false);
+    if places >= -4 && places + 1 < i32::try_from(precision).unwrap_or(i32::MAX) {
+        let text = general(number, precision, alternate);
         return if text.contains('.') { text } else { text + ".0" };
     }
-    without_zeros(&exponential(number, precision - 1))
+    let text = exponential(number, precision - 1);
+    if alternate { text } else { without_zeros(&text) }
 }
 
 /// Python's `format % values`.
@@ -389,6 +419,7 @@ impl Field {
             's' | 'r' | 'a' => {
                 let text = match self.kind {
                     's' => heap.text(value)?.to_string(),
+                    'a' => in_ascii(heap, &heap.shown(value)?)?,
                     _ => heap.shown(value)?,
                 };
                 let text = if safe && !matches!(value, Value::Text(Text { safe: true, .. })) {
@@ -404,7 +435,8 @@ impl Field {
             }
             'd' | 'i' | 'u' => {
                 let whole = match value {
-                    Value::Float(number) if number.is_finite() => Some(number.trunc() as i128),
+                    Value::Float(number) if number.abs() < 1e38 => Some(number.trunc() as i128),
+                    Value::Float(_) => return Err(wrong("a number has more than 127 bits")),
                     value => value.integer(),
                 };
                 let whole = whole.ok_or_else(|| needed("a real number"))?;
@@ -442,12 +474,33 @@ impl Field {
     fn whole(&self, heap: &Heap, number: i128) -> Result<String> {
         let Some(precision) = self.spec.precision else { return integer(heap, number, &self.spec) };
         heap.bytes(precision)?;
-        let plain = Spec { width: 0, align: None, alternate: false, sign: '-', ..self.spec };
+        let plain =
+            Spec { width: 0, align: None, zeros: false, alternate: false, sign: '-', ..self.spec };
         let text = integer(heap, number, &plain)?;
         let digits = text.trim_start_matches('-');
         let zeros = "0".repeat(precision.saturating_sub(digits.len()));
-        self.spec.number(heap, number < 0, "", &(zeros + digits))
+        let prefix = match self.spec.kind {
+            Some('x') if self.spec.alternate => "0x",
+            Some('X') if self.spec.alternate => "0X",
+            Some('o') if self.spec.alternate => "0o",
+            _ => "",
+        };
+        self.spec.number(heap, number < 0, prefix, &(zeros + digits))
     }
+}
+
+/// Python's `ascii` of what `repr` has written.
+fn in_ascii(heap: &Heap, text: &str) -> Result<String> {
+    heap.bytes(text.len().saturating_mul(5))?;
+    let mut made = String::new();
+    for c in text.chars() {
+        if c.is_ascii() {
+            made.push(c);
+        } else {
+            made.push_str(&escaped(c));
+        }
+    }
+    Ok(made)
 }
 
 impl Interpreter<'_> {
@@ -487,7 +540,8 @@ impl Interpreter<'_> {
             let value = match conversion {
                 None => value,
                 Some("s") => Value::Text(Text { text: self.heap.text(&value)?, safe: false }),
-                Some("r" | "a") => self.heap.shown(&value)?.into(),
+                Some("r") => self.heap.shown(&value)?.into(),
+                Some("a") => in_ascii(&self.heap, &self.heap.shown(&value)?)?.into(),
                 Some(_) => return Err(wrong("Unknown conversion specifier")),
             };
             let spec = self.formatted(spec, args, counter, levels - 1)?;
