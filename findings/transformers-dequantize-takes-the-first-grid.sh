@@ -1,0 +1,82 @@
+#!/usr/bin/env bash
+# transformers 5.23.0 with compressed-tensors 0.20.1: `dequantize=True` reads every dense module by the
+# first config group that does not name experts. A model with 4-bit projections and an 8-bit head, saved by
+# compressed-tensors itself, loads without an error or a warning, and its logits are noise.
+#
+# One would guess that a config group counts for the modules that it targets, as it does when the same
+# folder is loaded without the option. (`get_dense_scheme` has no module to ask about.)
+#
+# Seen: as it is: 0.16 of the largest logit from the model before rounding
+#       with dequantize=True: 1.05
+set -eu
+work=$(mktemp -d)
+trap 'rm -rf "$work"' EXIT
+cd "$work"
+python3 -m venv venv
+venv/bin/pip install --quiet --disable-pip-version-check \
+    torch==2.15.0 transformers==5.23.0 compressed-tensors==0.20.1 \
+    numpy==2.4.6 safetensors==0.8.0 tokenizers==0.23.3
+export HF_HUB_OFFLINE=1 TQDM_DISABLE=1 TRANSFORMERS_VERBOSITY=error
+venv/bin/python - <<'END'
+import torch
+from compressed_tensors.compressors import ModelCompressor
+from compressed_tensors.quantization import QuantizationConfig, apply_quantization_config
+from compressed_tensors.quantization.utils import calculate_qparams
+from transformers import AutoModelForCausalLM, CompressedTensorsConfig, LlamaConfig, LlamaForCausalLM
+
+TOKENS = torch.arange(3, 20)[None]
+
+
+def noise(dtype=torch.float32):
+    torch.manual_seed(0)
+    sizes = {"vocab_size": 64, "hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 1}
+    heads = {"num_attention_heads": 2, "num_key_value_heads": 1, "tie_word_embeddings": False}
+    model = LlamaForCausalLM(LlamaConfig(**sizes, **heads)).to(dtype)
+    for weight in model.parameters():
+        if weight.dim() == 2:
+            weight.data.normal_(0, 0.3)
+    return model
+
+
+def grid(bits, symmetric, *targets):
+    weights = {"num_bits": bits, "type": "int", "symmetric": symmetric, "strategy": "group", "group_size": 32}
+    return {"targets": list(targets), "weights": weights}
+
+
+def save(model, folder, groups, ignore):
+    """Nearest rounding of each group's range, compressed and saved by compressed-tensors itself."""
+    config = QuantizationConfig(config_groups=groups, ignore=ignore, format="pack-quantized")
+    apply_quantization_config(model, config)
+    for module in model.modules():
+        if hasattr(module, "quantization_scheme"):
+            parts = module.weight.data.unflatten(-1, (-1, 32))
+            grid = module.quantization_scheme.weights
+            scale, zero = calculate_qparams(parts.amin(-1), parts.amax(-1), grid)
+            module.weight_scale.data.copy_(scale)
+            if hasattr(module, "weight_zero_point"):
+                module.weight_zero_point.data.copy_(zero)
+    compressor = ModelCompressor.from_pretrained_model(model, "pack-quantized")
+    compressor.compress_model(model)
+    model.save_pretrained(folder)
+    compressor.update_config(folder)
+
+
+def logits(folder, **options):
+    with torch.no_grad():
+        model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, **options)
+        return model(TOKENS).logits
+
+
+def away(a, b):
+    return float((a - b).abs().max() / b.abs().max())
+
+
+with torch.no_grad():
+    before = noise()(TOKENS).logits
+save(noise(), "model", {"layers": grid(4, True, "re:.*o_proj"), "head": grid(8, True, "lm_head")}, [])
+plain = away(logits("model"), before)
+print(f"as it is: {plain:.2f} of the largest logit from the model before rounding")
+dense = away(logits("model", quantization_config=CompressedTensorsConfig(dequantize=True)), before)
+print(f"with dequantize=True: {dense:.2f}")
+assert plain < 0.3 and dense > 0.6, "changed"
+END
