@@ -325,7 +325,8 @@ def read(reader, python, first, folder, names):
             said = json.loads(text)
             found[slugs[said["name"]], said["way"]] = said["verdict"], said["why"]
     if {kind for kind, _ in found} != set(names):
-        sys.exit(f"{reader}: not every artifact was judged\n{done.stderr[-2000:]}")
+        said = f"{len(found)} judged, exit status {done.returncode}\n{done.stderr[-2000:]}"
+        sys.exit(f"{reader}: not every artifact was judged: {said}")
     return found
 
 
