@@ -90,7 +90,7 @@ pub(crate) fn planned(args: &Compile, recipe: &Recipe, context: usize) -> Tokens
 }
 
 /// Memory that a tokenizer takes, in the lengths of its file: the library parses it whole.
-const OF_TOKENIZER: u64 = 57;
+const OF_TOKENIZER: u64 = 50;
 
 /// Memory that a text takes while it is tokenized, in its lengths.
 const OF_TEXT: u64 = 116;
