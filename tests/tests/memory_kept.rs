@@ -116,10 +116,10 @@ fn what_does_not_fit_is_refused_with_both_sizes_before_weights_are_read() {
     let dir = folder();
     let model = model(dir.path(), 1, 512, 40_000);
     let model = model.to_str().unwrap();
-    // The threads reserve addresses too: some 150 MB are left, or less.
+    // The threads reserve addresses too: some 100 MB are left, or less.
     for more in [&[][..], &["--kv-memory", "1MB"]] {
         let run = [&["run", model, "once", "--threads", "1"], more].concat();
-        let (code, said) = confined(180_000, &run);
+        let (code, said) = confined(130_000, &run);
         assert_eq!(code, Some(2), "{said}");
         let both = said.contains("this takes ") && said.contains("this process may take ");
         assert!(both, "{said}");
