@@ -193,6 +193,9 @@ pub fn decode(tensor: &str, stored: &Rows<'_>) -> Result<Quantized, Error> {
     Ok(Quantized { grid, shape: [out, width], codes, scales, zeros })
 }
 
+/// The module of the projection to logits, as all readers call it.
+const HEAD: &str = "lm_head";
+
 /// The `quantization_config` of a `config.json`: what each packed weight's grid is.
 ///
 /// `packed` names the weights (`P.weight`) with their grids. `dense` names those of linears that
@@ -217,11 +220,16 @@ pub fn quantization_config(packed: &[(&str, Grid)], dense: &[&str]) -> Result<Va
     }
     let ignore = dense.iter().map(|t| module(t)).collect::<Result<BTreeSet<_>, _>>()?;
     let one = groups.len() == 1;
+    // A head is a module of another class in vLLM, which finds it by its name alone.
+    let everywhere = match groups.iter().any(|(_, modules)| modules.contains(HEAD)) {
+        true => json!(["Linear", HEAD]),
+        false => json!(["Linear"]),
+    };
     let config_groups: serde_json::Map<String, Value> = groups
         .into_iter()
         .enumerate()
         .map(|(i, (arguments, modules))| {
-            let targets = if one { json!(["Linear"]) } else { json!(modules) };
+            let targets = if one { everywhere.clone() } else { json!(modules) };
             let group = json!({
                 "targets": targets,
                 "weights": arguments.json(),

@@ -9,6 +9,7 @@ use checkpoint::pack_quantized::{
 use ir::{Grid, Quantized, Span};
 use proptest::prelude::*;
 use safetensors::SafeTensors;
+use serde_json::json;
 use std::path::PathBuf;
 use tensor::{Bytes, DType, Tensor};
 
@@ -253,6 +254,9 @@ fn the_configuration_is_the_one_that_transformers_was_shown() {
     assert!(quantization_config(&three, &[]).is_err(), "3 bits may not be written");
     assert!(quantization_config(&[], &[]).is_err());
     let four = grid(4, true, Span::Channel, scale);
+    let head = quantization_config(&[("a.weight", four), ("lm_head.weight", four)], &[]).unwrap();
+    // vLLM 0.32.0 finds no head under "Linear" alone.
+    assert_eq!(head["config_groups"]["group_0"]["targets"], json!(["Linear", "lm_head"]));
     assert!(quantization_config(&[("x", four)], &[]).is_err());
     assert!(quantization_config(&[("x.weight", four)], &["lm_head"]).is_err());
 }

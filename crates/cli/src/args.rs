@@ -5,6 +5,7 @@ pub(crate) mod compare;
 pub(crate) mod help;
 pub(crate) mod serve;
 
+use crate::readers::Reader;
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use std::fmt;
 use std::path::PathBuf;
@@ -112,7 +113,8 @@ pub(crate) struct Compile {
     /// Symmetric grids, without zero points (the default). Use it for readers that know no other.
     #[arg(long, conflicts_with = "asym")]
     pub(crate) sym: bool,
-    /// Grids with zero points. Use it for a little more quality at 4 bits and fewer.
+    /// Grids with zero points; transformers loads them with compressed-tensors up to 0.17.1 only. Use it
+    /// for a little more quality at 4 bits and fewer.
     #[arg(long)]
     pub(crate) asym: bool,
     /// Solve columns in order of falling activation [default: on]. Use off to match a tool that
@@ -173,6 +175,11 @@ pub(crate) struct Compile {
     /// pruned on purpose.
     #[arg(long)]
     pub(crate) allow_zero: bool,
+    /// Who is to load the artifact: transformers, dequantized (transformers with dequantize=True), vllm
+    /// or mlx; repeatable [default: transformers and vllm]. Use it to be told before the work what
+    /// will not load there, and what helps.
+    #[arg(long = "for", value_enum, value_name = "READER", value_delimiter = ',')]
+    pub(crate) readers: Vec<Reader>,
     /// The output folder [default: the model's last name and the recipe's, here]. Use it to put
     /// the artifact where a pipeline expects it.
     #[arg(short, long, value_name = "DIR")]

@@ -24,6 +24,7 @@ mod place;
 mod plan;
 mod progress;
 mod quality;
+mod readers;
 mod recipe;
 mod request;
 mod room;

@@ -10,6 +10,7 @@ use crate::model::Opened;
 use crate::output::{counted, peak_memory, print, print_table, remark, seconds, size};
 use crate::plan;
 use crate::progress::CompileMeter;
+use crate::readers::{self, Reader};
 use crate::request::Request;
 use crate::tokens::{self, Streams};
 use calibration::Model;
@@ -42,6 +43,10 @@ pub(crate) fn run(args: &Compile) -> Result<(), Failure> {
     let planned = make(tokens::planned(args, &request.recipe, opened.spec.context))?;
     if !args.common.quiet {
         unfitting(args, &opened.spec, &planned).iter().for_each(|said| remark(said));
+        // The plan has a line of its own for each.
+        let refusals = readers::refusals(&planned, readers_of(args));
+        let said = refusals.iter().filter(|_| !args.dry_run);
+        said.for_each(|refusal| remark(&format!("warning: {}", refusal.words())));
     }
     let devices = Devices::open(&args.common, Wanted::Cpu, Sums::Ours)?;
     // Before a text is read, which takes memory too.
@@ -151,6 +156,11 @@ fn unfitting(args: &Compile, spec: &ModelSpec, plan: &Plan) -> Vec<String> {
         format!("warning: --group-size {asked} does not divide rows of {width}: {weights} {span}")
     }));
     said
+}
+
+/// Who is to load the artifact.
+pub(crate) fn readers_of(args: &Compile) -> &[Reader] {
+    if args.readers.is_empty() { &readers::LIKELY } else { &args.readers }
 }
 
 fn words_of(span: Span) -> String {

@@ -27,6 +27,7 @@ pub(crate) const MAIN: Groups = &[
             "head",
             "ignore",
             "dtype",
+            "readers",
             "requantize",
             "allow_zero",
         ],
