@@ -109,6 +109,33 @@ fn unfinished_work_of_another_job_stops_a_dry_run_too() {
 }
 
 #[test]
+fn a_signal_is_answered_by_where_the_same_command_goes_on() {
+    use std::io::Read;
+    use std::os::unix::process::ExitStatusExt;
+    let at = tempfile::tempdir().unwrap();
+    let mut bench = Bench::new(at.path(), 2, 2);
+    bench.options.retain(|option| option != "--quiet");
+    let mut command = bench.command(&["--stop-at", "block-noted:2"]);
+    let mut child = command.spawn().unwrap();
+    let mut stderr = child.stderr.take().unwrap();
+    let mut said = String::new();
+    while !said.contains("stopped at") {
+        let mut byte = [0];
+        stderr.read_exact(&mut byte).unwrap();
+        said.push(char::from(byte[0]));
+    }
+    let pid = child.id().to_string();
+    assert!(std::process::Command::new("kill").args(["-INT", &pid]).status().unwrap().success());
+    stderr.read_to_string(&mut said).unwrap();
+    assert_eq!(child.wait().unwrap().signal(), Some(2), "the shell sees what ended it: {said}");
+    assert!(said.contains("the same command goes on from block 2 of 4"), "{said}");
+    let out = bench.run(&[]);
+    assert!(out.status.success(), "{}", self::said(&out));
+    let said = self::said(&out);
+    assert!(said.contains("an earlier run goes on from block 3 of 4"), "{said}");
+}
+
+#[test]
 fn a_link_in_the_way_of_unfinished_work_is_not_followed() {
     let at = tempfile::tempdir().unwrap();
     let elsewhere = at.path().join("elsewhere");
@@ -146,12 +173,8 @@ fn a_report_that_was_edited_is_found_out() {
     fs::rename(&path, at.path().join("report")).unwrap();
     symlink(at.path().join("report"), &path).unwrap();
     let out = tests::run(&["verify", at.path().join("out").to_str().unwrap()]);
-    assert_eq!(out.status.code(), Some(2), "{}", said_of(&out));
-    assert!(said_of(&out).contains("a link"), "{}", said_of(&out));
-}
-
-fn said_of(out: &Output) -> String {
-    said(out)
+    assert_eq!(out.status.code(), Some(2), "{}", self::said(&out));
+    assert!(self::said(&out).contains("a link"), "{}", self::said(&out));
 }
 
 #[test]

@@ -31,6 +31,7 @@ mod room;
 mod run;
 mod serve;
 mod statistics;
+mod stop;
 mod task;
 mod tokens;
 mod verify;

@@ -3,6 +3,7 @@
 
 use crate::args::{Common, Progress};
 use crate::output::{remark, seconds};
+use crate::stop::{Position, say_where};
 use compiler::Event;
 use indicatif::{ProgressBar, ProgressStyle};
 use serde_json::{Value, json};
@@ -138,23 +139,35 @@ pub(crate) struct CompileMeter {
     quiet: bool,
     clock: Clock,
     block: String,
+    position: Position,
+    /// Blocks that an earlier run had finished.
+    replayed: usize,
 }
 
 impl CompileMeter {
     pub(crate) fn new(common: &Common) -> Self {
         let shown = Shown::new(common, "[{bar:20}] {pos}/{len} {msg}");
-        Self { shown, quiet: common.quiet, clock: Clock::new(), block: String::new() }
+        let position = Position::default();
+        if !common.quiet {
+            say_where(&position);
+        }
+        let (quiet, clock, block) = (common.quiet, Clock::new(), String::new());
+        Self { shown, quiet, clock, block, position, replayed: 0 }
     }
 
     pub(crate) fn event(&mut self, event: &Event<'_>) {
         match event {
             Event::Block(id, done, total) => {
-                (self.clock.done, self.clock.total) = (*done, *total);
+                self.at(*done, *total);
                 self.block = id.to_string();
+                if std::mem::take(&mut self.replayed) > 0 && !self.quiet {
+                    remark(&format!("an earlier run goes on from block {} of {total}", done + 1));
+                }
                 self.say("block", &id.to_string(), json!({ "block": self.block }));
             }
             Event::Replay(id, done, total) => {
-                (self.clock.done, self.clock.total) = (*done, *total);
+                self.at(*done, *total);
+                self.replayed += 1;
                 let block = id.to_string();
                 self.say("replay", &format!("{id} is done already"), json!({ "block": block }));
             }
@@ -175,9 +188,18 @@ impl CompileMeter {
                 let module = weight.tensor.strip_suffix(".weight").unwrap_or(&weight.tensor);
                 self.detail(module.rsplit('.').next().unwrap_or(module));
             }
-            Event::Measure => self.say("measure", "measuring the result", json!({})),
+            Event::Measure => {
+                self.at(self.clock.total, self.clock.total);
+                self.say("measure", "measuring the result", json!({}));
+            }
             Event::Kept => self.say("kept", "an earlier run had finished this work", json!({})),
         }
+    }
+
+    /// So many blocks are finished.
+    fn at(&mut self, done: usize, total: usize) {
+        (self.clock.done, self.clock.total) = (done, total);
+        self.position.set(done, total);
     }
 
     /// A step begins.
