@@ -115,6 +115,8 @@ fn what_no_block_reads_is_carried_over_byte_by_byte() {
         assert_eq!(written.tensor(name).unwrap().data(), expected, "{name}");
         assert!(report(&at.path().join("out"))["source"][name].is_string(), "{name}");
     }
+    let named = report(&at.path().join("out"))["carried"].clone();
+    assert_eq!(named, json!(["model.some.buffer", "score.weight"]));
     // Readers take a linear that is not ignored for a packed one.
     let config = fs::read(at.path().join("out/config.json")).unwrap();
     let config: Value = serde_json::from_slice(&config).unwrap();

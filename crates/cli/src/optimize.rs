@@ -239,6 +239,10 @@ fn table(out: &Path, report: &Report) -> String {
     let (from, to) = (size(report.sizes.source), size(report.sizes.artifact));
     text += &fold("size", &format!("{from} -> {to}  ({share:.1} %)"));
     text += &plan::weights(&report.weights);
+    if !report.carried.is_empty() {
+        let (count, names) = (counted(report.carried.len(), "tensor"), report.carried.join(", "));
+        text += &fold("carried", &format!("{count} as they are, which nothing reads: {names}"));
+    }
     let fallbacks = report.weights.iter().filter_map(|w| Some((w, w.fallback.as_ref()?)));
     for (weight, why) in fallbacks {
         text += &fold("fallback", &format!("{} by {}: {why}", weight.tensor, weight.method));

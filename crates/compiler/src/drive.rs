@@ -244,6 +244,7 @@ fn build<'a>(
         calibration: identity::tokens_report(&job.samples),
         held_out: identity::tokens_report(&job.held_out),
         weights,
+        carried: job.plan.carried.iter().map(|tensor| tensor.name.clone()).collect(),
         sizes: Sizes { source: job.plan.source_bytes, artifact: job.plan.artifact_bytes },
         quality,
         files: manifest(disk, &folder)?,

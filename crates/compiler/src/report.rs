@@ -33,6 +33,9 @@ pub struct Report {
     pub held_out: TokensReport,
     /// Each weight that was rewritten, in order.
     pub weights: Vec<WeightReport>,
+    /// The tensors that no block reads, copied as they are.
+    #[serde(default)]
+    pub carried: Vec<String>,
     /// Bytes.
     pub sizes: Sizes,
     /// What the result is worth on the held-out tokens; none if it was not asked for.
