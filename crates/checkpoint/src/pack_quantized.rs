@@ -221,6 +221,9 @@ pub fn quantization_config(packed: &[(&str, Grid)], dense: &[&str]) -> Result<Va
     let ignore = dense.iter().map(|t| module(t)).collect::<Result<BTreeSet<_>, _>>()?;
     let one = groups.len() == 1;
     // A head is a module of another class in vLLM, which finds it by its name alone.
+    // compressed-tensors 0.18 to 0.20.1 keep zero points packed where they load them unpacked, unless
+    // they decode while they load; with more than one grid that way is broken in its turn.
+    let decoded = one && groups.iter().any(|(arguments, _)| !arguments.symmetric);
     let everywhere = match groups.iter().any(|(_, modules)| modules.contains(HEAD)) {
         true => json!(["Linear", HEAD]),
         false => json!(["Linear"]),
@@ -240,7 +243,7 @@ pub fn quantization_config(packed: &[(&str, Grid)], dense: &[&str]) -> Result<Va
             (format!("group_{i}"), group)
         })
         .collect();
-    Ok(json!({
+    let mut config = json!({
         "quant_method": "compressed-tensors",
         "format": "pack-quantized",
         "quantization_status": "compressed",
@@ -251,7 +254,11 @@ pub fn quantization_config(packed: &[(&str, Grid)], dense: &[&str]) -> Result<Va
         "sparsity_config": {},
         "transform_config": {},
         "version": VERSION,
-    }))
+    });
+    if decoded {
+        config["dequantize"] = json!(true);
+    }
+    Ok(config)
 }
 
 impl Names {

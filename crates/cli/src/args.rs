@@ -113,8 +113,8 @@ pub(crate) struct Compile {
     /// Symmetric grids, without zero points (the default). Use it for readers that know no other.
     #[arg(long, conflicts_with = "asym")]
     pub(crate) sym: bool,
-    /// Grids with zero points; transformers loads them with compressed-tensors up to 0.17.1 only. Use it
-    /// for a little more quality at 4 bits and fewer.
+    /// Grids with zero points; beside a second grid transformers loads them with compressed-tensors up to
+    /// 0.17.1 only. Use it for a little more quality at 4 bits and fewer.
     #[arg(long)]
     pub(crate) asym: bool,
     /// Solve columns in order of falling activation [default: on]. Use off to match a tool that
