@@ -29,19 +29,19 @@ TAIL = """
 
 - One grid in the whole artifact (no `--head` of another grid, widths that the group divides) loads in
   the most places; symmetric int4 in all that are not mlx-lm.
-- `--asym`, transformers with compressed-tensors 0.18 and later: `dequantize=True`, or compressed-tensors
-  0.17.1. A head quantized beside it is symmetric, a second grid, so that only the latter is left.
+- `--asym` with one grid loads everywhere: the artifact says that it is to be decoded while it loads
+  (see below). Beside a second grid, a head on a grid or a width that the group does not divide,
+  transformers takes compressed-tensors 0.17.1 at most.
 - `--head int8` beside int4 layers: load it as it is. Under `dequantize=True` the head is read as 4 bits,
   without an error.
-- `--head int4` on the grid of all layers, vLLM: the head must be named among the targets, since
-  `Linear` does not stand for it there (see below).
 - A tensor carried over: vLLM refuses the source for the same reason.
 - mlx-lm: convert the source with `mlx_lm.convert`; it has no loader for this format in Llama, Mistral
   and Qwen.
 
 ## Other spellings
 
-Artifacts edited by hand, in the readers above:
+What is written, with one grid, is the first of these and the one with an int4 head. Artifacts edited by
+hand, in the readers above:
 
 | edit | transformers as it is, 0.16 to 0.17.1 | 0.18 to 0.20.1 | `dequantize=True` | vLLM |
 |---|---|---|---|---|
