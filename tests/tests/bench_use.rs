@@ -130,7 +130,7 @@ fn a_request_that_does_not_fit_is_refused_and_what_nobody_asked_for_fits() {
         "--output",
         "8",
     ]);
-    assert!(remarks(&out).contains(" for 160 tokens"), "{}", remarks(&out));
+    assert!(remarks(&out).contains("(160 tokens, "), "{}", remarks(&out));
     let out = run(&["bench", &stories, "--json", "--requests", "2", "--kv-memory", "64M"]);
     assert_eq!(out.status.code(), Some(0), "{}", remarks(&out));
     let report: Value = serde_json::from_slice(&out.stdout).unwrap();

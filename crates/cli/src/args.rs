@@ -125,11 +125,12 @@ pub(crate) struct Compile {
     /// a small model; a tied head is then untied.
     #[arg(long, value_enum, value_name = "GRID")]
     pub(crate) head: Option<HeadGrid>,
-    /// Calibration data: .txt; .jsonl with text, prompt and completion, messages, or token ids
+    /// Calibration data: .txt; .jsonl with text, prompt and completion, messages (and tools), or token ids
     /// [default: built-in]. Use text like what the model will see.
     #[arg(long, value_name = "FILE")]
     pub(crate) calibration: Option<PathBuf>,
-    /// Calibration samples [default: 128]. Use more for quality, fewer for speed.
+    /// Calibration samples [default: as the model's widths call for, 128 at most]. Use more for
+    /// quality, fewer for speed.
     #[arg(long, value_name = "N")]
     pub(crate) samples: Option<usize>,
     /// Tokens of a sample [default: 512, or the model's context if that is less]. Use the length at
@@ -426,9 +427,9 @@ pub(crate) struct Common {
     #[arg(long)]
     pub(crate) json: bool,
     /// Where to compute: cpu, cuda, cuda:1 for the second GPU, or auto [default: auto; cpu for the main
-    /// job]. Several, such as cuda:0,cuda:1,cpu, split a model's layers among them; cuda:0+cuda:1
-    /// divides every layer between two. Given more than once, to bench, each is a replica: a whole model
-    /// with an engine of its own.
+    /// job]. Use several, such as cuda:0,cuda:1,cpu, to split a model's layers among them, and
+    /// cuda:0+cuda:1 to divide every layer between two. Given more than once, to bench, each is a replica:
+    /// a whole model with an engine of its own.
     #[arg(long, value_name = "DEVICE", value_parser = places)]
     pub(crate) device: Vec<Places>,
     /// Worker threads [default: all cores]. Use fewer to leave room for others; the result is the

@@ -62,7 +62,7 @@ impl Budget<'_> {
         let free = here.map(|here| (here + apart.unwrap_or(0)) / devices.sharing);
         let taken: u64 = stages.iter().map(|stage| stage.taken).sum();
         let work: u64 = stages.iter().map(|stage| stage.work).sum();
-        Taken { weights: taken - work, keys_and_values, work, free }
+        Taken { weights: taken - work, keys_and_values, work, free, apart: apart.is_some() }
     }
 
     fn stages(&self, devices: &Devices) -> Vec<Stage> {

@@ -76,6 +76,8 @@ pub(crate) struct Taken {
     pub(crate) work: u64,
     /// What there is for it; `None` where the system does not say.
     pub(crate) free: Option<u64>,
+    /// Whether some of it is a GPU's.
+    pub(crate) apart: bool,
 }
 
 impl Taken {
@@ -85,7 +87,7 @@ impl Taken {
 
     /// In a line.
     pub(crate) fn line(&self, tokens: u64, dtype: &str) -> String {
-        let Self { weights, keys_and_values, work, free } = *self;
+        let Self { weights, keys_and_values, work, free, .. } = *self;
         let of = free.map_or(String::new(), |free| format!(", of {} that are free", size(free)));
         format!(
             "{} of weights + {} of keys and values ({tokens} tokens, {dtype}) + {} of work \
@@ -118,15 +120,19 @@ impl Taken {
         let parts = parts.iter().filter(|(bytes, _)| *bytes > 0);
         let parts: Vec<String> =
             parts.map(|(bytes, what)| format!("{} of {what}", size(*bytes))).collect();
+        let hint = match self.apart {
+            true => {
+                "--device cuda,cpu has the layers that do not fit on the host; see also --kv-memory"
+            }
+            false => "a smaller model, or one of fewer bits, takes less; see also --kv-memory",
+        };
         Err(Failure::refused(format!(
             "this takes {} of memory ({}), and this process may take {}",
             size(total),
             parts.join(", "),
             size(free)
         ))
-        .with_hint(
-            "a smaller model, or one quantized to fewer bits, takes less; see also --kv-memory",
-        ))
+        .with_hint(hint))
     }
 }
 
