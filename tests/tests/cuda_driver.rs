@@ -73,7 +73,10 @@ fn what_is_found_and_what_is_not_is_said() {
     let mut small = story("what_is_found_and_what_is_not_is_said", "cuda").unwrap();
     let Output { stderr, .. } = small.env("EMULATED_MEMORY", "3000000").output().unwrap();
     let said = String::from_utf8(stderr).unwrap();
-    assert!(said.contains("this process may take 3.00 MB") && said.contains("--device cuda,cpu"), "{said}");
+    assert!(
+        said.contains("this process may take 3.00 MB") && said.contains("--device cuda,cpu"),
+        "{said}"
+    );
 }
 
 #[test]

@@ -152,9 +152,9 @@ fn compare(at: &str, before: &Value, now: &Value, all: &mut Vec<String>) {
 }
 
 /// A difference in the words of the command line and of recipes.
-fn said(at: &str, before: &Value, now: &Value) -> String {
+fn said(at: &str, old: &Value, new: &Value) -> String {
     let parts: Vec<&str> = at.split('.').collect();
-    let (before, now) = (short(before), short(now));
+    let (before, now) = (short(old), short(new));
     match parts[..] {
         ["calibration" | "held_out", "hash" | "from" | "sequences" | "tokens"] => {
             let text = if parts[0] == "calibration" { "calibration" } else { "held-out" };
@@ -164,7 +164,14 @@ fn said(at: &str, before: &Value, now: &Value) -> String {
                 what => format!("the {text} {what} were {before} and are {now}"),
             }
         }
-        ["side_files", ..] => format!("the file {:?} has other contents", parts[1..].join(".")),
+        ["side_files", ..] => {
+            let what = match (old.is_null(), new.is_null()) {
+                (true, _) => "is new",
+                (_, true) => "is gone",
+                _ => "has other contents",
+            };
+            format!("the file {:?} {what}", parts[1..].join("."))
+        }
         ["config", ..] => {
             format!("{:?} of config.json was {before} and is {now}", parts[1..].join("."))
         }
