@@ -51,6 +51,13 @@ fn what_is_quantized_is_not_quantized_again_unasked() {
     // The sizes are of what lies on the disk, not of what it stands for.
     let sizes = |name| report(&at.path().join(name))["sizes"].clone();
     assert_eq!(sizes("twice")["source"], sizes("once")["artifact"]);
+    // And of folders: every file but the report, which cannot hold its own size.
+    let folders = |name| report(&at.path().join(name))["folders"].clone();
+    let files = fs::read_dir(at.path().join("once")).unwrap().map(|entry| entry.unwrap());
+    let files = files.filter(|entry| entry.file_name() != "report.json");
+    let bytes: u64 = files.map(|entry| entry.metadata().unwrap().len()).sum();
+    assert_eq!(folders("once")["artifact"], bytes);
+    assert_eq!(folders("twice")["source"], bytes);
 }
 
 #[test]

@@ -237,7 +237,10 @@ fn table(out: &Path, report: &Report) -> String {
     let share = 100.0 * report.sizes.artifact as f64 / report.sizes.source.max(1) as f64;
     let mut text = fold("artifact", &out.display().to_string());
     let (from, to) = (size(report.sizes.source), size(report.sizes.artifact));
-    text += &fold("size", &format!("{from} -> {to}  ({share:.1} %)"));
+    let folders = report.folders.map_or(String::new(), |folders| {
+        format!(", folders {} -> {}", size(folders.source), size(folders.artifact))
+    });
+    text += &fold("size", &format!("{from} -> {to}  ({share:.1} %) of weights{folders}"));
     text += &plan::weights(&report.weights);
     if !report.carried.is_empty() {
         let (count, names) = (counted(report.carried.len(), "tensor"), report.carried.join(", "));

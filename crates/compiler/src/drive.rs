@@ -233,6 +233,9 @@ fn build<'a>(
     };
     disk.reached("measured");
     spent.measure = clock.elapsed();
+    let files = manifest(disk, &folder)?;
+    let folders =
+        Sizes { source: source_files(job)?, artifact: files.values().map(|file| file.bytes).sum() };
     let report = Report {
         tool: "optimize".into(),
         version: env!("CARGO_PKG_VERSION").into(),
@@ -247,7 +250,8 @@ fn build<'a>(
         carried: job.plan.carried.iter().map(|tensor| tensor.name.clone()).collect(),
         sizes: Sizes { source: job.plan.source_bytes, artifact: job.plan.artifact_bytes },
         quality,
-        files: manifest(disk, &folder)?,
+        folders: Some(folders),
+        files,
         seal: String::new(),
     };
     Ok(report)
@@ -330,6 +334,18 @@ fn side_files(job: &Job<'_>, disk: &dyn Disk, folder: &Path) -> Result<(), Compi
         write_file_on(disk, folder, &name, &job.checkpoint.read_side_file(&name)?)?;
     }
     Ok(())
+}
+
+/// Bytes of the source's files that are read or carried over.
+fn source_files(job: &Job<'_>) -> Result<u64, CompileError> {
+    let weights: u64 = job.checkpoint.files().iter().map(|file| file.bytes).sum();
+    let config = job.checkpoint.folder().join("config.json");
+    let config = std::fs::metadata(&config).map_err(|e| CompileError::io("read", &config, e))?;
+    let mut bytes = weights + config.len();
+    for name in job.checkpoint.side_files() {
+        bytes += job.checkpoint.read_side_file(&name)?.len() as u64;
+    }
+    Ok(bytes)
 }
 
 /// Every file of a folder, by name.

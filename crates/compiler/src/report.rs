@@ -36,8 +36,12 @@ pub struct Report {
     /// The tensors that no block reads, copied as they are.
     #[serde(default)]
     pub carried: Vec<String>,
-    /// Bytes.
+    /// Bytes of tensors, as they are stored.
     pub sizes: Sizes,
+    /// Bytes of files: of the source those that are read or carried over, of the artifact all but
+    /// this report. None in reports that do not say.
+    #[serde(default)]
+    pub folders: Option<Sizes>,
     /// What the result is worth on the held-out tokens; none if it was not asked for.
     pub quality: Option<Quality>,
     /// Every other file of the artifact.
@@ -90,7 +94,7 @@ pub struct WeightReport {
     pub fallback: Option<String>,
 }
 
-/// Bytes of tensors, before and after.
+/// Bytes, before and after.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Sizes {
     /// Of the source.
