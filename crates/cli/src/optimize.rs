@@ -238,9 +238,9 @@ fn table(out: &Path, report: &Report) -> String {
     let mut text = fold("artifact", &out.display().to_string());
     let (from, to) = (size(report.sizes.source), size(report.sizes.artifact));
     let folders = report.folders.map_or(String::new(), |folders| {
-        format!(", folders {} -> {}", size(folders.source), size(folders.artifact))
+        format!(", with all files {} -> {}", size(folders.source), size(folders.artifact))
     });
-    text += &fold("size", &format!("{from} -> {to}  ({share:.1} %) of weights{folders}"));
+    text += &fold("size", &format!("{from} -> {to}  ({share:.1} %){folders}"));
     text += &plan::weights(&report.weights);
     if !report.carried.is_empty() {
         let (count, names) = (counted(report.carried.len(), "tensor"), report.carried.join(", "));

@@ -75,7 +75,7 @@ fn table(cx: &Context<'_>, plan: &Plan, peak: u64, [time, replay]: [f64; 2]) -> 
     text += &fold("gate", &gate(&cx.recipe.gate));
     let share = 100.0 * plan.artifact_bytes as f64 / plan.source_bytes.max(1) as f64;
     let (from, to) = (size(plan.source_bytes), size(plan.artifact_bytes));
-    text += &fold("size", &format!("{from} -> {to}  ({share:.1} %) of weights"));
+    text += &fold("size", &format!("{from} -> {to}  ({share:.1} %)"));
     text += &fold("memory", &format!("about {} at peak", size(peak)));
     let spilled = plan.activation_bytes.saturating_sub(cx.memory.resident);
     if spilled > 0 {
