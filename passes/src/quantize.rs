@@ -118,8 +118,7 @@ const BITS: Key = Key::new("bits", |v| integer(v, 2, 8));
 
 const GROUP: Key = Key::new("group", |v| match (v.as_integer(), v.as_str()) {
     (Some(32 | 64 | 128), _) | (_, Some("channel")) => Ok(()),
-    (Some(n), _) => Err(format!("{n} is not 32, 64, 128 or \"channel\"")),
-    (None, _) => Err(format!("{v} is not 32, 64, 128 or \"channel\"")),
+    _ => Err(format!("{v} is not 32, 64, 128 or \"channel\"")),
 });
 
 const SCALE: Key = Key::new("scale", |v| one_of(v, &["min-max", "mse"]));

@@ -100,11 +100,9 @@ fn a_pattern_that_names_nothing_is_refused_with_what_is_near() {
         assert!(code == 2 && said.contains("matches no module"), "{said}");
         assert!(said.contains("mlp.down_proj\""), "{said}");
     }
-    for (pattern, weights) in [("re:.*down_proj", 30), ("re:.*down_proj$", 30), ("*down_proj", 30)]
-    {
+    for pattern in ["re:.*down_proj", "re:.*down_proj$", "*down_proj"] {
         let (code, text, said) = dry(pattern);
-        let kept = text.contains(&format!("{weights} to int4"));
-        assert!(code == 0 && kept, "{pattern}: {text}{said}");
+        assert!(code == 0 && text.contains("30 to int4"), "{pattern}: {text}{said}");
     }
     // Everybody writes it, and the head is not quantized anyway.
     assert_eq!(dry("lm_head").0, 0);

@@ -54,10 +54,7 @@ impl Budget<'_> {
     pub(crate) fn taken(&self, devices: &Devices, keys_and_values: u64) -> Taken {
         let stages = self.stages(devices);
         let host = stages.iter().any(|stage| stage.free.is_none());
-        let apart: Option<u64> = stages
-            .iter()
-            .filter(|stage| stage.free.is_some())
-            .fold(None, |sum, stage| Some(sum.unwrap_or(0) + stage.free.unwrap_or(0)));
+        let apart = stages.iter().filter_map(|stage| stage.free).reduce(|sum, free| sum + free);
         let here = if host { free_memory() } else { Some(0) };
         let free = here.map(|here| (here + apart.unwrap_or(0)) / devices.sharing);
         let taken: u64 = stages.iter().map(|stage| stage.taken).sum();

@@ -119,7 +119,7 @@ pub(crate) fn text_tokens(
     let tokenizer = tokenizer(opened)?;
     let (text, from) = match file {
         Some(path) if path.as_os_str() == "-" => {
-            (whole(std::io::stdin().lock(), path)?, "standard input".to_string())
+            (text_of(bounded(std::io::stdin().lock(), path)?, path)?, "standard input".to_string())
         }
         Some(path) => (read(path)?, path.display().to_string()),
         None => (EVAL_TEXT.to_string(), "built-in".to_string()),
@@ -136,25 +136,34 @@ pub(crate) fn tokenizer(opened: &Opened) -> Result<text::Tokenizer, Failure> {
 }
 
 /// The longest text or task that is read.
-pub(crate) const TEXT_BYTES: u64 = 1 << 30;
+const TEXT_BYTES: u64 = 1 << 30;
 
 /// Reads a text file whole: texts are small beside models.
 pub(crate) fn read(path: &std::path::Path) -> Result<String, Failure> {
-    whole(File::open(path).map_err(|error| Failure::io(path, error))?, path)
+    text_of(bytes(path)?, path)
 }
 
-/// The bytes of a text that anybody may have written: no more than [`TEXT_BYTES`] are held.
-pub(crate) fn bounded(file: impl Read, path: &std::path::Path) -> Result<Vec<u8>, Failure> {
+/// The bytes of a file that anybody may have written, no more than [`TEXT_BYTES`].
+pub(crate) fn bytes(path: &std::path::Path) -> Result<Vec<u8>, Failure> {
+    let file = File::open(path).map_err(|error| Failure::io(path, error))?;
+    // Said before it is read, where the system says how long it is.
+    if file.metadata().is_ok_and(|meta| meta.is_file() && meta.len() > TEXT_BYTES) {
+        return Err(too_long(path));
+    }
+    bounded(file, path)
+}
+
+fn bounded(file: impl Read, path: &std::path::Path) -> Result<Vec<u8>, Failure> {
     let mut bytes = Vec::new();
     file.take(TEXT_BYTES + 1).read_to_end(&mut bytes).map_err(|error| Failure::io(path, error))?;
-    if bytes.len() as u64 > TEXT_BYTES {
-        return Err(Failure::refused(format!("{path:?} is longer than {TEXT_BYTES} bytes")));
-    }
-    Ok(bytes)
+    if bytes.len() as u64 > TEXT_BYTES { Err(too_long(path)) } else { Ok(bytes) }
 }
 
-fn whole(file: impl Read, path: &std::path::Path) -> Result<String, Failure> {
-    let bytes = bounded(file, path)?;
+fn too_long(path: &std::path::Path) -> Failure {
+    Failure::refused(format!("{path:?} is longer than {TEXT_BYTES} bytes"))
+}
+
+fn text_of(bytes: Vec<u8>, path: &std::path::Path) -> Result<String, Failure> {
     let mut text = String::from_utf8(bytes).map_err(|error| {
         let at = error.utf8_error().valid_up_to();
         Failure::refused(format!("{path:?} is not UTF-8 at byte {at}"))

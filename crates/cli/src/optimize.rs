@@ -10,7 +10,7 @@ use crate::model::Opened;
 use crate::output::{counted, peak_memory, print, print_table, remark, seconds, size};
 use crate::plan;
 use crate::progress::CompileMeter;
-use crate::readers::{self, Reader};
+use crate::readers;
 use crate::request::Request;
 use crate::tokens::{self, Streams};
 use calibration::Model;
@@ -44,7 +44,7 @@ pub(crate) fn run(args: &Compile) -> Result<(), Failure> {
     if !args.common.quiet {
         unfitting(args, &opened.spec, &planned).iter().for_each(|said| remark(said));
         // The plan has a line of its own for each.
-        let refusals = readers::refusals(&planned, readers_of(args));
+        let refusals = readers::refusals(&planned, &args.readers);
         let said = refusals.iter().filter(|_| !args.dry_run);
         said.for_each(|refusal| remark(&format!("warning: {}", refusal.words())));
     }
@@ -156,11 +156,6 @@ fn unfitting(args: &Compile, spec: &ModelSpec, plan: &Plan) -> Vec<String> {
         format!("warning: --group-size {asked} does not divide rows of {width}: {weights} {span}")
     }));
     said
-}
-
-/// Who is to load the artifact.
-pub(crate) fn readers_of(args: &Compile) -> &[Reader] {
-    if args.readers.is_empty() { &readers::LIKELY } else { &args.readers }
 }
 
 fn words_of(span: Span) -> String {

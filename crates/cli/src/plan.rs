@@ -5,7 +5,6 @@ use crate::failure::Failure;
 use crate::fold::fold;
 use crate::memory::Compilation;
 use crate::model::Opened;
-use crate::optimize::readers_of;
 use crate::output::{grouped, print, print_table, seconds, size};
 use crate::readers::{self, Refusal};
 use crate::tokens::{held_out_window, sample_len};
@@ -93,7 +92,7 @@ fn table(cx: &Context<'_>, plan: &Plan, peak: u64, [time, replay]: [f64; 2]) -> 
     let words =
         format!("a run that is killed goes on from its last block, {replay} at most to get there");
     text += &fold("resume", &words);
-    for refusal in readers::refusals(plan, readers_of(cx.args)) {
+    for refusal in readers::refusals(plan, &cx.args.readers) {
         text += &fold("reader", &refusal.words());
     }
     if let Some(advice) = head_advice(plan) {
@@ -192,7 +191,7 @@ fn as_json(cx: &Context<'_>, plan: &Plan, peak: u64, seconds: [f64; 2]) -> Value
         "seconds": seconds[0],
         "replay_seconds": seconds[1],
         "advice": head_advice(plan),
-        "readers": readers::refusals(plan, readers_of(cx.args)).iter().map(Refusal::json).collect::<Vec<_>>(),
+        "readers": readers::refusals(plan, &cx.args.readers).iter().map(Refusal::json).collect::<Vec<_>>(),
         "carried": plan.carried.iter().map(|t| t.name.as_str()).collect::<Vec<_>>(),
         "window": held_out_window(cx.opened.spec.context),
     })

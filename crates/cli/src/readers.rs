@@ -21,7 +21,7 @@ pub(crate) enum Reader {
 }
 
 /// Readers that a user is likely to have.
-pub(crate) const LIKELY: [Reader; 2] = [Reader::Transformers, Reader::Vllm];
+const LIKELY: [Reader; 2] = [Reader::Transformers, Reader::Vllm];
 
 /// What readers look at.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -138,8 +138,9 @@ impl Kind {
     }
 }
 
-/// What some readers will not do.
-pub(crate) fn refusals(plan: &Plan, readers: &[Reader]) -> Vec<Refusal> {
+/// What the readers that were asked for will not do; the likely ones, if none was.
+pub(crate) fn refusals(plan: &Plan, asked: &[Reader]) -> Vec<Refusal> {
+    let readers = if asked.is_empty() { &LIKELY } else { asked };
     let kind = Kind::of(plan);
     readers.iter().filter_map(|reader| kind.refusal(*reader)).collect()
 }

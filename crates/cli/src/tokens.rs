@@ -2,7 +2,7 @@
 
 use crate::allocator;
 use crate::args::Compile;
-use crate::eval::{TEXT_BYTES, bounded, read, tokenizer};
+use crate::eval::{bytes, read, tokenizer};
 use crate::failure::Failure;
 use crate::model::Opened;
 use crate::output::{counted, remark};
@@ -12,7 +12,6 @@ use calibration::documents::{self, Conversation, Document};
 use calibration::samples::{self, Draw, Drawn};
 use compiler::{BASE_BYTES, Recipe, Text, Tokens};
 use ir::ModelSpec;
-use std::fs::File;
 use std::path::Path;
 use std::thread;
 
@@ -220,15 +219,6 @@ fn calibration_documents(
     };
     let tokens = documents::tokenize(documents, tokenizer.as_ref(), &render, opened.spec.vocab)?;
     Ok((tokens, from))
-}
-
-fn bytes(path: &Path) -> Result<Vec<u8>, Failure> {
-    let file = File::open(path).map_err(|error| Failure::io(path, error))?;
-    // Said before it is read, where the system says how long it is.
-    if file.metadata().is_ok_and(|meta| meta.is_file() && meta.len() > TEXT_BYTES) {
-        return Err(Failure::refused(format!("{path:?} is longer than {TEXT_BYTES} bytes")));
-    }
-    bounded(file, path)
 }
 
 /// A file as reports name it: without its folder, so that they do not depend on it.

@@ -99,8 +99,9 @@ impl Recipe {
             if let Some(toml::Value::Table(inner)) = table.get_mut(name) {
                 check_keys(inner, keys).map_err(|wrong| wrong.within([name.to_string()]))?;
                 for (key, value) in inner.iter_mut() {
-                    if let (GATE_SHARE, Some(text)) = (key.as_str(), value.as_str()) {
-                        *value = share(text).map_or(toml::Value::Integer(0), toml::Value::Float);
+                    if let (GATE_SHARE, Some(Ok(share))) = (key.as_str(), value.as_str().map(share))
+                    {
+                        *value = toml::Value::Float(share);
                     }
                 }
             }

@@ -2,6 +2,9 @@
 
 #![expect(clippy::unwrap_used, reason = "a test may fail by it, in its own functions too")]
 
+#[path = "compare/verdict.rs"]
+mod verdict;
+
 use serde_json::Value;
 use text::{ChatTemplate, Error, TemplateFiles};
 
@@ -29,13 +32,7 @@ fn idioms_mean_what_they_do_in_transformers() {
     for case in cases {
         let source = case["template"].as_str().unwrap();
         let made = rendered(&table, source);
-        let same = match (&made, case["text"].as_str(), case["refused"].as_str()) {
-            (Ok(text), Some(expected), _) => text == expected,
-            (Err(Error::TemplateRefused(said)), _, Some(expected)) => said == expected,
-            (Err(Error::Template { .. }), None, None) => true,
-            _ => false,
-        };
-        if !same {
+        if !verdict::same(&made, case) {
             differ.push(format!("{source}\n  made {made:?}\n  want {case}"));
         }
     }

@@ -1,9 +1,11 @@
 //! Renders what make_chat_goldens.py has rendered by transformers.
 
+mod verdict;
+
 use serde_json::Value;
 use std::fs;
 use std::path::Path;
-use text::{ChatTemplate, Error, TemplateFiles};
+use text::{ChatTemplate, TemplateFiles};
 
 /// The cases of a goldens.json whose templates are in `templates`: how many, and which differ.
 ///
@@ -28,13 +30,7 @@ pub(crate) fn goldens(goldens: &Path, templates: &Path) -> (usize, Vec<String>) 
         let prompt = case["prompt"].as_bool().unwrap();
         let tools = (case["tools"] == true).then_some(&goldens["tools"]);
         let made = template.render_with(&goldens["conversations"][conversation], tools, prompt);
-        let same = match (&made, case["text"].as_str(), case["refused"].as_str()) {
-            (Ok(text), Some(expected), _) => text == expected,
-            (Err(Error::TemplateRefused(said)), _, Some(expected)) => said == expected,
-            (Err(Error::Template { .. }), None, None) => true,
-            _ => false,
-        };
-        if !same {
+        if !verdict::same(&made, case) {
             let expected = [&case["text"], &case["refused"], &case["failed"]];
             differ.push(format!(
                 "{name} {conversation} {prompt} {}:\n{made:?}\n{expected:?}",
