@@ -7,7 +7,6 @@
 
 use backend_cuda::{Cuda, Device, Driver};
 use checkpoint::Checkpoint;
-use compiler::Tensors;
 use cuda_emulator::{Emulated, Order};
 use std::path::Path;
 use std::sync::Arc;
@@ -32,7 +31,7 @@ fn main() {
     let text = std::fs::read_to_string(text).unwrap();
     for model in models {
         let checkpoint = Checkpoint::open(Path::new(model)).unwrap();
-        let spec = arch::load(checkpoint.config(), &Tensors(&checkpoint)).unwrap().model;
+        let spec = arch::load(checkpoint.config(), &checkpoint).unwrap().model;
         let tokenizer = checkpoint.tokenizer().unwrap().unwrap();
         let ids = text::Tokenizer::from_bytes(&tokenizer).unwrap().encode(&text).unwrap();
         let ids = &ids[..ids.len().min(count.parse().unwrap())];

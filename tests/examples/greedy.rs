@@ -13,7 +13,6 @@
 use backend_cpu::Cpu;
 use calibration::{Model, logits};
 use checkpoint::Checkpoint;
-use compiler::Tensors;
 use serde_json::json;
 use std::error::Error;
 use std::io::Write;
@@ -25,7 +24,7 @@ fn main() -> Result<(), Box<dyn Error>> {
         return Err("MODEL PROMPTS.jsonl TOKENS [LOGITS]".into());
     };
     let checkpoint = Checkpoint::open(Path::new(folder))?;
-    let spec = arch::load(checkpoint.config(), &Tensors(&checkpoint))?.model;
+    let spec = arch::load(checkpoint.config(), &checkpoint)?.model;
     let model = Model { spec: &spec, source: &checkpoint };
     let mut file = rest.first().map(std::fs::File::create).transpose()?;
     let cpu = Cpu::new();

@@ -4,7 +4,7 @@ use backend::Backend;
 use backend_cpu::Cpu;
 use calibration::{Sequence, Target};
 use checkpoint::Checkpoint;
-use compiler::{Claim, Compiled, Destination, Job, Plan, Tensors, Text, Tokens, compile};
+use compiler::{Claim, Compiled, Destination, Job, Plan, Text, Tokens, compile};
 use std::path::Path;
 
 /// Compiles `model` to int4 at `out`: calibrated on the first `samples` windows of `length` of `ids`,
@@ -19,8 +19,7 @@ pub fn int4(
     (ids, samples, length): (&[u32], usize, usize),
 ) -> String {
     let checkpoint = Checkpoint::open(model).expect("it compiles and runs");
-    let spec =
-        arch::load(checkpoint.config(), &Tensors(&checkpoint)).expect("it compiles and runs").model;
+    let spec = arch::load(checkpoint.config(), &checkpoint).expect("it compiles and runs").model;
     let recipe = passes::builtin("int4").expect("it compiles and runs");
     let passes = passes::passes(&recipe).expect("it compiles and runs");
     let mut all = ids.chunks_exact(length).map(<[u32]>::to_vec);
@@ -59,8 +58,7 @@ pub fn int4(
 /// If it does not run.
 pub fn perplexity(folder: &Path, ids: &[u32]) -> f64 {
     let checkpoint = Checkpoint::open(folder).expect("it compiles and runs");
-    let spec =
-        arch::load(checkpoint.config(), &Tensors(&checkpoint)).expect("it compiles and runs").model;
+    let spec = arch::load(checkpoint.config(), &checkpoint).expect("it compiles and runs").model;
     let model = calibration::Model { spec: &spec, source: &checkpoint };
     let sequence = |ids: &[u32]| Sequence {
         tokens: ids.to_vec(),

@@ -8,7 +8,6 @@ use backend_cpu::Cpu;
 use backend_cuda::Cuda;
 use bench::{Arrival, Arrivals, Asked, Batching, Deal, Drive, Wall, Workload, in_order};
 use checkpoint::Checkpoint;
-use compiler::Tensors;
 use cuda_emulator::{Emulated, Library, Order, Queued};
 use engine::{Engine, Event, Executor, NGram, Options, Request, Sampled, SeqId};
 use runtime::{KvPlan, Model, Runner, Settings};
@@ -42,7 +41,7 @@ fn device(test: &str) -> Option<Emulated> {
 
 fn open(folder: &Path) -> (Checkpoint, ir::ModelSpec) {
     let checkpoint = Checkpoint::open(folder).unwrap();
-    let spec = arch::load(checkpoint.config(), &Tensors(&checkpoint)).unwrap().model;
+    let spec = arch::load(checkpoint.config(), &checkpoint).unwrap().model;
     (checkpoint, spec)
 }
 

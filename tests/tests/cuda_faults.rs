@@ -5,7 +5,6 @@
 use backend::KvDType;
 use backend_cuda::{Cuda, Device, DeviceError, Driver, Later, Launch, NoDriver, Recorded, Replay};
 use checkpoint::Checkpoint;
-use compiler::Tensors;
 use cuda_emulator::{Emulated, Order};
 use engine::{Engine, Event, Executor, Finish, Options, Request};
 use runtime::{KvPlan, Model, Runner, Settings};
@@ -122,7 +121,7 @@ fn a_gpu_that_fails_ends_a_request_and_not_the_process() {
         Cuda::new(Arc::new(device), false)
     };
     let checkpoint = Checkpoint::open(&tests::root().join("tests/models/stories260k")).unwrap();
-    let spec = arch::load(checkpoint.config(), &Tensors(&checkpoint)).unwrap().model;
+    let spec = arch::load(checkpoint.config(), &checkpoint).unwrap().model;
 
     let small = device(300 << 10, true);
     let error = Model::on(&small, &checkpoint, &spec, false).map(drop).unwrap_err().to_string();
@@ -137,7 +136,7 @@ fn a_gpu_that_fails_ends_a_request_and_not_the_process() {
 /// What is said in three requests, of which the second fails.
 fn rounds(cuda: &Cuda, failing: &AtomicBool) -> Vec<u32> {
     let checkpoint = Checkpoint::open(&tests::root().join("tests/models/stories260k")).unwrap();
-    let spec = arch::load(checkpoint.config(), &Tensors(&checkpoint)).unwrap().model;
+    let spec = arch::load(checkpoint.config(), &checkpoint).unwrap().model;
     let model = Model::on(cuda, &checkpoint, &spec, false).unwrap();
     let plan = KvPlan::new(&spec, KvDType::Bf16, 4 << 20, 4).unwrap();
     let mut runner = Runner::new(&[cuda], &model, plan, &Settings::default()).unwrap();

@@ -7,7 +7,6 @@ use backend::{Backend, Reference};
 use backend_cpu::{Cpu, Isa};
 use calibration::{Model, logits};
 use checkpoint::Checkpoint;
-use compiler::Tensors;
 use safetensors::SafeTensors;
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -33,7 +32,7 @@ fn golden(folder: &Path) -> (Vec<u32>, Vec<f32>) {
 
 fn ours(folder: &Path, backend: &dyn Backend, ids: &[u32]) -> Vec<f32> {
     let checkpoint = Checkpoint::open(folder).unwrap();
-    let spec = arch::load(checkpoint.config(), &Tensors(&checkpoint)).unwrap().model;
+    let spec = arch::load(checkpoint.config(), &checkpoint).unwrap().model;
     let model = Model { spec: &spec, source: &checkpoint };
     logits(backend, model.exact(), ids).unwrap()
 }

@@ -4,7 +4,6 @@
 use crate::config::quote;
 use crate::error::{Error, LISTED, Mismatch, ShapeMismatch};
 use crate::prefix;
-use crate::stored::Stored;
 use ir::{Activation, Block, BlockId, Heads, ModelSpec, Op, Rope, Spec, Value, WeightId};
 use std::collections::{BTreeMap, HashSet};
 use std::sync::Arc;
@@ -44,7 +43,7 @@ pub(crate) struct Plan {
 pub(crate) fn emit(
     plan: &Plan,
     family: &'static str,
-    stored: &dyn Stored,
+    stored: &dyn ir::Inventory,
     warnings: &mut Vec<String>,
 ) -> Result<ModelSpec, Error> {
     let mut found = Found::new(stored);
@@ -88,7 +87,7 @@ fn programs(
 /// serves, since there is nothing else that could.
 fn ends(
     plan: &Plan,
-    stored: &dyn Stored,
+    stored: &dyn ir::Inventory,
     warnings: &mut Vec<String>,
 ) -> (&'static str, &'static str, bool) {
     let (table, head) = (stored.get(EMBEDDING).is_some(), stored.get(HEAD).is_some());
@@ -231,7 +230,7 @@ impl Program {
 
 /// The stored tensors, and what was found wrong with those that were asked for.
 struct Found<'a> {
-    stored: &'a dyn Stored,
+    stored: &'a dyn ir::Inventory,
     /// What every tensor is taken to be, if none is looked for.
     imagined: Option<DType>,
     /// A tied embedding is asked for twice, and told of once.
@@ -242,7 +241,7 @@ struct Found<'a> {
 }
 
 impl<'a> Found<'a> {
-    fn new(stored: &'a dyn Stored) -> Self {
+    fn new(stored: &'a dyn ir::Inventory) -> Self {
         let seen = HashSet::new();
         let (missing, shapes, dtypes) = (Vec::new(), Vec::new(), Vec::new());
         Self { stored, imagined: None, seen, missing, shapes, dtypes }

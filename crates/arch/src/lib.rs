@@ -18,7 +18,6 @@ mod window;
 
 pub use error::{Error, Mismatch, ShapeMismatch};
 pub use keys::ignore;
-pub use stored::Stored;
 
 use config::Fields;
 use serde_json::{Map, Value};
@@ -41,7 +40,7 @@ pub struct Loaded {
 /// # Errors
 /// If the family or a key is not supported, a value is out of bounds, or the stored tensors are
 /// not those that the configuration asks for.
-pub fn load(config: &Map<String, Value>, stored: &dyn Stored) -> Result<Loaded, Error> {
+pub fn load(config: &Map<String, Value>, stored: &dyn ir::Inventory) -> Result<Loaded, Error> {
     let fields = Fields::root(config);
     let (family, plan) = plan(config)?;
     let mut warnings = plan.warnings.clone();

@@ -2,7 +2,6 @@
 
 use crate::config::quote;
 use crate::error::Error;
-use crate::stored::Stored;
 
 /// What names begin with, and who writes it.
 const WRAPPERS: &[(&str, &str)] = &[
@@ -37,7 +36,7 @@ const WRAPPERS: &[(&str, &str)] = &[
 ];
 
 /// The error of a checkpoint whose names would be right without what they begin with.
-pub(crate) fn foreign(stored: &dyn Stored) -> Option<Error> {
+pub(crate) fn foreign(stored: &dyn ir::Inventory) -> Option<Error> {
     const TABLES: [&str; 2] = ["model.embed_tokens.weight", "embed_tokens.weight"];
     // Its own names are right; what is missing is missing.
     if TABLES.iter().any(|table| stored.get(table).is_some()) {

@@ -2,42 +2,13 @@
 
 use crate::config::{Fields, quote};
 use crate::error::{Error, LISTED};
-use ir::ModelSpec;
+use ir::{Inventory, ModelSpec};
 use std::collections::{BTreeMap, HashSet};
 use tensor::DType;
 
-/// The tensors of a checkpoint: name -> (dtype, shape).
-pub trait Stored {
-    /// The dtype and the shape of the tensor `name`, slowest dimension first.
-    fn get(&self, name: &str) -> Option<(DType, &[usize])>;
-
-    /// Every name, in the checkpoint's order.
-    fn names(&self) -> Box<dyn Iterator<Item = &str> + '_>;
-
-    /// Whether the tensor `name` is stored as codes: its dtype is then how it is read.
-    fn is_packed(&self, _name: &str) -> bool {
-        false
-    }
-
-    /// Whether it was saved from the backbone's class, which has no head of its own.
-    fn is_backbone(&self) -> bool {
-        false
-    }
-}
-
-impl Stored for BTreeMap<String, (DType, Vec<usize>)> {
-    fn get(&self, name: &str) -> Option<(DType, &[usize])> {
-        BTreeMap::get(self, name).map(|(dtype, shape)| (*dtype, shape.as_slice()))
-    }
-
-    fn names(&self) -> Box<dyn Iterator<Item = &str> + '_> {
-        Box::new(self.keys().map(String::as_str))
-    }
-}
-
 /// Stored tensors that no block reads. Rotary buffers of old checkpoints are not worth a word:
 /// they are recomputed from the configuration, as transformers does.
-pub(crate) fn unused_warning(model: &ModelSpec, stored: &dyn Stored) -> Option<String> {
+pub(crate) fn unused_warning(model: &ModelSpec, stored: &dyn Inventory) -> Option<String> {
     let read: HashSet<&str> = model.tensors().iter().map(|s| s.tensor.as_str()).collect();
     let idle = |name: &&str| !read.contains(name) && !name.ends_with("rotary_emb.inv_freq");
     let unused: Vec<&str> = stored.names().filter(idle).collect();
@@ -52,7 +23,7 @@ pub(crate) fn unused_warning(model: &ModelSpec, stored: &dyn Stored) -> Option<S
 pub(crate) fn dtype_warning(
     config: &Fields,
     model: &ModelSpec,
-    stored: &dyn Stored,
+    stored: &dyn Inventory,
 ) -> Result<Option<String>, Error> {
     // transformers 5 spells the key `dtype` and prefers it when both are there.
     let key = if config.text("dtype")?.is_some() { "dtype" } else { "torch_dtype" };

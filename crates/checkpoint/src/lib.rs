@@ -17,6 +17,7 @@ mod foreign;
 pub mod header;
 mod hub;
 pub mod index;
+mod inventory;
 pub mod json;
 mod layout;
 pub mod pack_quantized;

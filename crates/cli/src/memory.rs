@@ -6,8 +6,8 @@ use crate::model::Opened;
 use crate::output::size;
 use crate::tokens::tokenizing;
 use backend::Backend;
-use compiler::{BASE_BYTES, Plan, held_elements};
-use ir::{Grid, ModelSpec};
+use compiler::{BASE_BYTES, Plan};
+use ir::{Grid, ModelSpec, held_elements};
 use runtime::{Settings, free_memory};
 use serde_json::{Value, json};
 

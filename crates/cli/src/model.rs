@@ -8,7 +8,6 @@ use crate::output::remark;
 use crate::place;
 use crate::room::Weights;
 use checkpoint::{Checkpoint, TensorInfo};
-use compiler::Tensors;
 use ir::{Grid, ModelSpec};
 use text::{ChatTemplate, TemplateFiles, TokenFiles, Tokenizer};
 
@@ -38,7 +37,7 @@ impl Opened {
         for key in &common.ignore_config_key {
             arch::ignore(&mut config, key);
         }
-        let loaded = arch::load(&config, &Tensors(&checkpoint)).map_err(|e| place.refuse(e))?;
+        let loaded = arch::load(&config, &checkpoint).map_err(|e| place.refuse(e))?;
         warn(&loaded.warnings);
         Ok(Self { checkpoint, spec: loaded.model })
     }

@@ -22,19 +22,16 @@ mod report;
 mod resume;
 mod rows;
 mod setting;
-mod values;
 mod verify;
 
 pub use drive::{Compiled, Event, Job, Made, Spent, Text, compile, precheck};
 pub use error::CompileError;
 pub use pass::{Outcome, Pass, PassCx, PassError, Refusal, Rewrite, Stage};
 pub use plan::{BASE_BYTES, Choice, Plan, PlannedWeight, Tokens};
-pub use proof::Tensors;
 pub use publish::{Claim, Destination, log_beside};
 pub use recipe::{Calibration, Dtype, Gate, PassRecipe, Recipe, share};
 pub use report::{
     FileHash, Quality, Report, Sizes, TokensReport, WeightReport, read as read_report,
 };
 pub use setting::{Key, Wrong, boolean, check_keys, integer, one_of};
-pub use values::held_elements;
 pub use verify::{Difference, verify};

@@ -3,10 +3,9 @@
 use crate::output;
 use crate::pass::{Pass, Refusal};
 use crate::recipe::{Dtype, Recipe};
-use crate::values::held_elements;
 use calibration::{GROUP_ROWS, HEAD_ROWS, SLICE_ROWS, SPILL_PART};
 use checkpoint::{Checkpoint, TensorInfo};
-use ir::{Block, BlockId, Grid, ModelSpec, Op, Spec};
+use ir::{Block, BlockId, Grid, ModelSpec, Op, Spec, held_elements};
 use std::collections::BTreeSet;
 use tensor::DType;
 

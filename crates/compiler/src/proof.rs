@@ -7,7 +7,6 @@ use backend::Interpreter;
 use calibration::{Activations, Model, Sequence, Target, score_states};
 use checkpoint::Checkpoint;
 use std::path::Path;
-use tensor::DType;
 
 /// Compares the head's output for the two forms of the held-out stream, which have gone through
 /// all layers. The artifact's head is read from what was written.
@@ -22,7 +21,7 @@ pub(crate) fn measure(
     for key in job.ignored_keys {
         arch::ignore(&mut config, key);
     }
-    let spec = arch::load(&config, &Tensors(&artifact))?.model;
+    let spec = arch::load(&config, &artifact)?.model;
     let result = Model { spec: &spec, source: &artifact };
     let sequences: Vec<Sequence> = job.held_out.sequences.iter().map(|s| sequence(s)).collect();
     let scored = score_states(interpreter, [result, job.model], held, &sequences)?;
@@ -66,26 +65,5 @@ fn sequence(tokens: &[u32]) -> Sequence {
     Sequence {
         tokens: tokens.to_vec(),
         targets: tokens.iter().enumerate().skip(1).map(target).collect(),
-    }
-}
-
-/// What `arch` wants to know of a checkpoint's tensors.
-pub struct Tensors<'a>(pub &'a Checkpoint);
-
-impl arch::Stored for Tensors<'_> {
-    fn get(&self, name: &str) -> Option<(DType, &[usize])> {
-        self.0.tensor(name).map(|t| (t.dtype, &t.shape[..]))
-    }
-
-    fn names(&self) -> Box<dyn Iterator<Item = &str> + '_> {
-        Box::new(self.0.tensors().iter().map(|t| t.name.as_str()))
-    }
-
-    fn is_packed(&self, name: &str) -> bool {
-        self.0.tensor(name).is_some_and(|t| t.grid.is_some())
-    }
-
-    fn is_backbone(&self) -> bool {
-        self.0.is_backbone()
     }
 }

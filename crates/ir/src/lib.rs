@@ -6,6 +6,8 @@
 
 mod block;
 mod grid;
+mod held;
+mod inventory;
 mod model;
 mod op;
 mod print;
@@ -14,6 +16,8 @@ mod verify;
 
 pub use block::{Block, BlockId, Spec, Value, Weight, WeightId};
 pub use grid::{Grid, Quantized, Span};
+pub use held::held_elements;
+pub use inventory::Inventory;
 pub use model::ModelSpec;
 pub use op::{Activation, Heads, Op, Rope};
 pub use source::{ReadError, Source};

@@ -14,19 +14,6 @@ use rayon::ThreadPoolBuilder;
 use runtime::{InPool, KvPlan, Model, Runner, Settings, apart};
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
-use tensor::DType;
-
-struct Stored<'a>(&'a Checkpoint);
-
-impl arch::Stored for Stored<'_> {
-    fn get(&self, name: &str) -> Option<(DType, &[usize])> {
-        self.0.tensor(name).map(|t| (t.dtype, &t.shape[..]))
-    }
-
-    fn names(&self) -> Box<dyn Iterator<Item = &str> + '_> {
-        Box::new(self.0.tensors().iter().map(|t| t.name.as_str()))
-    }
-}
 
 fn tests() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("../../tests")
@@ -41,7 +28,7 @@ struct Opened {
 impl Opened {
     fn new(folder: &Path) -> Self {
         let checkpoint = Checkpoint::open(folder).unwrap();
-        let spec = arch::load(checkpoint.config(), &Stored(&checkpoint)).unwrap().model;
+        let spec = arch::load(checkpoint.config(), &checkpoint).unwrap().model;
         Self { checkpoint, spec, cpu: Cpu::new() }
     }
 

@@ -9,7 +9,7 @@ mod recorder;
 use backend_cpu::Cpu;
 use checkpoint::Checkpoint;
 use checkpoint::disk::{Disk, DiskFile, System};
-use compiler::{Claim, Compiled, Destination, Job, Plan, Tensors, Text, Tokens, compile};
+use compiler::{Claim, Compiled, Destination, Job, Plan, Text, Tokens, compile};
 use recorder::{Crash, Recorder};
 use std::collections::BTreeMap;
 use std::fs;
@@ -21,7 +21,7 @@ use tests::bench::{Files, files, same};
 /// Compiles `root/model` to `root/out`.
 fn run(root: &Path, quant: &str, disk: Arc<dyn Disk>) {
     let checkpoint = Checkpoint::open(&root.join("model")).unwrap();
-    let spec = arch::load(checkpoint.config(), &Tensors(&checkpoint)).unwrap().model;
+    let spec = arch::load(checkpoint.config(), &checkpoint).unwrap().model;
     let recipe = passes::builtin(quant).unwrap();
     let passes = passes::passes(&recipe).unwrap();
     let sequences = |n: u32, seed: u32| -> Vec<Vec<u32>> {

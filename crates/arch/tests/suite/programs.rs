@@ -1,8 +1,8 @@
 //! What configurations turn on in the programs, and how they meet what is stored.
 
 use crate::common::{Tensors, small, tensors};
-use arch::{Loaded, Stored};
-use ir::{Heads, Op};
+use arch::Loaded;
+use ir::{Heads, Inventory, Op};
 use serde_json::{Value, json};
 use tensor::DType;
 
@@ -207,7 +207,7 @@ fn odd_checkpoints_are_told_of() {
 #[test]
 fn a_map_is_a_checkpoint() {
     let stored = Tensors::from([("a".to_owned(), (DType::I8, vec![2, 3]))]);
-    let stored: &dyn Stored = &stored;
+    let stored: &dyn Inventory = &stored;
     assert_eq!(stored.get("a"), Some((DType::I8, &[2usize, 3][..])));
     assert_eq!(stored.get("b"), None);
     assert_eq!(stored.names().collect::<Vec<_>>(), ["a"]);

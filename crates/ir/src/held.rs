@@ -1,6 +1,6 @@
 //! What the values of a block take while it runs, by its program.
 
-use ir::{Block, Op, Spec, Value};
+use crate::{Block, Op, Spec, Value, WeightId};
 
 /// Freed vectors that a backend keeps for the next ones, as `backend-cpu` does.
 const KEPT: usize = 8;
@@ -23,7 +23,7 @@ struct Pool {
 
 impl Pool {
     fn run(&mut self, block: &Block<Spec>) -> u64 {
-        let width = |weight: ir::WeightId| {
+        let width = |weight: WeightId| {
             block.weights.get(weight.0 as usize).map_or(0, |spec| spec.shape[0] as u64)
         };
         let hidden = block.weights.first().map_or(0, |spec| spec.shape[0] as u64);
