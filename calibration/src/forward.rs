@@ -6,9 +6,8 @@
 use crate::EvalError;
 use crate::pages::Pages;
 use backend::{Buffer, DeviceWeight, Embed, Interpreter, KvDType};
-use ir::{Block, ModelSpec, Op, Source, Spec, Weight};
+use ir::{Block, ModelSpec, Source, Spec, Weight, WeightId};
 use std::ops::Range;
-use tensor::DType;
 
 /// Rows of the embedding or the head that are resident at once. It fixes the order in which a
 /// soft-max is summed, so it is not a setting.
@@ -134,11 +133,13 @@ impl Forward<'_> {
         slice: Range<usize>,
     ) -> Result<Block<DeviceWeight>, EvalError> {
         let head = &self.model.spec.head;
-        let projection = projection(head)?;
-        let mut index = 0;
+        let last = head.projection().and_then(|_| head.ops.last());
+        let last = last.ok_or_else(|| EvalError::Internal("a head ends in a linear".into()))?;
+        let sliced = last.weights();
+        let mut ids = (0..).map(WeightId);
         head.clone().try_map(|spec| {
-            let rows = if index == projection { slice.clone() } else { 0..spec.shape[0] };
-            index += 1;
+            let is_sliced = ids.next().is_some_and(|id| sliced.contains(&id));
+            let rows = if is_sliced { slice.clone() } else { 0..spec.shape[0] };
             self.weight(interpreter, &spec, rows)
         })
     }
@@ -176,7 +177,7 @@ impl Forward<'_> {
     ) -> Result<DeviceWeight, EvalError> {
         let Model { spec: model, source } = self.model;
         // A table that embeds too is dense for both, as it is when served.
-        let dense = model.embedding.weights.iter().any(|table| table.tensor == spec.tensor);
+        let dense = model.table().is_some_and(|table| table.tensor == spec.tensor);
         if self.precision != Precision::Exact
             && !dense
             && let Some(weight) = source.read_quantized(&spec.tensor, rows.clone())?
@@ -198,18 +199,19 @@ fn prepare(
     Ok(interpreter.backend().prepare(Weight { spec, tensor })?)
 }
 
-/// The rows of the embedding of every token: a buffer `[rows, hidden]` a group.
+/// The embeddings of every token, by the embedding's program: a buffer `[rows, hidden]` a group. Of its
+/// table only a slice of rows is resident.
 pub(crate) fn embed(
     interpreter: &Interpreter<'_>,
     model: Model<'_>,
     groups: &[Group],
 ) -> Result<Vec<Buffer>, EvalError> {
-    let (backend, hidden) = (interpreter.backend(), model.spec.hidden);
-    let zeros = |g: &Group| backend.zeros(g.tokens.len(), hidden);
-    let mut states = groups.iter().map(zeros).collect::<Result<Vec<_>, _>>()?;
-    let [spec] = &model.spec.embedding.weights[..] else {
-        return Err(EvalError::Internal("an embedding block has one weight".into()));
+    let (backend, block) = (interpreter.backend(), &model.spec.embedding);
+    let (Some(table), Some(spec)) = (block.table(), model.spec.table()) else {
+        return Err(EvalError::Internal("an embedding has a table".into()));
     };
+    let zeros = |g: &Group| backend.zeros(g.tokens.len(), spec.shape[1]);
+    let mut states = groups.iter().map(zeros).collect::<Result<Vec<_>, _>>()?;
     for slice in slices(model.spec.vocab) {
         let inside = |t: &u32| slice.contains(&(*t as usize));
         if !groups.iter().any(|g| g.tokens.iter().any(inside)) {
@@ -221,20 +223,19 @@ pub(crate) fn embed(
             backend.embed(&Embed { tokens: &group.tokens, weight: &weight, first }, state)?;
         }
     }
-    Ok(states)
-}
-
-/// The index of the weight that projects to logits: the one of the head's last linear.
-fn projection(head: &Block<Spec>) -> Result<usize, EvalError> {
-    match head.ops.last() {
-        Some(Op::Linear { weight, bias: None, .. }) => Ok(weight.0 as usize),
-        _ => Err(EvalError::Internal("a head ends in a linear without bias".into())),
-    }
+    let mut ids = (0..).map(WeightId);
+    let rest = block.clone().try_map(|spec| {
+        let rows = 0..spec.shape[0];
+        let held = ids.next() != Some(table);
+        held.then(|| prepare(interpreter, model.source, &spec, rows)).transpose()
+    })?;
+    let run = |state| Ok(interpreter.run_gathered(&rest, state)?);
+    states.into_iter().map(run).collect()
 }
 
 /// The largest block's bytes as stored: what a streamed forward holds of the weights.
 pub fn largest_block(model: &ModelSpec) -> usize {
     let layers = model.layers.iter().map(|b| b.weights.iter().map(Spec::bytes).sum());
-    let row = DType::bytes_of(model.embedding.weights[0].dtype, &[SLICE_ROWS, model.hidden]);
-    layers.chain(row).max().unwrap_or(0)
+    let slice = model.table().map(|t| t.dtype.bytes_of(&[SLICE_ROWS, t.shape[1]]));
+    layers.chain(slice.flatten()).max().unwrap_or(0)
 }

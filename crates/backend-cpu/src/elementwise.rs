@@ -43,6 +43,11 @@ pub(crate) fn activate(level: Level, x: &mut [f32]) {
     tasks::chunks(x, SHARE, |_, x| level.run(Silu { x }));
 }
 
+/// `x = x * by`.
+pub(crate) fn scale(level: Level, by: f32, x: &mut [f32]) {
+    tasks::chunks(x, SHARE, |_, x| level.run(Scale { by, x }));
+}
+
 /// `a = a * b`.
 pub(crate) fn mul(level: Level, a: &mut [f32], b: &[f32]) {
     tasks::chunks(a, SHARE, |index, a| {
@@ -104,6 +109,18 @@ impl Kernel for Silu<'_> {
     #[inline(always)]
     fn run<S: Simd>(self) {
         self.x.iter_mut().for_each(|x| *x = silu(*x));
+    }
+}
+
+struct Scale<'a> {
+    by: f32,
+    x: &'a mut [f32],
+}
+
+impl Kernel for Scale<'_> {
+    #[inline(always)]
+    fn run<S: Simd>(self) {
+        self.x.iter_mut().for_each(|x| *x *= self.by);
     }
 }
 

@@ -277,6 +277,11 @@ impl Backend for Cpu {
         Ok(())
     }
 
+    fn scale(&self, by: f32, x: &mut Buffer) -> Result<(), BackendError> {
+        elementwise::scale(self.level, by, host_mut(x)?);
+        Ok(())
+    }
+
     fn mul(&self, a: &mut Buffer, b: &Buffer) -> Result<(), BackendError> {
         check(a.rows() == b.rows() && a.width() == b.width(), "factors have one shape")?;
         elementwise::mul(self.level, host_mut(a)?, host(b)?);

@@ -5,6 +5,7 @@ use crate::{
     RopeTable, Span,
 };
 use ir::{Block, Op, Value, WeightId};
+use std::borrow::Cow;
 use std::ops::Range;
 use std::sync::{Arc, Mutex, PoisonError};
 
@@ -12,6 +13,46 @@ use std::sync::{Arc, Mutex, PoisonError};
 pub struct Interpreter<'a> {
     backend: &'a dyn Backend,
     tables: Mutex<Vec<(Arc<ir::Rope>, Arc<RopeTable>)>>,
+}
+
+/// Where the interpreter gets a program's weights when an op needs them.
+pub trait Weights {
+    /// The weight that `id` names: lent, or made for this op and dropped after it.
+    ///
+    /// # Errors
+    /// If there is no such weight, or it cannot be read or laid out.
+    fn get(&self, id: WeightId) -> Result<Cow<'_, DeviceWeight>, BackendError>;
+}
+
+/// What the interpreter runs: the ops of a block, which [`ir::verify`] has accepted, and its weights.
+#[derive(Clone, Copy)]
+pub struct Program<'a> {
+    /// The ops, in order of execution.
+    pub ops: &'a [Op],
+    /// What they read.
+    pub weights: &'a dyn Weights,
+}
+
+impl Weights for Block<DeviceWeight> {
+    fn get(&self, id: WeightId) -> Result<Cow<'_, DeviceWeight>, BackendError> {
+        self.weight(id).map(Cow::Borrowed).ok_or_else(|| absent(id))
+    }
+}
+
+/// Some of a block's weights: for programs of which only a part is run.
+impl Weights for Block<Option<DeviceWeight>> {
+    fn get(&self, id: WeightId) -> Result<Cow<'_, DeviceWeight>, BackendError> {
+        self.weight(id).and_then(Option::as_ref).map(Cow::Borrowed).ok_or_else(|| absent(id))
+    }
+}
+
+impl<'a, W> From<&'a Block<W>> for Program<'a>
+where
+    Block<W>: Weights,
+{
+    fn from(block: &'a Block<W>) -> Self {
+        Self { ops: &block.ops, weights: block }
+    }
 }
 
 /// What the rows of a call are, and where earlier keys and values lie.
@@ -44,78 +85,94 @@ impl<'a> Interpreter<'a> {
         self.backend
     }
 
-    /// Runs `block`, which [`ir::verify`] has accepted, on `input` `[rows, width]`.
+    /// Runs `program` on `input` `[rows, width]`.
     ///
     /// `sequences` are the rows of each sequence, each from its first token on. A value is freed
     /// after its last use.
     ///
     /// # Errors
-    /// If the backend does not execute an op.
-    pub fn run(
+    /// If the backend does not execute an op, or a weight cannot be had.
+    pub fn run<'p>(
         &self,
-        block: &Block<DeviceWeight>,
+        program: impl Into<Program<'p>>,
         input: Buffer,
         sequences: &[Range<usize>],
     ) -> Result<Buffer, BackendError> {
-        self.whole(block, input, &mut Rows::Whole(sequences))
+        self.whole(program.into(), vec![Some(input)], &mut Rows::Whole(sequences))
     }
 
-    /// Runs `block` on the next tokens of some sequences: their keys and values are written to the
+    /// Runs `program` on the next tokens of some sequences: their keys and values are written to the
     /// block's `cache`, where those of earlier tokens are.
     ///
     /// # Errors
-    /// If the backend does not execute an op.
-    pub fn run_cached(
+    /// As [`Self::run`].
+    pub fn run_cached<'p>(
         &self,
-        block: &Block<DeviceWeight>,
+        program: impl Into<Program<'p>>,
         input: Buffer,
         spans: &[Span<'_>],
         cache: &KvCache,
     ) -> Result<Buffer, BackendError> {
         let (rows, starts) = spans.iter().map(|s| (s.rows.clone(), s.start)).unzip();
-        self.whole(block, input, &mut Rows::Cached { spans, rows, starts, cache })
+        let mut rows = Rows::Cached { spans, rows, starts, cache };
+        self.whole(program.into(), vec![Some(input)], &mut rows)
+    }
+
+    /// Runs what an embedding does after its first op, which gave the rows `gathered`: whoever holds
+    /// the table, whole or in slices, selects rows of it.
+    ///
+    /// # Errors
+    /// As [`Self::run`].
+    pub fn run_gathered<'p>(
+        &self,
+        program: impl Into<Program<'p>>,
+        gathered: Buffer,
+    ) -> Result<Buffer, BackendError> {
+        self.whole(program.into(), vec![None, Some(gathered)], &mut Rows::Whole(&[]))
     }
 
     fn whole(
         &self,
-        block: &Block<DeviceWeight>,
-        input: Buffer,
+        program: Program<'_>,
+        given: Vec<Option<Buffer>>,
         rows: &mut Rows<'_>,
     ) -> Result<Buffer, BackendError> {
-        let (end, mut see) = (block.ops.len(), |_, _: &Buffer| Ok(()));
-        let output = self.walk(block, input, rows, end, &mut see)?;
+        let (end, mut see) = (program.ops.len(), |_, _: &Buffer| Ok(()));
+        let output = self.walk(program, given, rows, end, &mut see)?;
         output.ok_or_else(|| BackendError::Internal("a block without ops".into()))
     }
 
-    /// Runs `block` up to the linear `ops[last]`, showing `see` the input of every linear on the
+    /// Runs `program` up to the linear `ops[last]`, showing `see` the input of every linear on the
     /// way, that one included: the index of the op and its input. Nothing after it is computed.
     ///
     /// # Errors
     /// As [`Self::run`], and those of `see`.
-    pub fn observe(
+    pub fn observe<'p>(
         &self,
-        block: &Block<DeviceWeight>,
+        program: impl Into<Program<'p>>,
         input: Buffer,
         sequences: &[Range<usize>],
         last: usize,
         see: &mut See<'_>,
     ) -> Result<(), BackendError> {
-        self.walk(block, input, &mut Rows::Whole(sequences), last, see).map(drop)
+        let rows = &mut Rows::Whole(sequences);
+        self.walk(program.into(), vec![Some(input)], rows, last, see).map(drop)
     }
 
-    /// The output of `ops[end - 1]`; `ops[end]` is seen, if it is a linear, and not executed.
+    /// The output of `ops[end - 1]`, from the first values, which are `given`; `ops[end]` is seen, if it
+    /// is a linear, and not executed.
     fn walk(
         &self,
-        block: &Block<DeviceWeight>,
-        input: Buffer,
+        program: Program<'_>,
+        given: Vec<Option<Buffer>>,
         rows: &mut Rows<'_>,
         end: usize,
         see: &mut See<'_>,
     ) -> Result<Option<Buffer>, BackendError> {
-        let last_use = last_uses(block);
-        let mut values: Vec<Option<Buffer>> = vec![Some(input)];
-        values.resize_with(block.ops.len() + 1, || None);
-        for (index, op) in block.ops.iter().enumerate().take(end + 1) {
+        let (last_use, begin) = (last_uses(program.ops), given.len() - 1);
+        let mut values = given;
+        values.resize_with(program.ops.len() + 1, || None);
+        for (index, op) in program.ops.iter().enumerate().take(end + 1).skip(begin) {
             if let Op::Linear { input, .. } = op {
                 see(index, get(&values, *input)?)?;
             }
@@ -124,11 +181,11 @@ impl<'a> Interpreter<'a> {
             }
             if let Op::Linear { input, .. } = op {
                 if values[index + 1].is_none() {
-                    self.linears(block, *input, (index..end, rows.decode()), &mut values)?;
+                    self.linears(program, *input, (index..end, rows.decode()), &mut values)?;
                 }
             } else {
                 let dies = |v: Value| last_use[v.0 as usize] == index;
-                values[index + 1] = Some(self.op(block, op, rows, &mut values, dies)?);
+                values[index + 1] = Some(self.op(program, op, rows, &mut values, dies)?);
             }
             for value in op.inputs() {
                 if last_use[value.0 as usize] == index {
@@ -142,23 +199,28 @@ impl<'a> Interpreter<'a> {
     /// Computes every linear of `ops` over `input` at once: q, k and v read one input.
     fn linears(
         &self,
-        block: &Block<DeviceWeight>,
+        program: Program<'_>,
         input: Value,
         (ops, decode): (Range<usize>, usize),
         values: &mut [Option<Buffer>],
     ) -> Result<(), BackendError> {
-        let (mut places, mut all, x) = (Vec::new(), Vec::new(), get(values, input)?);
+        let (mut places, mut weights) = (Vec::new(), Vec::new());
         for index in ops {
-            match block.ops[index] {
-                Op::Linear { input: same, weight: w, bias } if same == input => {
-                    let bias = bias.map(|b| weight(block, b)).transpose()?;
-                    all.push(Linear { input: x, weight: weight(block, w)?, bias, decode });
+            match program.ops[index] {
+                Op::Linear { input: same, weight, bias } if same == input => {
+                    let bias = bias.map(|bias| program.weights.get(bias)).transpose()?;
+                    weights.push((program.weights.get(weight)?, bias));
                     places.push(index + 1);
                 }
                 _ => {}
             }
         }
-        let outputs = self.backend.linears(&all)?;
+        let x = get(values, input)?;
+        let all = weights.iter().map(|(weight, bias)| {
+            let bias = bias.as_ref().map(AsRef::as_ref);
+            Linear { input: x, weight: weight.as_ref(), bias, decode }
+        });
+        let outputs = self.backend.linears(&all.collect::<Vec<_>>())?;
         if outputs.len() != places.len() {
             return Err(BackendError::Internal("every linear has an output".into()));
         }
@@ -168,7 +230,7 @@ impl<'a> Interpreter<'a> {
 
     fn op(
         &self,
-        block: &Block<DeviceWeight>,
+        program: Program<'_>,
         op: &Op,
         rows: &mut Rows<'_>,
         values: &mut [Option<Buffer>],
@@ -177,13 +239,14 @@ impl<'a> Interpreter<'a> {
         let backend = self.backend;
         match op {
             Op::Embed { .. } => {
-                Err(BackendError::Internal("embeddings are gathered by slices".into()))
+                Err(BackendError::Internal("whoever holds the table selects its rows".into()))
             }
             Op::Linear { .. } => {
                 Err(BackendError::Internal("linears of one input are computed together".into()))
             }
             Op::Norm { input, weight: w, eps } => {
-                backend.norm(get(values, *input)?, weight(block, *w)?, *eps)
+                let weight = program.weights.get(*w)?;
+                backend.norm(get(values, *input)?, weight.as_ref(), *eps)
             }
             Op::Rope { input, head_dim, rope } => {
                 let mut x = self.take(values, *input, dies)?;
@@ -208,6 +271,11 @@ impl<'a> Interpreter<'a> {
             Op::Activate { input, kind } => {
                 let mut x = self.take(values, *input, dies)?;
                 backend.activate(*kind, &mut x)?;
+                Ok(x)
+            }
+            Op::Scale { input, by } => {
+                let mut x = self.take(values, *input, dies)?;
+                backend.scale(*by, &mut x)?;
                 Ok(x)
             }
             Op::Mul { a, b } => {
@@ -276,9 +344,9 @@ impl Rows<'_> {
 }
 
 /// For each value, the index of the last op that reads it; the output is never read.
-fn last_uses<W>(block: &Block<W>) -> Vec<usize> {
-    let mut last = vec![usize::MAX; block.ops.len() + 1];
-    for (index, op) in block.ops.iter().enumerate() {
+fn last_uses(ops: &[Op]) -> Vec<usize> {
+    let mut last = vec![usize::MAX; ops.len() + 1];
+    for (index, op) in ops.iter().enumerate() {
         op.inputs().into_iter().for_each(|value| last[value.0 as usize] = index);
     }
     last
@@ -292,7 +360,6 @@ fn freed(value: Value) -> BackendError {
     BackendError::Internal(format!("value %{} is not there", value.0))
 }
 
-fn weight(block: &Block<DeviceWeight>, id: WeightId) -> Result<&DeviceWeight, BackendError> {
-    let missing = || BackendError::Internal(format!("weight {} is not there", id.0));
-    block.weights.get(id.0 as usize).ok_or_else(missing)
+fn absent(id: WeightId) -> BackendError {
+    BackendError::Internal(format!("weight {} is not there", id.0))
 }

@@ -19,7 +19,7 @@ mod shortlist;
 
 pub use buffer::{Buffer, DeviceWeight};
 pub use cache::{AttendPaged, KV_BLOCK, KvCache, KvDType, Span};
-pub use interpreter::{Interpreter, SHORT_SPAN, See};
+pub use interpreter::{Interpreter, Program, SHORT_SPAN, See, Weights};
 pub use reference::Reference;
 pub use rope::RopeTable;
 pub use score::{DivergenceRow, SoftmaxRow};
@@ -220,6 +220,9 @@ pub trait Backend: Send + Sync {
 
     /// Applies a non-linearity in place.
     fn activate(&self, kind: Activation, x: &mut Buffer) -> Result<(), BackendError>;
+
+    /// `x *= by`.
+    fn scale(&self, by: f32, x: &mut Buffer) -> Result<(), BackendError>;
 
     /// `a *= b`.
     fn mul(&self, a: &mut Buffer, b: &Buffer) -> Result<(), BackendError>;

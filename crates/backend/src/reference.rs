@@ -158,6 +158,11 @@ impl Backend for Reference {
         Ok(())
     }
 
+    fn scale(&self, by: f32, x: &mut Buffer) -> Result<(), BackendError> {
+        host_mut(x)?.iter_mut().for_each(|x| *x *= by);
+        Ok(())
+    }
+
     fn mul(&self, a: &mut Buffer, b: &Buffer) -> Result<(), BackendError> {
         host_mut(a)?.iter_mut().zip(host(b)?).for_each(|(a, b)| *a *= b);
         Ok(())

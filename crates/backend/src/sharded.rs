@@ -362,6 +362,11 @@ impl Backend for Sharded<'_> {
         self.devices.iter().zip(&mut parts.all).try_for_each(|(d, x)| d.activate(kind, x))
     }
 
+    fn scale(&self, by: f32, x: &mut Buffer) -> Result<(), BackendError> {
+        let parts: &mut Parts = x.data_mut()?;
+        self.devices.iter().zip(&mut parts.all).try_for_each(|(d, x)| d.scale(by, x))
+    }
+
     fn mul(&self, a: &mut Buffer, b: &Buffer) -> Result<(), BackendError> {
         let (a, b): (&mut Parts, &Parts) = (a.data_mut()?, b.data()?);
         let all = self.devices.iter().zip(&mut a.all).zip(&b.all);

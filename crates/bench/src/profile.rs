@@ -32,6 +32,8 @@ pub enum Kind {
     Rope,
     /// Non-linearities.
     Activate,
+    /// Factors of elements.
+    Scale,
     /// Products of elements.
     Mul,
     /// Sums of elements.
@@ -104,6 +106,7 @@ impl Kind {
             Self::Norm => "norm",
             Self::Rope => "rope",
             Self::Activate => "activate",
+            Self::Scale => "scale",
             Self::Mul => "mul",
             Self::Add => "add",
             Self::Embed => "embed",
@@ -426,6 +429,11 @@ impl Backend for Profiled<'_> {
     fn activate(&self, kind: Activation, x: &mut Buffer) -> Result<(), BackendError> {
         let tally = each(elements(x), 2.0, 4.0);
         self.count(Kind::Activate, tally, || self.inner.activate(kind, x))
+    }
+
+    fn scale(&self, by: f32, x: &mut Buffer) -> Result<(), BackendError> {
+        let tally = each(elements(x), 2.0, 1.0);
+        self.count(Kind::Scale, tally, || self.inner.scale(by, x))
     }
 
     fn mul(&self, a: &mut Buffer, b: &Buffer) -> Result<(), BackendError> {

@@ -144,7 +144,7 @@ pub(crate) fn laid_out(
     exact: bool,
     grid: Grids<'_>,
 ) -> u64 {
-    let table = spec.embedding.weights.first().map(|weight| &weight.tensor);
+    let table = spec.table().map(|weight| &weight.tensor);
     let bytes = |weight: &ir::Spec| {
         let dense = exact || table == Some(&weight.tensor);
         backend.laid_out_bytes(weight, if dense { None } else { grid(&weight.tensor) })

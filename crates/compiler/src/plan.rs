@@ -151,7 +151,7 @@ impl Plan {
         let layers = model.layers.iter().zip(&blocks[1..]);
         let work = layers.map(|(block, (_, weights))| Work::of(block, weights, observes, rows));
         plan.working_bytes = BASE_BYTES + work.clone().map(|w| w.bytes).max().unwrap_or(0);
-        let table = SLICE_ROWS.min(model.vocab) * model.embedding.weights[0].bytes();
+        let table = SLICE_ROWS.min(model.vocab) * model.table().map_or(0, Spec::bytes);
         plan.starting_bytes = BASE_BYTES + 2 * (table / model.vocab.max(1)) as u64;
         plan.ending_bytes = BASE_BYTES + slices(model, tokens);
         let replay = work.clone().map(|w| w.replay_operations(tokens)).sum::<f64>();
@@ -224,7 +224,8 @@ fn plan_block(
     };
     let mut shown = block.clone();
     shown.weights.iter_mut().for_each(|s| s.dtype = as_asked(recipe.dtype, s.dtype));
-    let projection = shown.weights.last_mut().filter(|_| block.id == BlockId::Head);
+    let projection = shown.projection().filter(|_| block.id == BlockId::Head);
+    let projection = projection.and_then(|id| shown.weights.get_mut(id.0 as usize));
     projection.into_iter().for_each(|s| s.dtype = as_asked(recipe.head, s.dtype));
     let mut grids = vec![None; block.weights.len()];
     let mut refusals = Vec::new();
@@ -239,17 +240,15 @@ fn plan_block(
     if !refusals.is_empty() {
         return Err(refusals);
     }
-    let embedding = &model.embedding.weights[0];
-    let tied =
-        |spec: &Spec| model.tied && block.id == BlockId::Head && spec.tensor == embedding.tensor;
+    let table = model.table().filter(|_| model.tied && block.id == BlockId::Head);
+    let tied = |spec: &Spec| table.is_some_and(|table| spec.tensor == table.tensor);
+    let as_table = |dtype| table.is_some_and(|t| dtype == as_asked(recipe.dtype, t.dtype));
     let weights = block.weights.iter().zip(&shown.weights).zip(grids);
     let planned = weights.map(|((spec, shown), grid)| PlannedWeight {
         name: if tied(spec) { output::HEAD.into() } else { spec.tensor.clone() },
         choice: match grid {
             Some((pass, grid)) => Choice::Quantized { pass, grid },
-            None if tied(spec) && shown.dtype == as_asked(recipe.dtype, embedding.dtype) => {
-                Choice::Shared
-            }
+            None if tied(spec) && as_table(shown.dtype) => Choice::Shared,
             None => Choice::Dense(shown.dtype),
         },
         spec: spec.clone(),

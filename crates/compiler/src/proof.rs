@@ -43,9 +43,8 @@ pub(crate) fn measure(
     if finite.iter().any(|x| !x.is_finite()) {
         let which = if original.is_finite() { "the result's" } else { "the original's" };
         let rule = format!("{which} probabilities are not finite on the held-out text");
-        return Err(
-            PassError::Weight { tensor: spec.embedding.weights[0].tensor.clone(), rule }.into()
-        );
+        let tensor = spec.table().map_or_else(String::new, |table| table.tensor.clone());
+        return Err(PassError::Weight { tensor, rule }.into());
     }
     Ok(quality)
 }

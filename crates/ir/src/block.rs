@@ -89,6 +89,27 @@ impl<W> Block<W> {
         found.next().filter(|_| found.next().is_none())
     }
 
+    /// The table that token ids select rows of, in the embedding.
+    pub fn table(&self) -> Option<WeightId> {
+        self.ops.iter().find_map(|op| match *op {
+            Op::Embed { weight, .. } => Some(weight),
+            _ => None,
+        })
+    }
+
+    /// The weight of the linear that the block ends in: what projects to logits, in the head.
+    pub fn projection(&self) -> Option<WeightId> {
+        match self.ops.last() {
+            Some(&Op::Linear { weight, .. }) => Some(weight),
+            _ => None,
+        }
+    }
+
+    /// What `id` indexes.
+    pub fn weight(&self, id: WeightId) -> Option<&W> {
+        self.weights.get(id.0 as usize)
+    }
+
     /// The same program over other weights.
     pub fn try_map<V, E>(self, f: impl FnMut(W) -> Result<V, E>) -> Result<Block<V>, E> {
         let weights = self.weights.into_iter().map(f).collect::<Result<_, _>>()?;

@@ -37,8 +37,8 @@ impl Pool {
                 Op::Linear { weight, .. } => width(weight),
                 _ => values[first].0,
             };
-            let in_place = matches!(op, Op::Rope { .. } | Op::Activate { .. } | Op::Mul { .. })
-                || matches!(op, Op::Add { .. });
+            let in_place = matches!(op, Op::Rope { .. } | Op::Activate { .. } | Op::Scale { .. })
+                || matches!(op, Op::Mul { .. } | Op::Add { .. });
             let dies = |value: &Value| last(*value) == Some(index);
             let vector =
                 match values[first].1.take_if(|_| in_place && inputs.first().is_some_and(dies)) {

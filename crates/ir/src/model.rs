@@ -15,11 +15,11 @@ pub struct ModelSpec {
     pub context: usize,
     /// Whether the head reads the embedding's weight.
     pub tied: bool,
-    /// Token ids to hidden states.
+    /// Token ids to hidden states: rows of a table, and what is done to them.
     pub embedding: Block<Spec>,
     /// The decoder layers, in order.
     pub layers: Vec<Block<Spec>>,
-    /// The final norm and the projection to logits, whose weight is the last of the block.
+    /// Hidden states to logits: a program that ends in a linear.
     pub head: Block<Spec>,
 }
 
@@ -27,6 +27,16 @@ impl ModelSpec {
     /// Every block, in order of execution.
     pub fn blocks(&self) -> impl Iterator<Item = &Block<Spec>> {
         std::iter::once(&self.embedding).chain(&self.layers).chain(std::iter::once(&self.head))
+    }
+
+    /// The table that the embedding selects rows of.
+    pub fn table(&self) -> Option<&Spec> {
+        self.embedding.weight(self.embedding.table()?)
+    }
+
+    /// The weight that projects to logits.
+    pub fn projection(&self) -> Option<&Spec> {
+        self.head.weight(self.head.projection()?)
     }
 
     /// The stored tensors the model reads, each once, in order of first use.

@@ -64,6 +64,13 @@ pub enum Op {
         /// Which one.
         kind: Activation,
     },
+    /// `x * by`, element by element.
+    Scale {
+        /// `[rows, width]`.
+        input: Value,
+        /// The factor.
+        by: f32,
+    },
     /// `a * b`, element by element.
     Mul {
         /// `[rows, width]`.
@@ -115,7 +122,8 @@ impl Op {
             | Self::Linear { input, .. }
             | Self::Norm { input, .. }
             | Self::Rope { input, .. }
-            | Self::Activate { input, .. } => vec![input],
+            | Self::Activate { input, .. }
+            | Self::Scale { input, .. } => vec![input],
             Self::Attend { q, k, v, .. } => vec![q, k, v],
             Self::Mul { a, b } | Self::Add { a, b } => vec![a, b],
         }
@@ -141,6 +149,7 @@ impl Op {
             Self::Rope { .. } => "rope",
             Self::Attend { .. } => "attend",
             Self::Activate { .. } => "activate",
+            Self::Scale { .. } => "scale",
             Self::Mul { .. } => "mul",
             Self::Add { .. } => "add",
         }

@@ -47,6 +47,7 @@ fn write_parameters(f: &mut fmt::Formatter<'_>, op: &Op) -> fmt::Result {
             window.map_or(Ok(()), |w| write!(f, " window={w}"))
         }
         Op::Activate { kind, .. } => write!(f, " {kind:?}"),
+        Op::Scale { by, .. } => write!(f, " by={by:e}"),
         Op::Embed { .. } | Op::Linear { .. } | Op::Mul { .. } | Op::Add { .. } => Ok(()),
     }
 }

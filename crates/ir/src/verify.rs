@@ -26,33 +26,43 @@ pub struct VerifyError {
     pub rule: String,
 }
 
-/// Checks that values are defined before use, that weights exist and are used, and that widths
-/// agree; `input` is the width of the block's input.
+/// Checks that values are defined before use, that weights exist and are used, that widths agree, and
+/// what each kind of block may do: the embedding selects rows of one table and reads token ids for
+/// nothing else, the head ends in a linear, and only layers know of positions. `input` is the width of
+/// the block's input.
 ///
 /// # Errors
 /// The first rule that is broken.
 pub fn verify(block: &Block<Spec>, input: usize) -> Result<Verified<'_>, VerifyError> {
     let mut widths = vec![input];
     for (index, op) in block.ops.iter().enumerate() {
-        let width = Rules { block, widths: &widths }.width(op).map_err(|rule| VerifyError {
-            block: block.id,
-            op: index,
-            name: op.name(),
-            rule,
-        })?;
+        let broken = |rule| VerifyError { block: block.id, op: index, name: op.name(), rule };
+        let width = Rules { block, widths: &widths }.width(op).map_err(broken)?;
+        kind(block.id, index, op).map_err(|rule| broken(rule.into()))?;
         widths.push(width);
     }
     let used = |id| block.ops.iter().any(|op| op.weights().contains(&id));
     let unused = (0..block.weights.len() as u32).map(WeightId).find(|&id| !used(id));
-    match (block.ops.last(), unused) {
-        (Some(_), None) => Ok(Verified { block, widths }),
-        (last, _) => Err(VerifyError {
-            block: block.id,
-            op: block.ops.len(),
-            name: last.map_or("none", Op::name),
-            rule: "a block has an op, and every weight is used".into(),
-        }),
-    }
+    let projects = block.id != BlockId::Head || block.projection().is_some();
+    let rule = match (block.ops.last(), unused) {
+        (Some(_), None) if projects => return Ok(Verified { block, widths }),
+        (Some(_), None) => "a head ends in a linear",
+        _ => "a block has an op, and every weight is used",
+    };
+    let name = block.ops.last().map_or("none", Op::name);
+    Err(VerifyError { block: block.id, op: block.ops.len(), name, rule: rule.into() })
+}
+
+/// What `ops[index]` of a block of this kind may be.
+fn kind(block: BlockId, index: usize, op: &Op) -> Result<(), &'static str> {
+    let holds = |holds: bool, rule| if holds { Ok(()) } else { Err(rule) };
+    let embeds = matches!(op, Op::Embed { .. });
+    let first = block == BlockId::Embedding && index == 0;
+    holds(embeds == first, "an embedding begins with its only embed")?;
+    let ids = block == BlockId::Embedding && op.inputs().contains(&Value::INPUT);
+    holds(embeds || !ids, "token ids are read by embed alone")?;
+    let positions = matches!(op, Op::Rope { .. } | Op::Attend { .. });
+    holds(!positions || matches!(block, BlockId::Layer(_)), "only a layer knows of positions")
 }
 
 struct Rules<'a> {
@@ -94,6 +104,10 @@ impl Rules<'_> {
                 (window != Some(0)).then_some(heads.query * heads.dim).ok_or("window > 0".into())
             }
             Op::Activate { input, .. } => self.value(input),
+            Op::Scale { input, by } => {
+                let width = self.value(input)?;
+                by.is_finite().then_some(width).ok_or("a factor is finite".into())
+            }
             Op::Mul { a, b } | Op::Add { a, b } => {
                 equal("widths", self.value(a)?, self.value(b)?)?;
                 self.value(a)
@@ -137,6 +151,7 @@ fn multiple(what: &str, found: usize, of: usize) -> Result<(), String> {
 mod tests {
     use super::*;
     use crate::op::{Activation, Heads, Rope};
+    use std::sync::Arc;
     use tensor::DType;
 
     fn block(ops: Vec<Op>, shapes: &[&[usize]]) -> Block<Spec> {
@@ -192,5 +207,44 @@ mod tests {
         let silu = Op::Activate { input: X, kind: Activation::Silu };
         let mul = Op::Mul { a: Value(1), b: Value(2) };
         check(vec![linear(None), silu, mul], &[&[5, 8]], Err("widths 5 is 8"));
+        let scale = |by| vec![Op::Scale { input: X, by }];
+        check(scale(0.5), &[], Ok(8));
+        check(scale(f32::INFINITY), &[], Err("a factor is finite"));
+    }
+
+    #[test]
+    fn the_ends_keep_rules_of_their_own() {
+        let (embed, scale) =
+            (Op::Embed { input: X, weight: W }, |input| Op::Scale { input, by: 2.0 });
+        let rope = Rope { inv_freq: vec![1.0], magnitude: 1.0 }.into();
+        let rope = |input| Op::Rope { input, head_dim: 8, rope: Arc::clone(&rope) };
+        let linear = Op::Linear { input: X, weight: W, bias: None };
+        let (embedding, head) = (BlockId::Embedding, BlockId::Head);
+        let begins = Some("an embedding begins with its only embed");
+        let cases = [
+            (embedding, vec![embed.clone(), scale(Value(1))], None),
+            (embedding, vec![embed.clone(), embed.clone()], begins),
+            (embedding, vec![scale(X), embed.clone()], begins),
+            (
+                embedding,
+                vec![embed.clone(), scale(X)],
+                Some("token ids are read by embed alone"),
+            ),
+            (
+                embedding,
+                vec![embed.clone(), rope(Value(1))],
+                Some("only a layer knows of positions"),
+            ),
+            (BlockId::Layer(0), vec![embed], begins),
+            (head, vec![linear.clone()], None),
+            (head, vec![linear, scale(Value(1))], Some("a head ends in a linear")),
+        ];
+        for (id, ops, expected) in cases {
+            let block = Block { id, ..block(ops, &[&[9, 8]]) };
+            let input = if id == head || id == BlockId::Layer(0) { 8 } else { 1 };
+            let input = if matches!(block.ops[0], Op::Embed { .. }) { 1 } else { input };
+            let rule = verify(&block, input).err().map(|error| error.rule);
+            assert_eq!(rule.as_deref(), expected, "{block}");
+        }
     }
 }

@@ -2,7 +2,7 @@
 
 use crate::error::LoadError;
 use backend::{Backend, Cut, DeviceWeight};
-use ir::{Block, ModelSpec, Quantized, Source, Spec, Weight};
+use ir::{Block, ModelSpec, Quantized, Source, Spec, Weight, WeightId};
 use rayon::prelude::*;
 use std::collections::HashMap;
 use std::ops::Range;
@@ -12,7 +12,7 @@ use std::ops::Range;
 #[derive(Debug)]
 pub struct Model {
     pub(crate) spec: ModelSpec,
-    pub(crate) embedding: DeviceWeight,
+    pub(crate) embedding: Embedding,
     pub(crate) layers: Vec<Block<DeviceWeight>>,
     /// The layers of each device, in order.
     pub(crate) stages: Vec<Range<usize>>,
@@ -43,13 +43,9 @@ impl Model {
             return Err(LoadError::Internal("every layer has a device"));
         }
         let mut loader = Loader { backend: first, source, exact, loaded: HashMap::new() };
-        let [table] = &spec.embedding.weights[..] else {
-            return Err(LoadError::Internal("an embedding block has one weight"));
-        };
-        // Rows of it are gathered as floats, whatever it is stored as.
-        let embedding = loader.weight(table, Cut::Whole, false)?;
-        if spec.tied && backends.len() == 1 {
-            loader.loaded.insert(table.tensor.clone(), embedding.clone());
+        let embedding = loader.embedding(&spec.embedding)?;
+        if let Some(table) = spec.table().filter(|_| spec.tied && backends.len() == 1) {
+            loader.loaded.insert(table.tensor.clone(), embedding.table.clone());
         }
         let mut layers = Vec::new();
         for (&backend, range) in backends.iter().zip(&stages) {
@@ -90,6 +86,15 @@ impl Model {
     }
 }
 
+/// The embedding on its device.
+#[derive(Debug)]
+pub(crate) struct Embedding {
+    /// Rows of it are selected as floats, whatever it is stored as.
+    pub(crate) table: DeviceWeight,
+    /// What is done to them.
+    pub(crate) block: Block<DeviceWeight>,
+}
+
 /// Codes that one thread reads of a large weight.
 const PART: usize = 1 << 23;
 
@@ -102,6 +107,19 @@ struct Loader<'a> {
 }
 
 impl Loader<'_> {
+    /// The embedding's table as floats; its other weights as those of any block.
+    fn embedding(&self, block: &Block<Spec>) -> Result<Embedding, LoadError> {
+        let missing = || LoadError::Internal("an embedding has a table");
+        let id = block.table().ok_or_else(missing)?;
+        let table = self.weight(block.weight(id).ok_or_else(missing)?, Cut::Whole, false)?;
+        let mut ids = (0..).map(WeightId);
+        let block = block.clone().try_map(|spec| match ids.next() == Some(id) {
+            true => Ok(table.clone()),
+            false => self.weight(&spec, Cut::Whole, !self.exact),
+        })?;
+        Ok(Embedding { table, block })
+    }
+
     fn block(&self, block: &Block<Spec>) -> Result<Block<DeviceWeight>, LoadError> {
         let mut cuts = backend::cuts(block)?.into_iter();
         block.clone().try_map(|spec| {

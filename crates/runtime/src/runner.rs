@@ -239,15 +239,16 @@ impl<'m> Runner<'m> {
         self.model.spec.hidden
     }
 
-    /// The rows of the embedding.
+    /// The embeddings of the rows' tokens.
     fn embed(&self, rows: &[Row<'_>]) -> Result<Buffer, BackendError> {
-        let backend = self.interpreters[0].backend();
+        let (interpreter, embedding) = (&self.interpreters[0], &self.model.embedding);
+        let backend = interpreter.backend();
         let tokens: Vec<u32> =
             rows.iter().flat_map(|r| &r.context[r.positions.clone()]).copied().collect();
-        let mut state = backend.zeros(tokens.len(), self.hidden())?;
-        let weight = &self.model.embedding;
+        let weight = &embedding.table;
+        let mut state = backend.zeros(tokens.len(), weight.shape()[1])?;
         backend.embed(&Embed { tokens: &tokens, weight, first: 0 }, &mut state)?;
-        Ok(state)
+        interpreter.run_gathered(&embedding.block, state)
     }
 
     /// The rows `first..` of the step through the layers of a device.
@@ -379,8 +380,10 @@ impl<'m> Runner<'m> {
         let [interpreter] = &self.interpreters[..] else { return Ok(None) };
         let Some(rows) = ahead::next(step, self.limits.context) else { return Ok(None) };
         let backend = interpreter.backend();
-        let sought = backend.embed_sought(&*underway.seeking, &self.model.embedding)?;
-        let Some(input) = sought else { return Ok(None) };
+        let embedding = &self.model.embedding;
+        let sought = backend.embed_sought(&*underway.seeking, &embedding.table)?;
+        let Some(gathered) = sought else { return Ok(None) };
+        let input = interpreter.run_gathered(&embedding.block, gathered)?;
         let next = Step { rows: rows.iter().map(Next::row).collect() };
         let tables = self.tables(&next);
         let state = self.stage(0, input, &next.rows, &tables, 0)?;

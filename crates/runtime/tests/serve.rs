@@ -3,6 +3,7 @@
 #![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 
 use backend::KvDType;
+use backend::numerics::inverse_rms;
 use backend_cpu::Cpu;
 use calibration::{Forward, Precision};
 use checkpoint::Checkpoint;
@@ -10,10 +11,13 @@ use engine::{
     DraftModel, Engine, Event, Executor, Finish, NGram, Options, Request, Sampled, Sampling,
     Scratch, SeqId, Speculator, Stepper, score,
 };
+use ir::{Op, ReadError, Source, Value, WeightId};
 use rayon::ThreadPoolBuilder;
 use runtime::{InPool, KvPlan, Model, Runner, Settings, apart};
 use std::collections::BTreeMap;
+use std::ops::Range;
 use std::path::{Path, PathBuf};
+use tensor::Tensor;
 
 fn tests() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("../../tests")
@@ -211,6 +215,78 @@ fn the_streamed_forward_as_served_says_what_it_says() {
         }
     }
     assert!(rounded > 50, "{rounded} of the forwards round");
+}
+
+/// A checkpoint whose rows of a table are changed as they are read.
+struct Changed<'a> {
+    source: &'a Checkpoint,
+    table: &'a str,
+    change: &'a (dyn Fn(&mut [f32]) + Sync),
+}
+
+impl Source for Changed<'_> {
+    fn read_rows(&self, name: &str, rows: Range<usize>) -> Result<Tensor, ReadError> {
+        let Some(stored) = name.strip_prefix("changed ") else {
+            return self.source.read_rows(name, rows).map_err(Into::into);
+        };
+        let read = self.source.read_rows(stored, rows)?;
+        assert_eq!(stored, self.table);
+        let (shape, mut values) = (read.shape().to_vec(), read.to_f32().unwrap());
+        values.chunks_exact_mut(shape[1]).for_each(self.change);
+        Ok(Tensor::from_f32(shape, &values).unwrap())
+    }
+}
+
+/// What an embedding does to the rows of its table, and a head before its projection, is computed as if
+/// the table had been stored so: a factor, then a norm, as no family of today has them.
+#[test]
+fn the_ops_of_an_embedding_and_of_a_head_are_run() {
+    let mut opened = Opened::stories();
+    let norm = opened.spec.head.weights[0].clone();
+    let table = opened.spec.table().unwrap().clone();
+    let (embedding, head) = (&mut opened.spec.embedding, &mut opened.spec.head);
+    embedding.ops.push(Op::Scale { input: Value(1), by: 3.25 });
+    embedding.ops.push(Op::Norm { input: Value(2), weight: WeightId(1), eps: 1e-3 });
+    embedding.weights.push(norm.clone());
+    head.ops.insert(0, Op::Scale { input: Value::INPUT, by: 4.0 });
+    let Op::Norm { input, .. } = &mut head.ops[1] else { panic!("a head begins with a norm") };
+    *input = Value(1);
+    let Op::Linear { input, .. } = &mut head.ops[2] else { panic!("a head ends in a linear") };
+    *input = Value(2);
+    ir::verify(embedding, 1).unwrap();
+    ir::verify(head, opened.spec.hidden).unwrap();
+    let tokens = opened.tokens();
+    let ours = opened.streamed(&tokens);
+
+    let weights = opened.checkpoint.read_rows(&norm.tensor, 0..norm.shape[0]).unwrap();
+    let weights = weights.to_f32().unwrap();
+    let change = |row: &mut [f32]| {
+        row.iter_mut().for_each(|x| *x *= 3.25);
+        let inverse = inverse_rms(row, 1e-3);
+        row.iter_mut().zip(&weights).for_each(|(x, w)| *x = *x * inverse * w);
+    };
+    let plain = Opened::stories();
+    let mut spec = plain.spec.clone();
+    spec.embedding.weights[0].tensor = format!("changed {}", table.tensor);
+    let Op::Norm { eps, .. } = &mut spec.head.ops[0] else { panic!("a head begins with a norm") };
+    // A norm forgets a factor, but for what is added to the mean square.
+    *eps /= 16.0;
+    let source = Changed { source: &plain.checkpoint, table: &table.tensor, change: &change };
+    let model = calibration::Model { spec: &spec, source: &source };
+    let theirs = calibration::logits(&plain.cpu, model.exact(), &tokens).unwrap();
+    let bits = |all: &[f32]| all.iter().map(|x| x.to_bits()).collect::<Vec<_>>();
+    assert_eq!(bits(&ours), bits(&theirs));
+    assert_ne!(ours, plain.streamed(&tokens));
+
+    let loaded = opened.model();
+    let mut runner = opened.runner(&loaded, KvDType::F32, 64);
+    let request = Request { prompt_logprobs: Some(0), ..Request::new(tokens.clone(), 1) };
+    let (said, _) = serve(&mut runner, &[request], &Options::default(), None);
+    assert_eq!(said[0].prompt.len(), tokens.len() - 1);
+    for (&(position, logprob), row) in said[0].prompt.iter().zip(ours.chunks(opened.spec.vocab)) {
+        let alone = score(row, tokens[position], 0, &mut Scratch::default()).unwrap();
+        assert_eq!(alone.logprob.to_bits(), logprob.to_bits(), "{position}");
+    }
 }
 
 #[test]

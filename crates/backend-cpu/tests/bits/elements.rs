@@ -54,6 +54,11 @@ fn element_wise_ops() {
             backend.activate(ir::Activation::Silu, &mut x).unwrap();
             x
         });
+        same_bits("scale", |backend| {
+            let mut x = upload(backend, 1, &a);
+            backend.scale(-1.37, &mut x).unwrap();
+            x
+        });
         same_bits("mul", |backend| {
             let mut x = upload(backend, 1, &a);
             backend.mul(&mut x, &upload(backend, 1, &b)).unwrap();

@@ -108,7 +108,7 @@ impl Subject {
     pub(crate) fn integers(&self) -> [bool; 2] {
         let spec = self.spec();
         let layers = spec.layers.iter().flat_map(|block| &block.weights);
-        let head = spec.head.weights.last();
+        let head = spec.projection();
         [
             layers.map(|w| &w.tensor).any(|t| self.is_integer(t)),
             head.is_some_and(|w| self.is_integer(&w.tensor)),
