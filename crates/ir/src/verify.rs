@@ -225,11 +225,7 @@ mod tests {
             (embedding, vec![embed.clone(), scale(Value(1))], None),
             (embedding, vec![embed.clone(), embed.clone()], begins),
             (embedding, vec![scale(X), embed.clone()], begins),
-            (
-                embedding,
-                vec![embed.clone(), scale(X)],
-                Some("token ids are read by embed alone"),
-            ),
+            (embedding, vec![embed.clone(), scale(X)], Some("token ids are read by embed alone")),
             (
                 embedding,
                 vec![embed.clone(), rope(Value(1))],

@@ -227,7 +227,7 @@ struct Changed<'a> {
 impl Source for Changed<'_> {
     fn read_rows(&self, name: &str, rows: Range<usize>) -> Result<Tensor, ReadError> {
         let Some(stored) = name.strip_prefix("changed ") else {
-            return self.source.read_rows(name, rows).map_err(Into::into);
+            return self.source.read_rows(name, rows);
         };
         let read = self.source.read_rows(stored, rows)?;
         assert_eq!(stored, self.table);
