@@ -4,7 +4,6 @@ mod demand;
 mod kernels;
 mod plot;
 mod prompts;
-mod replica;
 mod report;
 mod session;
 mod subject;
@@ -12,20 +11,20 @@ mod subject;
 use crate::args::Common;
 use crate::args::bench::{Batching, Bench, Prefill};
 use crate::args::serve::{Serving, Speculate};
-use crate::device::{Devices, Joined, Sums};
+use crate::device::{Devices, Sums};
 use crate::failure::{Code, Failure};
 use crate::output::print;
-use crate::room::Room;
+use crate::serve::{Ask, prepare, terms};
 use crate::written::{has_a_place, write_whole};
 use ::bench::{Profiled, Workload};
 use backend::Backend;
 use clap::Parser;
 use demand::{Demand, Limit};
 use ir::ModelSpec;
-use replica::{Replica, together};
 use report::Ceilings;
 pub(crate) use report::rates;
-use session::{Measured, Session};
+use runtime::{Origin, Placement, Prepared, Terms};
+use session::{Measured, Replica, Session};
 use std::iter::once;
 use subject::Subject;
 
@@ -48,10 +47,11 @@ pub(crate) fn run(mut args: Bench) -> Result<(), Failure> {
     let plain = Serving { draft: None, speculate: Speculate::Off, ..args.serving.clone() };
     let servings = [args.serving.clone(), plain];
     let asked = trace.as_ref().map_or(0, Demand::tokens).max(demand::tokens(&args));
-    let subjects = once(&subject).chain(&baseline).map(|subject| (subject, asked)).zip(&servings);
-    let rooms = subjects.map(|(subject, serving)| Rooms::of(&args, subject, serving, &devices));
-    let rooms = rooms.collect::<Result<Vec<Rooms<'_>>, Failure>>()?;
-    let limits = rooms.iter().map(Rooms::limit).collect::<Vec<Limit>>();
+    let subjects = once(&subject).chain(&baseline).zip(&servings);
+    let placed = subjects
+        .map(|(subject, serving)| Placed::of(&args, subject, asked, serving, &devices))
+        .collect::<Result<Vec<Placed<'_>>, Failure>>()?;
+    let limits = placed.iter().map(Placed::limit).collect::<Vec<Limit>>();
     let limit = limits.into_iter().min_by_key(|limit| limit.tokens);
     let limit = limit.ok_or_else(|| Failure::refused("no model is given"))?;
     args.fit(limit.tokens);
@@ -59,8 +59,8 @@ pub(crate) fn run(mut args: Bench) -> Result<(), Failure> {
     demand.fit(&args, &limit)?;
     let machine = first.pool.install(|| first.machine())?;
     let ceilings = Ceilings::of(machine, &devices)?;
-    let measure = |rooms: &Rooms<'_>| measure(&args, rooms, &devices, demand.workload());
-    let models = rooms.iter().map(measure).collect::<Result<Vec<Measured>, Failure>>()?;
+    let measure = |placed: &Placed<'_>| measure(&args, placed, &devices, demand.workload());
+    let models = placed.iter().map(measure).collect::<Result<Vec<Measured>, Failure>>()?;
     let words = demand.words(&args);
     let threads = Devices::threads(&devices);
     if let Some(path) = &args.plot {
@@ -98,13 +98,13 @@ pub(crate) fn speed(model: &str, common: &Common) -> Result<Speed, Failure> {
     args.common = Common { quiet: true, ..common.clone() };
     let subject = Subject::stored(model, &args.common)?;
     let devices = Devices::replicas(&args.common, Sums::of(args.serving.invariant))?;
-    let asked = (&subject, demand::tokens(&args));
-    let rooms = Rooms::of(&args, asked, &args.serving, &devices)?;
-    let limit = rooms.limit();
+    let asked = demand::tokens(&args);
+    let placed = Placed::of(&args, &subject, asked, &args.serving, &devices)?;
+    let limit = placed.limit();
     args.fit(limit.tokens);
     let mut demand = Demand::equal(&args);
     demand.fit(&args, &limit)?;
-    let measured = measure(&args, &rooms, &devices, demand.workload())?;
+    let measured = measure(&args, &placed, &devices, demand.workload())?;
     let prefill = args.prompt() as f64 / measured.prefill(&args).seconds;
     Ok(Speed { prefill, decode: 1.0 / measured.decode(&args).seconds })
 }
@@ -140,17 +140,19 @@ fn one_replica(args: &Bench) -> Result<(), Failure> {
     })
 }
 
-/// A model to be measured, and the room that it has on each replica.
-struct Rooms<'a> {
+/// A model to be measured, and what it has room for on each replica.
+struct Placed<'a> {
     subject: &'a Subject,
     exact: bool,
-    rooms: Vec<Room>,
+    prepared: Vec<Prepared>,
 }
 
-impl<'a> Rooms<'a> {
+impl<'a> Placed<'a> {
+    /// Finds room for `asked` tokens in all.
     fn of(
         args: &Bench,
-        (subject, asked): (&'a Subject, usize),
+        subject: &'a Subject,
+        asked: usize,
         serving: &Serving,
         devices: &[Devices],
     ) -> Result<Self, Failure> {
@@ -161,24 +163,24 @@ impl<'a> Rooms<'a> {
         let context = subject.spec().context.max(1);
         let whole = asked.div_ceil(context).clamp(1, users);
         let spec = ModelSpec { context: context.min(asked), ..subject.spec().clone() };
-        let room = |devices: &Devices| {
-            let grid = |name: &str| subject.grid(name);
-            let place = (devices, subject.weights(&grid));
-            let tokenizer = subject.tokenizer.as_ref();
-            let room = Room::new(&spec, tokenizer, (serving, &args.common), place, whole);
-            let mut room = room.map_err(|failure| devices.named(failure))?;
-            room.measured = args.synthetic_acceptance.is_some();
-            Ok::<_, Failure>(room)
+        let grid = |name: &str| subject.grid(name);
+        let measured = args.synthetic_acceptance.is_some();
+        let terms = Terms { measured, ..terms(serving, whole) };
+        let prepare = |devices: &Devices| {
+            let origin = Origin { spec: &spec, ..subject.origin(&grid) };
+            let ask = Ask { args: serving, common: &args.common, devices };
+            prepare(origin, subject.tokenizer.as_ref(), terms, ask)
+                .map_err(|failure| devices.named(failure))
         };
-        let rooms = devices.iter().map(room).collect::<Result<Vec<Room>, Failure>>()?;
-        Ok(Self { subject, exact: serving.exact, rooms })
+        let prepared = devices.iter().map(prepare).collect::<Result<Vec<Prepared>, Failure>>()?;
+        Ok(Self { subject, exact: serving.exact, prepared })
     }
 
     /// What a request may have at most on each of them.
     fn limit(&self) -> Limit {
         let (spec, name) = (self.subject.spec(), &self.subject.name);
-        let room = self.rooms.iter().map(|room| room.tokens(spec)).min();
-        match room {
+        let tokens = self.prepared.iter().map(|prepared| prepared.tokens(spec)).min();
+        match tokens {
             Some(tokens) if tokens < spec.context => {
                 Limit { tokens, of: format!("what {name:?} has keys and values for") }
             }
@@ -187,17 +189,30 @@ impl<'a> Rooms<'a> {
     }
 }
 
+/// What `work` makes of what each replica has, all at the same time, each among the threads of its own.
+/// A failure says whose it is.
+fn together<'d, R: Send, T: Send>(
+    replicas: impl IntoIterator<Item = (&'d Devices, R)>,
+    work: impl Fn(usize, R) -> Result<T, Failure> + Sync,
+) -> Result<Vec<T>, Failure> {
+    let (devices, replicas): (Vec<&Devices>, Vec<R>) = replicas.into_iter().unzip();
+    let pools = devices.iter().map(|devices| &devices.pool);
+    let done = runtime::together(pools.zip(replicas), work);
+    let named = devices.iter().zip(done);
+    named.map(|(devices, done)| done.map_err(|failure| devices.named(failure))).collect()
+}
+
 fn measure(
     args: &Bench,
-    Rooms { subject, exact, rooms }: &Rooms<'_>,
+    placed: &Placed<'_>,
     devices: &[Devices],
     workload: &Workload,
 ) -> Result<Measured, Failure> {
+    let Placed { subject, exact, prepared } = placed;
     let grid = |name: &str| subject.grid(name);
-    let (spec, weights) = (subject.spec(), subject.weights(&grid));
-    let stages: Vec<Vec<Joined<'_>>> = devices.iter().map(Devices::stages).collect();
-    let backends = stages.iter().map(|all| all.iter().map(Joined::backend).collect());
-    let mut backends: Vec<Vec<&dyn Backend>> = backends.collect();
+    let (spec, origin) = (subject.spec(), subject.origin(&grid));
+    let placements: Vec<Placement<'_>> = devices.iter().map(Devices::placement).collect();
+    let mut backends: Vec<Vec<&dyn Backend>> = placements.iter().map(Placement::backends).collect();
     let profiled = match &backends[..] {
         _ if !args.profile => None,
         [one] if let [backend] = one[..] => Some(Profiled::new(backend, spec.vocab)),
@@ -206,21 +221,22 @@ fn measure(
     if let Some(profiled) = &profiled {
         backends = vec![vec![profiled as &dyn Backend]];
     }
-    let places = || devices.iter().zip(rooms.iter().zip(&backends));
-    let loaded = together(places(), |_, (room, backends)| room.load(backends, weights))?;
-    let places = places()
-        .zip(&loaded)
-        .map(|((devices, (room, backends)), loaded)| (devices, (devices, room, backends, loaded)));
-    let mut replicas = together(places, |_, (devices, room, backends, loaded)| {
-        let answerer = room.answerer(backends, loaded, spec)?;
+    let places = || devices.iter().zip(prepared.iter().zip(&backends));
+    let loaded =
+        together(places(), |_, (prepared, backends)| Ok(prepared.load(backends, origin)?))?;
+    let places = places().zip(&loaded).map(|((devices, (prepared, backends)), loaded)| {
+        (devices, (devices, prepared, backends, loaded))
+    });
+    let mut replicas = together(places, |_, (devices, prepared, backends, loaded)| {
+        let answerer = prepared.answerer(backends, loaded, spec)?;
         Ok(Replica { devices, answerer })
     })?;
-    let (Some((first, others)), Some(room)) = (replicas.split_first_mut(), rooms.first()) else {
+    let (Some((first, others)), Some(one)) = (replicas.split_first_mut(), prepared.first()) else {
         return Err(Failure::refused("no device is given"));
     };
     // A GPU multiplies the floats that weights stand for.
     let rounds = first.devices.backend().numerics() == "default" && !exact;
     let integers = subject.integers().map(|stored| stored && rounds);
     let session = Session { args, subject, first, others, profiled: profiled.as_ref() };
-    session.measure(workload, room.kv_token(), integers)
+    session.measure(workload, one.kv_token(), integers)
 }

@@ -7,27 +7,27 @@ use crate::failure::{Code, Failure};
 use crate::generation::{Generation, special};
 use crate::output::{colours, counted, remark, write_stream};
 use crate::run::{report, speed};
-use crate::serve::{Answer, Answerer, Asked, Served};
+use crate::serve::Service;
 use crate::written::{has_a_place, write_whole};
 use command::{Command, HELP, Wrong, parse};
 use engine::Request;
 use input::{Input, Interrupt};
+use runtime::{Answer, Answerer, Asked};
 use screen::{Screen, Shown};
 use serde_json::{Value, json};
 use settings::{KEYS, Settings};
 use std::io::{self, IsTerminal};
 use std::path::PathBuf;
-use text::ChatTemplate;
+use text::{ChatTemplate, Spelled, thinking};
 
 mod command;
 mod input;
 mod screen;
 mod settings;
-mod thinking;
 
 pub(crate) fn run(args: &Chat) -> Result<(), Failure> {
     let devices = Devices::open(&args.common, Wanted::Fastest, Sums::of(args.serving.invariant))?;
-    let served = Served::open(&args.model, &args.serving, (&args.common, &devices))?;
+    let served = Service::open(&args.model, &args.serving, &args.common, &devices)?;
     let mut template = served.opened.chat_template()?.ok_or_else(|| {
         let folder = served.opened.checkpoint.folder();
         Failure::refused(format!("{folder:?} has no chat template"))
@@ -50,13 +50,16 @@ pub(crate) fn run(args: &Chat) -> Result<(), Failure> {
         template.eos(),
     )?;
     let marks = thinking::marks();
-    let seen = marks.filter_map(|mark| Some((special(&served.tokenizer, mark)?, mark))).collect();
+    let spelled = marks.filter_map(|text| {
+        let token = special(&served.tokenizer, text)?;
+        Some(Spelled { token, text })
+    });
     let mut talk = Talk {
         served: &served,
         common: Common { quiet: true, ..args.common.clone() },
         quiet: args.common.quiet,
         template,
-        seen,
+        spelled: spelled.collect(),
         first: settings.clone(),
         settings,
         generation,
@@ -111,13 +114,13 @@ impl From<Wrong> for Failure {
 }
 
 struct Talk<'a> {
-    served: &'a Served,
+    served: &'a Service,
     /// As given, but quiet: what is to be said of the files has been said.
     common: Common,
     quiet: bool,
     template: ChatTemplate,
     /// Marks of thoughts that are special tokens.
-    seen: Vec<(u32, &'static str)>,
+    spelled: Vec<Spelled>,
     /// The settings of the command line, and those of now.
     first: Settings,
     settings: Settings,
@@ -195,12 +198,14 @@ impl Talk<'_> {
         };
         self.interrupt.hold();
         let mut screen = Screen::new(self.shown, self.settings.folds, &prompt, &self.interrupt);
-        let asked = Asked { request, stops: &self.generation.stops, seen: &self.seen };
+        let asked = Asked { request, stops: &self.generation.stops, spelled: &self.spelled };
         let answer = answerer.answer(&self.served.tokenizer, asked, &mut screen);
         let read = screen.finish(answer.is_ok())?;
-        let answer = answer.map_err(|failure| match (&failure.hint, self.turns.len()) {
-            (Some(_), _) | (None, 0) => failure,
-            (None, _) => failure.with_hint("/clear forgets the turns so far"),
+        let answer = answer.map_err(Failure::from).map_err(|failure| {
+            match (&failure.hint, self.turns.len()) {
+                (Some(_), _) | (None, 0) => failure,
+                (None, _) => failure.with_hint("/clear forgets the turns so far"),
+            }
         })?;
         let (thought, said) = thinking::divided(&prompt, &answer.text);
         if !(answer.finish == "interrupted" && answer.text.is_empty()) {

@@ -8,7 +8,7 @@ use crate::device::{Devices, Sums, Wanted};
 use crate::eval::{WINDOW, sequence, text_tokens};
 use crate::failure::{Code, Failure};
 use crate::measure::{Models, Path};
-use crate::model::Opened;
+use crate::model;
 use crate::output::{print, remark};
 use crate::quality::{Comparison, nll};
 use crate::statistics::Mean;
@@ -16,6 +16,7 @@ use crate::task::{Difference, Outcome, Set};
 use crate::written::{has_a_place, write_whole};
 use calibration::windows::{Protocol, windows};
 use calibration::{Scored, Sequence};
+use runtime::Opened;
 use std::path::PathBuf;
 
 /// What was found of a model.
@@ -55,7 +56,7 @@ pub(crate) fn run(args: &Compare) -> Result<(), Failure> {
             .with_hint("name several: optimize compare A B C; optimize eval measures one"));
     }
     let named: Vec<&String> = args.baseline.iter().chain(&args.models).collect();
-    let opened = named.iter().map(|model| Opened::open(model, &args.common));
+    let opened = named.iter().map(|model| model::open(model, &args.common));
     let opened = opened.collect::<Result<Vec<Opened>, Failure>>()?;
     let names = show::names(&opened);
     let Some((reference, others)) = opened.split_first() else {

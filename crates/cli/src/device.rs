@@ -5,11 +5,12 @@ use crate::failure::{Code, Failure};
 use crate::memory::part_of_free;
 use crate::output::remark;
 use ::bench::{Machine, READ_BYTES};
-use backend::{Backend, Sharded};
+use backend::Backend;
 use backend_cpu::{Cpu, Isa};
 #[cfg(feature = "cuda")]
 use backend_cuda::{Cuda, Driver, NoDriver};
 use rayon::{ThreadPool, ThreadPoolBuilder};
+use runtime::{Joined, Placement};
 use std::collections::BTreeSet;
 #[cfg(feature = "cuda")]
 use std::sync::Arc;
@@ -25,21 +26,6 @@ pub(crate) struct Devices {
     pub(crate) replica: Option<String>,
     #[cfg(feature = "cuda")]
     gpus: Vec<(usize, Cuda)>,
-}
-
-/// What computes a range of layers.
-pub(crate) enum Joined<'d> {
-    One(&'d dyn Backend),
-    Several(Sharded<'d>),
-}
-
-impl Joined<'_> {
-    pub(crate) fn backend(&self) -> &dyn Backend {
-        match self {
-            Self::One(backend) => *backend,
-            Self::Several(sharded) => sharded,
-        }
-    }
 }
 
 /// What a GPU reads to be measured: far more than its caches hold.
@@ -172,12 +158,12 @@ impl Devices {
     }
 
     /// The devices of a model's layers, in order.
-    pub(crate) fn stages(&self) -> Vec<Joined<'_>> {
-        let stage = |stage: &Vec<Place>| match &stage[..] {
-            [one] => Joined::One(self.place(*one)),
-            all => Joined::Several(Sharded::new(all.iter().map(|p| self.place(*p)).collect())),
+    pub(crate) fn placement(&self) -> Placement<'_> {
+        let stage = |stage: &Vec<Place>| {
+            Joined::new(stage.iter().map(|place| self.place(*place)).collect())
         };
-        self.places.0.iter().map(stage).collect()
+        let stages = self.places.0.iter().filter_map(stage).collect();
+        Placement { stages, sharing: self.sharing }
     }
 
     fn place(&self, place: Place) -> &dyn Backend {

@@ -4,7 +4,7 @@ use crate::args;
 use crate::device::{Devices, Sums, Wanted};
 use crate::failure::{Code, Failure};
 use crate::measure::{Models, Path};
-use crate::model::Opened;
+use crate::model;
 use crate::output::{grouped, print, remark};
 use crate::quality::Quality;
 use crate::task;
@@ -12,6 +12,7 @@ use crate::written::{has_a_place, write_whole};
 use calibration::builtin::EVAL_TEXT;
 use calibration::windows::{Protocol, Window, windows};
 use calibration::{Scored, Sequence, Target};
+use runtime::Opened;
 use serde_json::{Value, json};
 use std::fmt::Write;
 use std::fs::File;
@@ -25,8 +26,8 @@ const WINDOW_LLAMA_CPP: usize = 512;
 
 pub(crate) fn run(args: &args::Eval) -> Result<(), Failure> {
     consistent(args)?;
-    let opened = Opened::open(&args.model, &args.common)?;
-    let open_baseline = |model: &String| Opened::open(model, &args.common);
+    let opened = model::open(&args.model, &args.common)?;
+    let open_baseline = |model: &String| model::open(model, &args.common);
     let baseline = args.baseline.as_ref().map(open_baseline).transpose()?;
     let path = Path::of(args, &opened);
     let devices = Devices::open(&args.common, Wanted::Fastest, Sums::Ours)?;
@@ -129,7 +130,7 @@ pub(crate) fn text_tokens(
 
 pub(crate) fn tokenizer(opened: &Opened) -> Result<text::Tokenizer, Failure> {
     let folder = opened.checkpoint.folder();
-    opened.tokenizer()?.ok_or_else(|| {
+    model::tokenizer(opened)?.ok_or_else(|| {
         Failure::refused(format!("{folder:?} has no tokenizer.json"))
             .with_hint("give token ids with --tokens FILE")
     })

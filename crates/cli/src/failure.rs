@@ -1,5 +1,6 @@
 //! How a command fails: what is said, and the exit code a pipeline acts on.
 
+use crate::memory::no_room;
 use crate::output::size;
 use serde_json::{Value, json};
 use std::fmt;
@@ -228,6 +229,51 @@ impl From<runtime::LoadError> for Failure {
         };
         let hint = if let E::Backend(error) = &error { short_of(error) } else { None };
         Self { hint, ..Self::new(code, error) }
+    }
+}
+
+impl From<runtime::OpenError> for Failure {
+    fn from(error: runtime::OpenError) -> Self {
+        use runtime::OpenError as E;
+        match error {
+            E::Checkpoint(error) => error.into(),
+            E::Text(error) => error.into(),
+            E::Refused { .. } | E::NoKey { .. } | E::Ids { .. } => Self::new(Code::Refused, error),
+        }
+    }
+}
+
+impl From<runtime::ServeError> for Failure {
+    fn from(error: runtime::ServeError) -> Self {
+        use runtime::ServeError as E;
+        match error {
+            E::Room(taken) => no_room(&taken),
+            E::Keys(error) | E::Load(error) => error.into(),
+            E::Measure(error) => error.into(),
+            E::Draft(error) => error.into(),
+            E::OneDevice => {
+                Self::refused("--gpu-layers divides a model between devices, and there is one")
+                    .with_hint("name them: --device cuda,cpu")
+            }
+            E::Vocabulary { .. } | E::TokenIds | E::NoDevice => Self::new(Code::Refused, error),
+        }
+    }
+}
+
+impl From<runtime::AnswerError> for Failure {
+    fn from(error: runtime::AnswerError) -> Self {
+        use runtime::AnswerError as E;
+        match error {
+            E::Refused(error) => error.into(),
+            E::Text(error) => error.into(),
+            E::Failed(error) => error.into(),
+            E::Logits(error) => Self::refused(error).with_hint(match error {
+                engine::SampleError::Banned => {
+                    "ask for fewer bans: see --logit-bias and generation_config.json"
+                }
+                _ => "the model's weights are broken, or its config.json is",
+            }),
+        }
     }
 }
 

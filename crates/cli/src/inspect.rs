@@ -5,11 +5,12 @@ mod prospect;
 use crate::args;
 use crate::device::{Devices, Sums, Wanted};
 use crate::failure::Failure;
-use crate::model::Opened;
+use crate::model;
 use crate::output::{grouped, print, remark, size};
-use crate::room::to_run;
+use crate::serve::to_run;
 use checkpoint::TensorInfo;
 use ir::{Block, BlockId, Heads, ModelSpec, Op, Spec};
+use runtime::Opened;
 use serde_json::{Value, json};
 use std::collections::BTreeMap;
 use std::fmt::Write;
@@ -23,12 +24,12 @@ pub(crate) fn run(args: &args::Inspect) -> Result<(), Failure> {
         let text = if json { format!("{:#}", prospect.report()) } else { prospect.table() };
         return print(&text);
     }
-    let opened = Opened::open(&args.model, &args.common)?;
-    let tokenizer = match opened.tokenizer() {
+    let opened = model::open(&args.model, &args.common)?;
+    let tokenizer = match model::tokenizer(&opened) {
         Ok(Some(t)) => Ok(Some(t.size())),
         Ok(None) => Ok(None),
         // A checkpoint without a usable tokenizer can still be inspected.
-        Err(failure) => Err(failure.to_string().replace("error: ", "")),
+        Err(error) => Err(Failure::from(error).to_string().replace("error: ", "")),
     };
     let devices = Devices::open(&args.common, Wanted::Cpu, Sums::Ours)?;
     let (line, taken) = to_run(&opened, &devices);

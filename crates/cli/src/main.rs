@@ -3,7 +3,6 @@
 mod allocator;
 mod args;
 mod bench;
-mod budget;
 mod chat;
 mod compare;
 mod device;
@@ -27,7 +26,6 @@ mod quality;
 mod readers;
 mod recipe;
 mod request;
-mod room;
 mod run;
 mod serve;
 mod statistics;

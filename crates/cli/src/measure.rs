@@ -4,11 +4,12 @@ use crate::args::Common;
 use crate::args::{Eval, EvalPath};
 use crate::failure::Failure;
 use crate::memory::part_of_free;
-use crate::model::Opened;
+use crate::model;
 use crate::output::{grouped, peak_memory, remark};
 use crate::progress::Meter;
 use backend::{Backend, KvDType};
 use calibration::{ACTIVATION_BYTES_MAX, Scored, Sequence};
+use runtime::Opened;
 
 /// Which forwards of a model are measured.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -83,13 +84,13 @@ impl Models<'_> {
     /// Scores `sequences` with progress; remarks how fast it went.
     pub(crate) fn score(&self, sequences: &[Sequence], common: &Common) -> Result<Scores, Failure> {
         let mut meter = Meter::new("scoring", common);
-        let ours = self.opened.streamed();
+        let ours = model::streamed(self.opened);
         let mut forwards = match self.path {
             Path::Exact => vec![ours.exact()],
             Path::Served(served) => vec![ours.served(served.keys)],
             Path::Both(served) => vec![ours.served(served.keys), ours.exact()],
         };
-        forwards.extend(self.baseline.map(|baseline| baseline.streamed().exact()));
+        forwards.extend(self.baseline.map(|baseline| model::streamed(baseline).exact()));
         let room = part_of_free(ACTIVATION_BYTES_MAX);
         let scored = calibration::score(self.backend, &forwards, (sequences, room), &mut |p| {
             meter.at(p.done, p.total);

@@ -2,17 +2,12 @@
 
 use crate::args::Compile;
 use crate::failure::Failure;
-use crate::model::Opened;
 use crate::output::size;
 use crate::tokens::tokenizing;
-use backend::Backend;
-use compiler::{BASE_BYTES, Plan};
-use ir::{Grid, ModelSpec, held_elements};
-use runtime::{Settings, free_memory};
+use backend::KvDType;
+use compiler::Plan;
+use runtime::{Opened, Taken, free_memory};
 use serde_json::{Value, json};
-
-/// The grid that each tensor is stored on; `None` for a dense one.
-pub(crate) type Grids<'a> = &'a (dyn Fn(&str) -> Option<Grid> + Sync);
 
 /// What a compilation takes, within what it may.
 pub(crate) struct Compilation {
@@ -66,102 +61,49 @@ impl Compilation {
     }
 }
 
-/// What a model takes where it is run, in bytes.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) struct Taken {
-    /// Weights, a draft's too.
-    pub(crate) weights: u64,
-    pub(crate) keys_and_values: u64,
-    /// The program, its tokenizer, the values of a step.
-    pub(crate) work: u64,
-    /// What there is for it; `None` where the system does not say.
-    pub(crate) free: Option<u64>,
-    /// Whether some of it is a GPU's.
-    pub(crate) apart: bool,
+/// What a model takes where it is run, in a line.
+pub(crate) fn line(taken: &Taken, tokens: u64, dtype: KvDType) -> String {
+    let Taken { weights, keys_and_values, work, free, .. } = *taken;
+    let of = free.map_or(String::new(), |free| format!(", of {} that are free", size(free)));
+    format!(
+        "{} of weights + {} of keys and values ({tokens} tokens, {}) + {} of work = {}{of}",
+        size(weights),
+        size(keys_and_values),
+        dtype.name(),
+        size(work),
+        size(taken.total())
+    )
 }
 
-impl Taken {
-    pub(crate) fn total(&self) -> u64 {
-        self.weights.saturating_add(self.keys_and_values).saturating_add(self.work)
-    }
+/// The same for programs.
+pub(crate) fn json(taken: &Taken) -> Value {
+    json!({
+        "weights": taken.weights,
+        "keys_and_values": taken.keys_and_values,
+        "work": taken.work,
+        "total": taken.total(),
+        "free": taken.free,
+    })
+}
 
-    /// In a line.
-    pub(crate) fn line(&self, tokens: u64, dtype: &str) -> String {
-        let Self { weights, keys_and_values, work, free, .. } = *self;
-        let of = free.map_or(String::new(), |free| format!(", of {} that are free", size(free)));
-        format!(
-            "{} of weights + {} of keys and values ({tokens} tokens, {dtype}) + {} of work \
-             = {}{of}",
-            size(weights),
-            size(keys_and_values),
-            size(work),
-            size(self.total())
-        )
-    }
-
-    pub(crate) fn json(&self) -> Value {
-        json!({
-            "weights": self.weights,
-            "keys_and_values": self.keys_and_values,
-            "work": self.work,
-            "total": self.total(),
-            "free": self.free,
-        })
-    }
-
-    /// Refuses what does not fit.
-    pub(crate) fn check(&self) -> Result<(), Failure> {
-        let (total, free) = (self.total(), self.free.unwrap_or(u64::MAX));
-        if total <= free {
-            return Ok(());
+/// Refuses what does not fit.
+pub(crate) fn no_room(taken: &Taken) -> Failure {
+    let Taken { weights, keys_and_values, work, .. } = *taken;
+    let parts = [(weights, "weights"), (keys_and_values, "keys and values"), (work, "work")];
+    let parts = parts.iter().filter(|(bytes, _)| *bytes > 0);
+    let parts: Vec<String> =
+        parts.map(|(bytes, what)| format!("{} of {what}", size(*bytes))).collect();
+    let hint = match taken.apart {
+        true => {
+            "--device cuda,cpu has the layers that do not fit on the host; see also --kv-memory"
         }
-        let Self { weights, keys_and_values, work, .. } = *self;
-        let parts = [(weights, "weights"), (keys_and_values, "keys and values"), (work, "work")];
-        let parts = parts.iter().filter(|(bytes, _)| *bytes > 0);
-        let parts: Vec<String> =
-            parts.map(|(bytes, what)| format!("{} of {what}", size(*bytes))).collect();
-        let hint = match self.apart {
-            true => {
-                "--device cuda,cpu has the layers that do not fit on the host; see also --kv-memory"
-            }
-            false => "a smaller model, or one of fewer bits, takes less; see also --kv-memory",
-        };
-        Err(Failure::refused(format!(
-            "this takes {} of memory ({}), and this process may take {}",
-            size(total),
-            parts.join(", "),
-            size(free)
-        ))
-        .with_hint(hint))
-    }
-}
-
-/// What the weights of a model take on a device: of those on a grid as that, unless they are computed
-/// with `exact`ly. The rows of the embedding are gathered as floats.
-pub(crate) fn laid_out(
-    spec: &ModelSpec,
-    backend: &dyn Backend,
-    exact: bool,
-    grid: Grids<'_>,
-) -> u64 {
-    let table = spec.table().map(|weight| &weight.tensor);
-    let bytes = |weight: &ir::Spec| {
-        let dense = exact || table == Some(&weight.tensor);
-        backend.laid_out_bytes(weight, if dense { None } else { grid(&weight.tensor) })
+        false => "a smaller model, or one of fewer bits, takes less; see also --kv-memory",
     };
-    spec.tensors().into_iter().map(bytes).sum()
+    Failure::refused(format!(
+        "this takes {} of memory ({}), and this process may take {}",
+        size(taken.total()),
+        parts.join(", "),
+        size(taken.free.unwrap_or(u64::MAX))
+    ))
+    .with_hint(hint)
 }
-
-/// What the host holds beside weights, keys and values: the program, a tokenizer of a file of so many
-/// bytes, the values of a step.
-pub(crate) fn work(spec: &ModelSpec, tokenizer: u64, settings: &Settings) -> u64 {
-    /// Rows whose logits are held at once, and how often.
-    const LOGITS: usize = 2 * 16;
-    let values = spec.layers.iter().map(held_elements).max().unwrap_or(0);
-    let rows = settings.tokens.min(spec.context) as u64;
-    let logits = (LOGITS * spec.vocab * size_of::<f32>()) as u64;
-    BASE_BYTES + tokenizer.saturating_mul(HELD_OF_TOKENIZER) + rows * 4 * values + logits
-}
-
-/// Memory that a tokenizer keeps, in the lengths of its file.
-const HELD_OF_TOKENIZER: u64 = 8;

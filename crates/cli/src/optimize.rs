@@ -6,7 +6,7 @@ use crate::failure::Failure;
 use crate::fault;
 use crate::fold::fold;
 use crate::memory::{self, Compilation};
-use crate::model::Opened;
+use crate::model;
 use crate::output::{counted, peak_memory, print, print_table, remark, seconds, size};
 use crate::plan;
 use crate::progress::CompileMeter;
@@ -16,6 +16,7 @@ use crate::tokens::{self, Streams};
 use calibration::Model;
 use compiler::{Claim, Compiled, Destination, Job, Plan, Quality, Report, Spent, Tokens, compile};
 use ir::{BlockId, ModelSpec, Span};
+use runtime::Opened;
 use serde_json::{Value, json};
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -27,7 +28,7 @@ pub(crate) fn run(args: &Compile) -> Result<(), Failure> {
     let refused = |all| Failure::from(compiler::CompileError::Refused(all));
     let passes = passes::passes(&request.recipe)
         .map_err(|all| refused(all.into_iter().map(Into::into).collect()))?;
-    let opened = Opened::open(&args.model, &args.common)?;
+    let opened = model::open(&args.model, &args.common)?;
     already_quantized(args, &opened)?;
     request.check_ignored(&opened.spec)?;
     if request.builtin && args.samples.is_none() {
@@ -60,7 +61,7 @@ pub(crate) fn run(args: &Compile) -> Result<(), Failure> {
         let source = fault::source(args, &opened.checkpoint)?;
         let job = Job {
             checkpoint: &opened.checkpoint,
-            model: Model { source: &source, ..opened.streamed() },
+            model: Model { source: &source, ..model::streamed(&opened) },
             ignored_keys: &args.common.ignore_config_key,
             recipe: &request.recipe,
             passes: &passes,

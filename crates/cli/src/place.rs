@@ -3,7 +3,8 @@
 
 use crate::args::Common;
 use crate::failure::Failure;
-use checkpoint::{Checkpoint, Snapshot};
+use checkpoint::Snapshot;
+use runtime::OpenError;
 use serde_json::{Map, Value};
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -18,15 +19,17 @@ pub(crate) struct Place {
 impl Place {
     /// What config.json says, without the keys that are to be ignored. There need be no weights.
     pub(crate) fn config(&self, common: &Common) -> Result<Map<String, Value>, Failure> {
-        let mut config = Checkpoint::config_in(&self.folder).map_err(|e| self.missing(e))?;
-        for key in &common.ignore_config_key {
-            if !arch::ignore(&mut config, key) {
-                let message =
-                    format!("{:?}: config.json has no key {key:?} to ignore", self.folder);
-                return Err(Failure::refused(message));
-            }
+        runtime::configuration(&self.folder, &common.ignore_config_key)
+            .map_err(|error| self.failed(error))
+    }
+
+    /// A failure to open the folder, with what may be done about it.
+    pub(crate) fn failed(&self, error: OpenError) -> Failure {
+        match error {
+            OpenError::Checkpoint(error) => self.missing(error),
+            OpenError::Refused { error, .. } => self.refuse(*error),
+            error => error.into(),
         }
-        Ok(config)
     }
 
     /// Whether there is a config.json, and nothing beside it that could be meant as weights.
@@ -51,7 +54,7 @@ impl Place {
     }
 
     /// A failure to open the folder, with the command that brings what is missing.
-    pub(crate) fn missing(&self, error: checkpoint::Error) -> Failure {
+    fn missing(&self, error: checkpoint::Error) -> Failure {
         let hint = match &self.fetch {
             _ if !error.is_missing() => None,
             Some(fetch) => {

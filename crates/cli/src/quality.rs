@@ -2,10 +2,10 @@
 
 use crate::failure::Failure;
 use crate::measure::{Models, Path, Scores, Served};
-use crate::model::Opened;
 use crate::statistics::Mean;
 use calibration::Scored;
 use ir::{Source, Spec};
+use runtime::Opened;
 use serde_json::{Value, json};
 use std::fmt::Write;
 

@@ -4,9 +4,11 @@ use crate::args::serve::Run;
 use crate::device::{Devices, Sums, Wanted};
 use crate::failure::Failure;
 use crate::generation::Generation;
+use crate::memory;
 use crate::output::{peak_memory, print, remark, write_stream};
-use crate::serve::{Answer, Asked, Served, Stream};
+use crate::serve::{Service, Stream};
 use engine::Request;
+use runtime::{Answer, Asked};
 use serde_json::{Value, json};
 use std::io::{IsTerminal, Read};
 
@@ -15,7 +17,7 @@ const PROMPT_BYTES: u64 = 64 << 20;
 
 pub(crate) fn run(args: &Run) -> Result<(), Failure> {
     let devices = Devices::open(&args.common, Wanted::Fastest, Sums::of(args.serving.invariant))?;
-    let served = Served::open(&args.model, &args.serving, (&args.common, &devices))?;
+    let served = Service::open(&args.model, &args.serving, &args.common, &devices)?;
     let prompt = Prompt::of(args, &served)?;
     let generation = Generation::new(
         (&args.sampling, &args.common),
@@ -35,13 +37,15 @@ pub(crate) fn run(args: &Run) -> Result<(), Failure> {
     served.engine().add(request.clone())?;
     let answer = devices.pool.install(|| {
         served.load(&devices, |answerer| {
-            let asked = Asked { request, stops: &generation.stops, seen: &[] };
-            answerer.answer(&served.tokenizer, asked, &mut Stream::new(args.common.json))
+            let asked = Asked { request, stops: &generation.stops, spelled: &[] };
+            let mut stream = Stream::new(args.common.json);
+            let answer = answerer.answer(&served.tokenizer, asked, &mut stream)?;
+            stream.finish().map(|()| answer)
         })
     })?;
     if args.common.json {
         let mut report = report(&answer, tokens);
-        report["memory"] = served.taken().json();
+        report["memory"] = memory::json(&served.taken());
         report["memory"]["peak"] = json!(peak_memory());
         return print(&format!("{report:#}"));
     }
@@ -60,7 +64,7 @@ struct Prompt {
 }
 
 impl Prompt {
-    fn of(args: &Run, served: &Served) -> Result<Self, Failure> {
+    fn of(args: &Run, served: &Service) -> Result<Self, Failure> {
         let text = match args.prompt.as_deref().or(args.text.as_deref()) {
             None if std::io::stdin().is_terminal() => {
                 return Err(Failure::refused("no text to continue").with_hint(

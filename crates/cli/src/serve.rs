@@ -1,55 +1,57 @@
 //! A model that answers: what `run` and `chat` share.
 
 use crate::args::Common;
-use crate::args::serve::Serving;
-use crate::device::{Devices, Joined};
+use crate::args::serve::{Serving, Speculate};
+use crate::device::Devices;
 use crate::eval::tokenizer;
 use crate::failure::Failure;
-use crate::memory::Taken;
-use crate::model::Opened;
-use crate::output::{printable, write_stream};
-use crate::room::Room;
-use engine::{Engine, Event, Finish, Request, SeqId, Speculator, Stats};
-use runtime::Runner;
+use crate::output::{printable, remark, write_stream};
+use crate::{allocator, memory, model};
+use backend::KvDType;
+use compiler::BASE_BYTES;
+use engine::Engine;
+use runtime::{Answerer, Listener, Opened, Origin, Prepared, ServeError, Taken, Terms, foresee};
+use serde_json::Value;
 use std::io::{self, IsTerminal};
-use std::time::Instant;
-use text::{Detokenizer, StopStrings, Tokenizer};
+use text::Tokenizer;
 
 /// What a model needs to answer, before its weights are read.
-pub(crate) struct Served {
+pub(crate) struct Service {
     pub(crate) opened: Opened,
     pub(crate) tokenizer: Tokenizer,
-    room: Room,
+    prepared: Prepared,
 }
 
-impl Served {
+impl Service {
     /// Opens a model and its draft, and says how much they may cache.
     pub(crate) fn open(
         model: &str,
         args: &Serving,
-        (common, devices): (&Common, &Devices),
+        common: &Common,
+        devices: &Devices,
     ) -> Result<Self, Failure> {
-        let opened = Opened::open(model, common)?;
+        let opened = model::open(model, common)?;
         let tokenizer = tokenizer(&opened)?;
         let grid = |name: &str| opened.grid(name);
-        let place = (devices, opened.weights(&grid));
-        let room = Room::new(&opened.spec, Some(&tokenizer), (args, common), place, 1)?;
-        Ok(Self { opened, tokenizer, room })
+        let origin = opened.origin(&grid);
+        let prepared =
+            prepare(origin, Some(&tokenizer), terms(args, 1), Ask { args, common, devices })?;
+        Ok(Self { opened, tokenizer, prepared })
     }
 
     /// What it takes of memory.
     pub(crate) fn taken(&self) -> Taken {
-        self.room.taken
+        self.prepared.taken()
     }
 
     /// Tokens a sequence can have at most: what the context and the cache hold.
     pub(crate) fn room(&self) -> usize {
-        self.room.tokens(&self.opened.spec)
+        self.prepared.tokens(&self.opened.spec)
     }
 
     /// An engine for the model.
     pub(crate) fn engine(&self) -> Engine {
-        self.room.engine(&self.opened.spec)
+        self.prepared.engine(&self.opened.spec)
     }
 
     /// Loads the weights and hands what answers to `use_it`.
@@ -59,38 +61,85 @@ impl Served {
         use_it: impl FnOnce(&mut Answerer<'_>) -> Result<T, Failure>,
     ) -> Result<T, Failure> {
         let (spec, grid) = (&self.opened.spec, |name: &str| self.opened.grid(name));
-        let weights = self.opened.weights(&grid);
-        let stages = devices.stages();
-        let backends: Vec<_> = stages.iter().map(Joined::backend).collect();
-        let loaded = self.room.load(&backends, weights)?;
-        use_it(&mut self.room.answerer(&backends, &loaded, spec)?)
+        let placement = devices.placement();
+        let backends = placement.backends();
+        let loaded = self.prepared.load(&backends, self.opened.origin(&grid))?;
+        use_it(&mut self.prepared.answerer(&backends, &loaded, spec)?)
     }
 }
 
-/// A loaded model with its engine.
-pub(crate) struct Answerer<'m> {
-    pub(crate) engine: Engine,
-    pub(crate) runner: Runner<'m>,
-    pub(crate) speculator: Option<Box<dyn Speculator + Send + 'm>>,
+/// What was asked for, and where.
+#[derive(Clone, Copy)]
+pub(crate) struct Ask<'a> {
+    pub(crate) args: &'a Serving,
+    pub(crate) common: &'a Common,
+    pub(crate) devices: &'a Devices,
 }
 
-/// An answer, and what it took.
-pub(crate) struct Answer {
-    pub(crate) text: String,
-    pub(crate) tokens: Vec<u32>,
-    pub(crate) finish: &'static str,
-    /// Seconds to the first token, and of all the others together.
-    pub(crate) seconds: [f64; 2],
-    pub(crate) stats: Stats,
+/// What the arguments come to, for so many sequences.
+pub(crate) fn terms(args: &Serving, sequences: usize) -> Terms {
+    Terms {
+        keys: args.kv_dtype.into(),
+        kv_memory: args.kv_memory,
+        exact: args.exact,
+        gpu_layers: args.gpu_layers,
+        ngram: args.speculate == Speculate::Ngram,
+        measured: false,
+        sequences,
+        program: BASE_BYTES,
+    }
 }
 
-/// Who an answer is for.
-pub(crate) trait Listener {
-    /// Takes in the next text, once it is certain; never none.
-    fn hear(&mut self, text: &str) -> Result<(), Failure>;
+/// Finds room for a model and its draft, which it opens, and says what they take.
+pub(crate) fn prepare(
+    origin: Origin<'_>,
+    tokenizer: Option<&Tokenizer>,
+    terms: Terms,
+    ask: Ask<'_>,
+) -> Result<Prepared, Failure> {
+    let Ask { args, common, devices } = ask;
+    let draft = match (args.speculate, &args.draft) {
+        (Speculate::Draft, None) => {
+            return Err(Failure::refused("--speculate draft needs --draft MODEL"));
+        }
+        (Speculate::Off | Speculate::Ngram, Some(_)) => {
+            let message = "--draft is given, but --speculate says that it is not used";
+            return Err(Failure::refused(message));
+        }
+        (_, Some(draft)) => Some(model::open(draft, common)?),
+        (_, None) => None,
+    };
+    let drafts = draft.is_some();
+    let prepared = Prepared::new(origin, tokenizer, draft, &devices.placement(), terms);
+    if drafts {
+        // Its tokenizer was looked at.
+        allocator::return_free_memory();
+    }
+    let prepared = prepared.map_err(|error| {
+        let left = matches!(error, ServeError::Keys(_)) && args.kv_memory.is_none();
+        let failure = Failure::from(error);
+        match left {
+            false => failure,
+            true => failure.with_hint(
+                "it is what the weights leave on the device: --kv-memory overrules it, \
+                 --device cuda,cpu has the layers that do not fit on the host",
+            ),
+        }
+    })?;
+    if !common.quiet {
+        let of = devices.replica.as_ref().map_or(String::new(), |one| format!("{one}: "));
+        let line = memory::line(&prepared.taken(), prepared.cached(), terms.keys);
+        remark(&format!("{of}memory: {line}"));
+    }
+    Ok(prepared)
+}
 
-    /// Why nothing more need be said, if so. It is asked after every step.
-    fn leaves(&self) -> Option<&'static str>;
+/// What `run` takes where no option says otherwise, in a line and for programs.
+pub(crate) fn to_run(opened: &Opened, devices: &Devices) -> (String, Value) {
+    let grid = |name: &str| opened.grid(name);
+    let keys: KvDType = crate::args::serve::KvDType::default().into();
+    let (taken, tokens) = foresee(opened.origin(&grid), &devices.placement(), keys, BASE_BYTES);
+    (memory::line(&taken, tokens, keys), memory::json(&taken))
 }
 
 /// Standard output, unless it is to hold a report only.
@@ -100,160 +149,33 @@ pub(crate) struct Stream {
     terminal: bool,
     /// Whether anybody reads it.
     read: bool,
+    failure: Option<Failure>,
 }
 
 impl Stream {
     pub(crate) fn new(silent: bool) -> Self {
-        Self { silent, terminal: io::stdout().is_terminal(), read: true }
+        Self { silent, terminal: io::stdout().is_terminal(), read: true, failure: None }
+    }
+
+    /// Whether all could be written that anybody would read.
+    pub(crate) fn finish(self) -> Result<(), Failure> {
+        self.failure.map_or(Ok(()), Err)
     }
 }
 
 impl Listener for Stream {
-    fn hear(&mut self, text: &str) -> Result<(), Failure> {
-        if !self.silent {
-            let text = if self.terminal { printable(text) } else { text.into() };
-            self.read &= write_stream(&text)?;
+    fn hear(&mut self, text: &str) {
+        if self.silent || self.failure.is_some() {
+            return;
         }
-        Ok(())
+        let text = if self.terminal { printable(text) } else { text.into() };
+        match write_stream(&text) {
+            Ok(read) => self.read &= read,
+            Err(failure) => self.failure = Some(failure),
+        }
     }
 
     fn leaves(&self) -> Option<&'static str> {
-        (!self.read).then_some("closed")
-    }
-}
-
-/// What is asked of a model.
-pub(crate) struct Asked<'a> {
-    pub(crate) request: Request,
-    /// Strings that end the answer.
-    pub(crate) stops: &'a [String],
-    /// Special tokens that are to be seen all the same, and how.
-    pub(crate) seen: &'a [(u32, &'static str)],
-}
-
-impl Answerer<'_> {
-    /// Answers one request; its text goes to `listener` as it comes.
-    pub(crate) fn answer(
-        &mut self,
-        tokenizer: &Tokenizer,
-        asked: Asked<'_>,
-        listener: &mut dyn Listener,
-    ) -> Result<Answer, Failure> {
-        let Asked { request, stops, seen } = asked;
-        let (begun, before) = (Instant::now(), self.engine.stats());
-        let prompt = request.prompt.clone();
-        let stop_tokens = request.stop.clone();
-        let seq = self.engine.add(request)?;
-        let mut show = Show {
-            detokenizer: Detokenizer::new(tokenizer, &prompt),
-            stops: StopStrings::new(stops.iter().cloned()),
-            seen,
-            listener,
-            text: String::new(),
-        };
-        let (mut tokens, mut first, mut finish, mut cut) = (Vec::new(), None, None, false);
-        let mut events = Vec::new();
-        while finish.is_none() {
-            let speculator = self.speculator.as_mut().map(|s| &mut **s as &mut dyn Speculator);
-            self.engine.step(&mut self.runner, speculator, &mut events)?;
-            for event in events.drain(..) {
-                match event {
-                    Event::Token { sampled, .. } if finish.is_none() => {
-                        first.get_or_insert_with(|| begun.elapsed().as_secs_f64());
-                        tokens.push(sampled.token);
-                        if !stop_tokens.contains(&sampled.token) && show.push(sampled.token)? {
-                            (finish, cut) = (Some("stop"), true);
-                        }
-                    }
-                    Event::Finished { finish: Finish::Stop, .. } => {
-                        finish = finish.or(Some("stop"));
-                    }
-                    Event::Finished { finish: Finish::Length, .. } => {
-                        finish = finish.or(Some("length"));
-                    }
-                    Event::Finished { finish: Finish::Logits(error), .. } => {
-                        show.end(false)?;
-                        let hint = match error {
-                            engine::SampleError::Banned => {
-                                "ask for fewer bans: see --logit-bias and generation_config.json"
-                            }
-                            _ => "the model's weights are broken, or its config.json is",
-                        };
-                        return Err(Failure::refused(error).with_hint(hint));
-                    }
-                    Event::Finished { finish: Finish::Failed(error), .. } => {
-                        return Err(Failure::from(error));
-                    }
-                    Event::Started { .. } | Event::Token { .. } | Event::Prompt { .. } => {}
-                }
-            }
-            if let Some(why) = show.listener.leaves().filter(|_| finish.is_none()) {
-                (finish, cut) = (Some(why), true);
-            }
-        }
-        self.abort(seq);
-        let text = show.end(cut)?;
-        let all = begun.elapsed().as_secs_f64();
-        let first = first.unwrap_or(all);
-        let (finish, stats) = (finish.unwrap_or("length"), self.engine.stats().since(&before));
-        Ok(Answer { text, tokens, finish, seconds: [first, all - first], stats })
-    }
-
-    /// Ends a sequence whose text has ended before its tokens did.
-    fn abort(&mut self, seq: SeqId) {
-        let speculator = self.speculator.as_mut().map(|s| &mut **s as &mut dyn Speculator);
-        self.engine.abort(seq, speculator);
-    }
-}
-
-/// Text on its way to who listens.
-struct Show<'t> {
-    detokenizer: Detokenizer<'t>,
-    stops: StopStrings,
-    seen: &'t [(u32, &'static str)],
-    listener: &'t mut dyn Listener,
-    text: String,
-}
-
-impl Show<'_> {
-    /// Shows a token's text; says whether a stop string has come.
-    fn push(&mut self, token: u32) -> Result<bool, Failure> {
-        let mut text = self.detokenizer.push(token)?;
-        if let Some((_, spelled)) = self.seen.iter().find(|(id, _)| *id == token) {
-            text.push_str(spelled);
-        }
-        let (text, stopped) = self.stops.push(&text);
-        self.write(&text)?;
-        Ok(stopped)
-    }
-
-    fn write(&mut self, text: &str) -> Result<(), Failure> {
-        if text.is_empty() {
-            return Ok(());
-        }
-        self.text.push_str(text);
-        self.listener.hear(text)
-    }
-
-    /// Shows what was held back, unless the text was cut; returns all of it.
-    fn end(mut self, cut: bool) -> Result<String, Failure> {
-        if !cut {
-            let stops = std::mem::take(&mut self.stops);
-            let detokenizer = self.detokenizer;
-            let rest = last(detokenizer.finish()?, stops);
-            if !rest.is_empty() {
-                self.text.push_str(&rest);
-                self.listener.hear(&rest)?;
-            }
-        }
-        Ok(self.text)
-    }
-}
-
-/// What is left of a text: its last characters, and what might have become a stop.
-fn last(text: String, mut stops: StopStrings) -> String {
-    match stops.push(&text) {
-        (before, true) => before,
-        (before, false) => before + &stops.finish(),
+        (!self.read || self.failure.is_some()).then_some("closed")
     }
 }

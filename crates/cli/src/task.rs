@@ -6,13 +6,13 @@ use crate::args;
 use crate::eval::{read, tokenizer};
 use crate::failure::{Code, Failure};
 use crate::measure::{Models, Path, Served};
-use crate::model::Opened;
 use crate::output::{print, remark};
 use crate::quality::write_how;
 use crate::statistics::Mean;
 use crate::written::write_whole;
 use calibration::tasks::{Answer, Request, Right, Score, Task, parse};
 use calibration::{Scored, Sequence, Target};
+use runtime::Opened;
 use serde_json::{Value, json};
 use std::fmt::Write;
 

@@ -4,7 +4,7 @@ use crate::allocator;
 use crate::args::Compile;
 use crate::eval::{bytes, read, tokenizer};
 use crate::failure::Failure;
-use crate::model::Opened;
+use crate::model;
 use crate::output::{counted, remark};
 use calibration::builtin::EVAL_TEXT;
 use calibration::corpus::builtin_calibration;
@@ -12,6 +12,7 @@ use calibration::documents::{self, Conversation, Document};
 use calibration::samples::{self, Draw, Drawn};
 use compiler::{BASE_BYTES, Recipe, Text, Tokens};
 use ir::ModelSpec;
+use runtime::Opened;
 use std::path::Path;
 use std::thread;
 
@@ -136,7 +137,7 @@ fn streams(
     if observes {
         let (documents, from) = calibration_documents(args, opened)?;
         let mut documents = documents;
-        if !args.no_gate && args.gate_text.is_none() && opened.tokenizer()?.is_none() {
+        if !args.no_gate && args.gate_text.is_none() && model::tokenizer(opened)?.is_none() {
             let (rest, last) = samples::hold_out(documents, HELD_OUT);
             (documents, held) = (rest, Some((last, format!("end of {from}"))));
         }

@@ -1,23 +1,38 @@
-//! Runs the engine's steps: a whole model on a device, keys and values in pages, the same block
-//! programs and the same interpreter as calibration.
+//! Serving, but for arguments and sockets: a checkpoint is [`Opened`], [`Prepared`] for where it is
+//! computed (its budget of memory, its draft), loaded, and answers.
+//!
+//! [`Runner`] runs the engine's steps: a whole model on its devices, keys and values in pages, the same
+//! block programs and the same interpreter as calibration.
 
 mod ahead;
+mod answer;
 mod apart;
+mod budget;
 mod cost;
 mod draw;
 mod error;
 mod host;
 mod memory;
 mod model;
+mod opened;
+mod placement;
+mod prepare;
+mod replica;
 mod runner;
 mod stages;
 
+pub use answer::{Answer, Answerer, Asked, Listener};
 pub use apart::{Apart, InPool, apart};
+pub use budget::Taken;
 pub use cost::Cost;
 pub use draw::{as_found, changes, seek};
-pub use error::LoadError;
+pub use error::{AnswerError, LoadError, OpenError, ServeError};
 pub use host::{container_limit, free_memory};
 pub use memory::KvPlan;
 pub use model::Model;
+pub use opened::{Grids, Opened, Origin, configuration};
+pub use placement::{Joined, Placement};
+pub use prepare::{Loaded, Prepared, Terms, foresee};
+pub use replica::together;
 pub use runner::{Runner, Settings};
 pub use stages::stages;

@@ -11,12 +11,15 @@ mod check;
 mod error;
 mod jinja;
 mod moment;
+mod reply;
 mod stream;
 mod template;
+pub mod thinking;
 
 pub use added::TokenFiles;
 pub use error::Error;
 pub use moment::strftime;
+pub use reply::{Grown, Reply, Spelled};
 pub use stream::{Detokenizer, StopStrings};
 pub use template::{ChatTemplate, TemplateFiles};
 

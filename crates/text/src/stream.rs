@@ -39,16 +39,11 @@ impl<'t> Detokenizer<'t> {
         Ok(text)
     }
 
-    /// What is left when no token comes any more.
+    /// The text of the tokens that have not been given out: what is left when no token comes any more.
     ///
     /// # Errors
     /// If the library cannot decode.
-    pub fn finish(self) -> Result<String, Error> {
-        self.rest()
-    }
-
-    /// The text of the tokens that have not been given out.
-    fn rest(&self) -> Result<String, Error> {
+    pub fn rest(&self) -> Result<String, Error> {
         let before = self.tokenizer.decode(&self.ids[..self.read])?;
         let whole = self.tokenizer.decode(&self.ids)?;
         // The same tokens decode to the same text, unless what follows completes their last bytes.

@@ -109,7 +109,7 @@ fn text_that_comes_token_by_token_is_the_whole_text() {
         for &id in &ids[1..] {
             all.push_str(&stream.push(id).unwrap());
         }
-        all.push_str(&stream.finish().unwrap());
+        all.push_str(&stream.rest().unwrap());
         assert_eq!(all, *text);
     }
     // What follows a prompt keeps the space before it.

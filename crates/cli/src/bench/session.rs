@@ -1,19 +1,18 @@
 //! A model that is loaded, measured.
 
 use super::prompts::Prompts;
-use super::replica::{Replica, together};
 use super::subject::Subject;
+use super::together;
 use crate::args::bench::{Batching, Bench, Prefill};
-use crate::device::pool;
+use crate::device::{Devices, pool};
 use crate::failure::{Code, Failure};
 use crate::output::remark;
-use crate::serve::Answerer;
 use ::bench::{
     Deal, Decoding, Drive, Kind, Oracle, Pace, Phase, Profiled, Record, Spread, Summary, Tally,
     Wall, Watched, Workload, first_difference, in_order,
 };
 use engine::{Engine, Executor, Limits, Options, Speculator, Stats, Stepper};
-use runtime::{Cost, InPool, Settings, apart};
+use runtime::{Answerer, Cost, InPool, Settings, apart};
 use std::collections::BTreeMap;
 use std::iter::once;
 use std::sync::{Mutex, PoisonError};
@@ -97,6 +96,12 @@ struct Ran {
     stats: Stats,
     /// Requests of each replica.
     dealt: Vec<usize>,
+}
+
+/// A loaded model on devices of its own.
+pub(crate) struct Replica<'m> {
+    pub(crate) devices: &'m Devices,
+    pub(crate) answerer: Answerer<'m>,
 }
 
 /// What a replica answered, and how.

@@ -3,12 +3,11 @@
 use crate::args::Common;
 use crate::args::bench::{Bench, Grid};
 use crate::failure::Failure;
-use crate::memory::Grids;
-use crate::model::Opened;
-use crate::room::Weights;
+use crate::model;
 use ::bench::{Synthetic, SyntheticGrid};
 use ir::{ModelSpec, Source};
-use runtime::Cost;
+use runtime::Opened;
+use runtime::{Cost, Grids, Origin};
 use text::Tokenizer;
 
 /// A model to be measured, its weights not yet read.
@@ -44,8 +43,8 @@ impl Subject {
 
     /// A checkpoint.
     pub(crate) fn stored(model: &str, common: &Common) -> Result<Self, Failure> {
-        let opened = Opened::open(model, common)?;
-        let tokenizer = opened.tokenizer()?;
+        let opened = model::open(model, common)?;
+        let tokenizer = model::tokenizer(&opened)?;
         Ok(Self { name: model.into(), kind: Kind::Stored(Box::new(opened)), tokenizer })
     }
 
@@ -74,7 +73,7 @@ impl Subject {
     }
 
     /// What it is loaded from.
-    pub(crate) fn weights<'a>(&'a self, grid: Grids<'a>) -> Weights<'a> {
+    pub(crate) fn origin<'a>(&'a self, grid: Grids<'a>) -> Origin<'a> {
         let source: &dyn Source = match &self.kind {
             Kind::Stored(opened) => &opened.checkpoint,
             Kind::Noise(_, noise) => noise,
@@ -83,7 +82,7 @@ impl Subject {
             Kind::Stored(opened) => opened.tokenizer_bytes(),
             Kind::Noise(..) => 0,
         };
-        Weights { spec: self.spec(), source, bytes: self.cost().weights, grid, tokenizer }
+        Origin { spec: self.spec(), source, bytes: self.cost().weights, grid, tokenizer }
     }
 
     /// What its weight files take, or would take.

@@ -1,12 +1,12 @@
 //! An answer as it comes: on a terminal, in a pipe, or as objects for a program.
 
 use super::input::Interrupt;
-use super::thinking::{Piece, Splitter};
 use crate::failure::Failure;
 use crate::output::{printable, write_stream};
-use crate::serve::Listener;
+use runtime::Listener;
 use serde_json::json;
 use std::time::Instant;
+use text::thinking::{Piece, Splitter};
 
 /// What an answer is written for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -32,17 +32,21 @@ pub(super) struct Screen<'a> {
     thinks: Option<Instant>,
     /// Whether anybody reads.
     pub(super) read: bool,
+    failure: Option<Failure>,
 }
 
 impl<'a> Screen<'a> {
     /// For the answer to `prompt`; thoughts are left out if it `folds`.
     pub(super) fn new(shown: Shown, folds: bool, prompt: &str, interrupt: &'a Interrupt) -> Self {
         let splitter = Splitter::after(prompt);
-        Self { shown, folds, splitter, interrupt, thinks: None, read: true }
+        Self { shown, folds, splitter, interrupt, thinks: None, read: true, failure: None }
     }
 
     /// Shows what is left, after an answer that is `whole` or failed; whether anybody reads on.
     pub(super) fn finish(mut self, whole: bool) -> Result<bool, Failure> {
+        if let Some(failure) = self.failure.take() {
+            return Err(failure);
+        }
         if self.shown != Shown::Plain || self.folds {
             let rest = self.splitter.clone().finish();
             rest.map_or(Ok(()), |piece| self.show(&piece))?;
@@ -53,6 +57,15 @@ impl<'a> Screen<'a> {
             self.write("\n")?;
         }
         Ok(self.read)
+    }
+
+    fn write_next(&mut self, text: &str) -> Result<(), Failure> {
+        // In a pipe nothing is lost, not even the marks.
+        if self.shown == Shown::Plain && !self.folds {
+            return self.write(text);
+        }
+        let pieces = self.splitter.push(text);
+        pieces.iter().try_for_each(|piece| self.show(piece))
     }
 
     fn show(&mut self, piece: &Piece) -> Result<(), Failure> {
@@ -109,17 +122,14 @@ impl<'a> Screen<'a> {
 }
 
 impl Listener for Screen<'_> {
-    fn hear(&mut self, text: &str) -> Result<(), Failure> {
-        // In a pipe nothing is lost, not even the marks.
-        if self.shown == Shown::Plain && !self.folds {
-            return self.write(text);
+    fn hear(&mut self, text: &str) {
+        if self.failure.is_none() {
+            self.failure = self.write_next(text).err();
         }
-        let pieces = self.splitter.push(text);
-        pieces.iter().try_for_each(|piece| self.show(piece))
     }
 
     fn leaves(&self) -> Option<&'static str> {
-        match (self.read, self.interrupt.came()) {
+        match (self.read && self.failure.is_none(), self.interrupt.came()) {
             (false, _) => Some("closed"),
             (true, true) => Some("interrupted"),
             (true, false) => None,

@@ -3,11 +3,11 @@
 use super::{About, Row};
 use crate::fold::{COLUMNS, fold};
 use crate::host;
-use crate::model::Opened;
 use crate::output::{grouped, size};
 use crate::quality::write_nll;
 use crate::task::write_score;
 use ::bench::{Compared, Header, comparison};
+use runtime::Opened;
 use serde_json::{Value, json};
 use std::path::Path;
 

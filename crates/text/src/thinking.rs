@@ -9,22 +9,23 @@ const MARKS: &[(&str, &str)] = &[
 ];
 
 /// Every mark, for those that tokenizers spell as tokens of no text.
-pub(super) fn marks() -> impl Iterator<Item = &'static str> {
+pub fn marks() -> impl Iterator<Item = &'static str> {
     MARKS.iter().flat_map(|(open, close)| [*open, *close])
 }
 
 /// A piece of a text.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) struct Piece {
+pub struct Piece {
     /// Whether it is thought rather than said.
-    pub(super) thought: bool,
-    pub(super) text: String,
+    pub thought: bool,
+    /// What it says.
+    pub text: String,
 }
 
 /// Tells thought from answer in a text that grows. Only what a text begins with is thought; white
 /// space around the marks belongs to neither.
 #[derive(Clone, Debug)]
-pub(super) struct Splitter {
+pub struct Splitter {
     state: State,
     /// The end of the text that is not certain yet.
     held: String,
@@ -44,14 +45,14 @@ enum State {
 
 impl Splitter {
     /// For an answer to `prompt`, in which the template may have opened a thought.
-    pub(super) fn after(prompt: &str) -> Self {
+    pub fn after(prompt: &str) -> Self {
         let opened = MARKS.iter().find(|(open, _)| prompt.trim_end().ends_with(open));
         let state = opened.map_or(State::Begin, |(_, close)| State::Thought(close, false));
         Self { state, held: String::new() }
     }
 
     /// Takes text in; returns what is certain, none of it empty.
-    pub(super) fn push(&mut self, text: &str) -> Vec<Piece> {
+    pub fn push(&mut self, text: &str) -> Vec<Piece> {
         self.held.push_str(text);
         let mut pieces = Vec::new();
         while self.step(&mut pieces) {}
@@ -59,7 +60,7 @@ impl Splitter {
     }
 
     /// What is left when no text comes any more.
-    pub(super) fn finish(self) -> Option<Piece> {
+    pub fn finish(self) -> Option<Piece> {
         let text = match self.state {
             State::Begin | State::Answer => &self.held,
             State::Thought(_, false) => self.held.trim(),
@@ -127,7 +128,7 @@ impl Splitter {
 }
 
 /// A whole answer to `prompt`: what was thought, if anything, and what was said.
-pub(super) fn divided(prompt: &str, text: &str) -> (String, String) {
+pub fn divided(prompt: &str, text: &str) -> (String, String) {
     let mut splitter = Splitter::after(prompt);
     let mut pieces = splitter.push(text);
     pieces.extend(splitter.finish());
