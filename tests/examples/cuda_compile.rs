@@ -14,7 +14,7 @@ use cuda_emulator::{Emulated, Order};
 use std::path::Path;
 use std::sync::Arc;
 use tests::agreement::kernels;
-use tests::compile::{int4, perplexity};
+use tests::compile::{Windows, int4, perplexity};
 
 const SAMPLES: usize = 64;
 const LENGTH: usize = 256;
@@ -44,9 +44,10 @@ fn main() {
         ("cuda", Box::new(Cuda::new(Arc::clone(&device), false))),
         ("cuda, another order", Box::new(Cuda::new(device, true))),
     ];
+    let windows = Windows { ids: &samples, samples: SAMPLES, length: LENGTH };
     for (name, backend) in backends {
         let out = dir.path().join(name);
-        let numerics = int4(model, &out, &*backend, (&samples, SAMPLES, LENGTH));
+        let numerics = int4(model, &out, &*backend, windows);
         println!("{name}: perplexity {:.4} (numerics {numerics})", perplexity(&out, scored));
     }
 }

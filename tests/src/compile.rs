@@ -7,17 +7,23 @@ use checkpoint::Checkpoint;
 use compiler::{Claim, Compiled, Destination, Job, Plan, Text, Tokens, compile};
 use std::path::Path;
 
-/// Compiles `model` to int4 at `out`: calibrated on the first `samples` windows of `length` of `ids`,
-/// measured on the next. Gives the numerics class of the report.
+/// A text in windows, of which the first are for calibration and the next is for measuring.
+#[derive(Clone, Copy, Debug)]
+pub struct Windows<'a> {
+    /// The text's tokens.
+    pub ids: &'a [u32],
+    /// Windows for calibration.
+    pub samples: usize,
+    /// Tokens of a window.
+    pub length: usize,
+}
+
+/// Compiles `model` to int4 at `out`. Gives the numerics class of the report.
 ///
 /// # Panics
 /// If it does not compile.
-pub fn int4(
-    model: &Path,
-    out: &Path,
-    backend: &dyn Backend,
-    (ids, samples, length): (&[u32], usize, usize),
-) -> String {
+pub fn int4(model: &Path, out: &Path, backend: &dyn Backend, windows: Windows<'_>) -> String {
+    let Windows { ids, samples, length } = windows;
     let checkpoint = Checkpoint::open(model).expect("it compiles and runs");
     let spec = arch::load(checkpoint.config(), &checkpoint).expect("it compiles and runs").model;
     let recipe = passes::builtin("int4").expect("it compiles and runs");

@@ -11,7 +11,7 @@ use std::path::Path;
 use std::sync::Arc;
 use tests::agreement::kernels;
 use tests::bench::{files, same};
-use tests::compile::{int4, perplexity};
+use tests::compile::{Windows, int4, perplexity};
 
 const SAMPLES: usize = 8;
 const LENGTH: usize = 128;
@@ -45,7 +45,7 @@ fn the_compiler_gives_the_same_bytes_twice_and_what_the_cpu_s_is_worth() {
     let ids = tokens(&model);
     assert!(ids.len() > (SAMPLES + 4) * LENGTH, "{} tokens", ids.len());
     let at = |name: &str| dir.path().join(name);
-    let of = (&ids[..], SAMPLES, LENGTH);
+    let of = Windows { ids: &ids, samples: SAMPLES, length: LENGTH };
     assert_eq!(int4(&model, &at("cpu"), &Cpu::new(), of), "default");
     assert_eq!(int4(&model, &at("first"), &cuda(Order::Forward), of), "cuda");
     assert_eq!(int4(&model, &at("second"), &cuda(Order::Random(5)), of), "cuda");

@@ -271,7 +271,8 @@ mod tests {
     fn answer(
         executor: &mut Fake<'_>,
         deal: &Mutex<Deal>,
-        (replica, batching): (usize, Batching),
+        replica: usize,
+        batching: Batching,
     ) -> Answered {
         let (mut engine, clock) = (Engine::new(limits(), Options::default()), executor.clock);
         let (engine, stepper) = (&mut engine, executor);
@@ -287,7 +288,7 @@ mod tests {
         let clock = Hand::default();
         let mut executor = Fake::new(&clock, 1.0);
         let deal = Mutex::new(Deal::new(workload, 1));
-        let records = in_order([answer(&mut executor, &deal, (0, batching)).unwrap()]);
+        let records = in_order([answer(&mut executor, &deal, 0, batching).unwrap()]);
         let life = records.iter().map(|r| [r.started, *r.tokens.last().unwrap()]).collect();
         (life, executor.rows)
     }
@@ -295,7 +296,8 @@ mod tests {
     /// What replicas answer, each on a thread of its own; `lasts` steps pass before the first fails.
     fn replicas(
         workload: &Workload,
-        (count, lasts): (usize, usize),
+        count: usize,
+        lasts: usize,
         batching: Batching,
     ) -> (Vec<Answered>, Vec<usize>) {
         let (clock, deal) = (Wall::start(), Mutex::new(Deal::new(workload, count)));
@@ -305,7 +307,7 @@ mod tests {
                 scope.spawn(move || {
                     let lasts = if replica == 0 { lasts } else { usize::MAX };
                     let mut executor = Fake { lasts, ..Fake::new(shared, 1e-4) };
-                    answer(&mut executor, dealer, (replica, batching))
+                    answer(&mut executor, dealer, replica, batching)
                 })
             };
             let threads: Vec<_> = (0..count).map(replica).collect();
@@ -379,7 +381,7 @@ mod tests {
         ] {
             let workload = Workload { arrivals, ..Workload::open(requests.clone()) };
             let [one, three] = [1, 3].map(|count| {
-                let (parts, dealt) = replicas(&workload, (count, usize::MAX), batching);
+                let (parts, dealt) = replicas(&workload, count, usize::MAX, batching);
                 let parts: Vec<_> = parts.into_iter().map(Result::unwrap).collect();
                 let counts: Vec<usize> = parts.iter().map(Vec::len).collect();
                 assert_eq!(counts, dealt);
@@ -402,7 +404,7 @@ mod tests {
         let requests = vec![(0.0, 90), (0.0, 1), (1e9, 1)];
         let many = Workload::closed(2, 1 << 20, 1, 50);
         for workload in [open(&requests), many] {
-            let (parts, _) = replicas(&workload, (2, 3), Batching::Continuous);
+            let (parts, _) = replicas(&workload, 2, 3, Batching::Continuous);
             let [Err(DriveError::Failed(error)), Ok(rest)] = &parts[..] else {
                 panic!("the first failed alone: {parts:?}");
             };

@@ -110,12 +110,19 @@ impl Stored {
     }
 }
 
+/// What a kernel must read and write, and compute.
+struct Work {
+    bytes: f64,
+    operations: f64,
+}
+
 impl Bench<'_> {
     /// Times `run`, which is told which of its inputs to take.
     fn time(
         &mut self,
         name: String,
-        ([bytes, operations], runs): ([f64; 2], usize),
+        work: Work,
+        runs: usize,
         run: impl Fn(usize) -> Result<(), BackendError>,
     ) -> Result<(), BackendError> {
         let mut best = f64::INFINITY;
@@ -127,6 +134,7 @@ impl Bench<'_> {
             self.backend.finish()?;
             best = best.min(begun.elapsed().as_secs_f64() / runs as f64);
         }
+        let Work { bytes, operations } = work;
         let timed = Timed { name, seconds: best, bytes, operations };
         (self.each)(&timed);
         self.all.push(timed);
@@ -173,10 +181,10 @@ impl Bench<'_> {
             let input = self.backend.upload(width, x)?;
             let (name, backend) = (stored.name(), self.backend);
             let moved = bytes + rows * (width * 2 + out * 4);
-            let work = [moved as f64, 2.0 * (rows * width * out) as f64];
+            let work = Work { bytes: moved as f64, operations: 2.0 * (rows * width * out) as f64 };
             let decode = if rows <= 64 { rows } else { 0 };
             let name = format!("linear {name} {width} -> {out}, {rows} rows");
-            self.time(name, (work, self.scale.runs), |i| {
+            self.time(name, work, self.scale.runs, |i| {
                 let weight = &weights[i % weights.len()];
                 backend.linear(&Linear { input: &input, weight, bias: None, decode }).map(drop)
             })?;
@@ -215,7 +223,7 @@ impl Bench<'_> {
         let Scale { context, prompt, .. } = *self.scale;
         let short = 1024.min(context);
         for (sequences, length) in [(1, short), (context / short, short), (1, context)] {
-            self.decode(heads, dtype, (sequences, length))?;
+            self.decode(heads, dtype, sequences, length)?;
         }
         let blocks: Vec<u32> = (0..prompt.div_ceil(KV_BLOCK) as u32).collect();
         let cache = self.backend.kv_cache(heads, dtype, blocks.len())?;
@@ -225,9 +233,9 @@ impl Bench<'_> {
         let seen = prompt as f64 * (prompt + 1) as f64 / 2.0;
         let operations = 4.0 * seen * (heads.query * heads.dim) as f64;
         let bytes = prompt * (dtype.bytes(heads) + heads.query * heads.dim * 8);
-        let (backend, args) = (self.backend, attend((&q, &k, &v), heads, &spans));
+        let (backend, args) = (self.backend, attend([&q, &k, &v], heads, &spans));
         let name = format!("attention of a prompt of {prompt}, {}", dtype.name());
-        self.time(name, ([bytes as f64, operations], 1), |_| {
+        self.time(name, Work { bytes: bytes as f64, operations }, 1, |_| {
             backend.attend_paged(&args, &cache).map(drop)
         })
     }
@@ -237,7 +245,8 @@ impl Bench<'_> {
         &mut self,
         heads: Heads,
         dtype: KvDType,
-        (sequences, length): (usize, usize),
+        sequences: usize,
+        length: usize,
     ) -> Result<(), BackendError> {
         let per = length.div_ceil(KV_BLOCK);
         let bytes = sequences * length * dtype.bytes(heads);
@@ -253,11 +262,12 @@ impl Bench<'_> {
             .map(|(row, blocks)| Span { rows: row..row + 1, start: length - 1, blocks })
             .collect();
         let [q, k, v] = self.sides(heads, sequences)?;
-        let args = attend((&q, &k, &v), heads, &spans);
+        let args = attend([&q, &k, &v], heads, &spans);
         let operations = 4.0 * (sequences * length * heads.query * heads.dim) as f64;
         let name = format!("attention of {sequences} tokens, each over {length}, {}", dtype.name());
         let backend = self.backend;
-        self.time(name, ([bytes as f64, operations], self.scale.runs), |i| {
+        let work = Work { bytes: bytes as f64, operations };
+        self.time(name, work, self.scale.runs, |i| {
             backend.attend_paged(&args, &caches[i % caches.len()]).map(drop)
         })
     }
@@ -277,34 +287,31 @@ impl Bench<'_> {
         let (x, sum) = (backend.upload(n, values)?, RefCell::new(backend.zeros(n, n)?));
         #[expect(clippy::single_range_in_vec_init, reason = "one sequence")]
         let sequences = [0..rows];
-        let work = [((rows * n + n * n) * 4) as f64, (rows * n * n) as f64];
-        self.time(format!("gram of {n} columns, {rows} rows"), (work, 1), |_| {
+        let work =
+            Work { bytes: ((rows * n + n * n) * 4) as f64, operations: (rows * n * n) as f64 };
+        self.time(format!("gram of {n} columns, {rows} rows"), work, 1, |_| {
             backend.gram(&x, &sequences, &mut sum.borrow_mut())
         })?;
         let sum = backend.download(sum.into_inner())?;
         let mut h: Vec<f64> = sum.iter().map(|&x| f64::from(x)).collect();
         (0..n).for_each(|i| h[i * n + i] += rows as f64);
-        let work = [(n * n * 16) as f64, (n * n * n) as f64];
-        self.time(format!("factor of an inverse of {n} columns"), (work, 1), |_| {
+        let work = Work { bytes: (n * n * 16) as f64, operations: (n * n * n) as f64 };
+        self.time(format!("factor of an inverse of {n} columns"), work, 1, |_| {
             backend.inverse_factor(&mut h.clone(), n).map(drop)
         })?;
         let depth = 128.min(n);
         let (a, b) = (self.values(n * depth), self.values(depth * n));
         let values = self.values(n * n);
         let c = RefCell::new(backend.upload(n, values)?);
-        let work = [(n * n * 8) as f64, 2.0 * (n * n * depth) as f64];
-        self.time(format!("update of {n} by {n}, depth {depth}"), (work, 1), |_| {
+        let work = Work { bytes: (n * n * 8) as f64, operations: 2.0 * (n * n * depth) as f64 };
+        self.time(format!("update of {n} by {n}, depth {depth}"), work, 1, |_| {
             let args = RankUpdate { columns: 0..n, a: &a, b: &b, depth };
             backend.rank_update(&mut c.borrow_mut(), &args)
         })
     }
 }
 
-fn attend<'a>(
-    (q, k, v): (&'a Buffer, &'a Buffer, &'a Buffer),
-    heads: Heads,
-    spans: &'a [Span<'a>],
-) -> AttendPaged<'a> {
+fn attend<'a>([q, k, v]: [&'a Buffer; 3], heads: Heads, spans: &'a [Span<'a>]) -> AttendPaged<'a> {
     let scale = (heads.dim as f32).sqrt().recip();
     AttendPaged { q, k, v, heads, scale, window: None, spans }
 }

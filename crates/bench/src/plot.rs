@@ -76,7 +76,7 @@ fn write_page(
     models: &[Drawn<'_>],
 ) -> std::fmt::Result {
     let names: Vec<String> = models.iter().map(|model| escape(model.name)).collect();
-    write_head(page, ("bench", "workload"), &names, header)?;
+    write_head(page, "bench", "workload", &names, header)?;
     writeln!(page, "<dt>measured</dt><dd>{}</dd>", allowed(machine))?;
     writeln!(page, "</dl>\n<ul class=\"legend\">")?;
     for (index, (name, model)) in names.iter().zip(models).enumerate() {
@@ -105,7 +105,8 @@ fn write_page(
 /// All up to the list of what is known, which stays open. The command's name, and what its workload is.
 fn write_head(
     page: &mut String,
-    (command, workload): (&str, &str),
+    command: &str,
+    workload: &str,
     names: &[String],
     header: &Header<'_>,
 ) -> std::fmt::Result {

@@ -14,7 +14,7 @@ use crate::args::serve::{Serving, Speculate};
 use crate::device::{Devices, Sums};
 use crate::failure::{Code, Failure};
 use crate::output::print;
-use crate::serve::{Ask, prepare, terms};
+use crate::serve::{prepare, terms};
 use crate::written::{has_a_place, write_whole};
 use ::bench::{Profiled, Workload};
 use backend::Backend;
@@ -23,7 +23,7 @@ use demand::{Demand, Limit};
 use ir::ModelSpec;
 use report::Ceilings;
 pub(crate) use report::rates;
-use runtime::{Origin, Placement, Prepared, Terms};
+use runtime::{Origin, Placement, Ready, Terms};
 use session::{Measured, Replica, Session};
 use std::iter::once;
 use subject::Subject;
@@ -64,7 +64,7 @@ pub(crate) fn run(mut args: Bench) -> Result<(), Failure> {
     let words = demand.words(&args);
     let threads = Devices::threads(&devices);
     if let Some(path) = &args.plot {
-        let page = plot::page(&args, &words, (&machine, threads), &models);
+        let page = plot::page(&args, &words, &machine, threads, &models);
         let write = write_whole(path, page.as_bytes());
         write.map_err(|error| Failure::new(Code::Machine, error))?;
     }
@@ -144,7 +144,7 @@ fn one_replica(args: &Bench) -> Result<(), Failure> {
 struct Placed<'a> {
     subject: &'a Subject,
     exact: bool,
-    prepared: Vec<Prepared>,
+    ready: Vec<Ready>,
 }
 
 impl<'a> Placed<'a> {
@@ -168,18 +168,18 @@ impl<'a> Placed<'a> {
         let terms = Terms { measured, ..terms(serving, whole) };
         let prepare = |devices: &Devices| {
             let origin = Origin { spec: &spec, ..subject.origin(&grid) };
-            let ask = Ask { args: serving, common: &args.common, devices };
-            prepare(origin, subject.tokenizer.as_ref(), terms, ask)
+            let tokenizer = subject.tokenizer.as_ref();
+            prepare(origin, tokenizer, terms, serving, &args.common, devices)
                 .map_err(|failure| devices.named(failure))
         };
-        let prepared = devices.iter().map(prepare).collect::<Result<Vec<Prepared>, Failure>>()?;
-        Ok(Self { subject, exact: serving.exact, prepared })
+        let ready = devices.iter().map(prepare).collect::<Result<Vec<Ready>, Failure>>()?;
+        Ok(Self { subject, exact: serving.exact, ready })
     }
 
     /// What a request may have at most on each of them.
     fn limit(&self) -> Limit {
         let (spec, name) = (self.subject.spec(), &self.subject.name);
-        let tokens = self.prepared.iter().map(|prepared| prepared.tokens(spec)).min();
+        let tokens = self.ready.iter().map(|ready| ready.tokens(spec)).min();
         match tokens {
             Some(tokens) if tokens < spec.context => {
                 Limit { tokens, of: format!("what {name:?} has keys and values for") }
@@ -208,7 +208,7 @@ fn measure(
     devices: &[Devices],
     workload: &Workload,
 ) -> Result<Measured, Failure> {
-    let Placed { subject, exact, prepared } = placed;
+    let Placed { subject, exact, ready } = placed;
     let grid = |name: &str| subject.grid(name);
     let (spec, origin) = (subject.spec(), subject.origin(&grid));
     let placements: Vec<Placement<'_>> = devices.iter().map(Devices::placement).collect();
@@ -221,17 +221,16 @@ fn measure(
     if let Some(profiled) = &profiled {
         backends = vec![vec![profiled as &dyn Backend]];
     }
-    let places = || devices.iter().zip(prepared.iter().zip(&backends));
-    let loaded =
-        together(places(), |_, (prepared, backends)| Ok(prepared.load(backends, origin)?))?;
-    let places = places().zip(&loaded).map(|((devices, (prepared, backends)), loaded)| {
-        (devices, (devices, prepared, backends, loaded))
+    let places = || devices.iter().zip(ready.iter().zip(&backends));
+    let loaded = together(places(), |_, (ready, backends)| Ok(ready.load(backends, origin)?))?;
+    let places = places().zip(&loaded).map(|((devices, (ready, backends)), loaded)| {
+        (devices, (devices, ready, backends, loaded))
     });
-    let mut replicas = together(places, |_, (devices, prepared, backends, loaded)| {
-        let answerer = prepared.answerer(backends, loaded, spec)?;
+    let mut replicas = together(places, |_, (devices, ready, backends, loaded)| {
+        let answerer = ready.answerer(backends, loaded, spec)?;
         Ok(Replica { devices, answerer })
     })?;
-    let (Some((first, others)), Some(one)) = (replicas.split_first_mut(), prepared.first()) else {
+    let (Some((first, others)), Some(one)) = (replicas.split_first_mut(), ready.first()) else {
         return Err(Failure::refused("no device is given"));
     };
     // A GPU multiplies the floats that weights stand for.

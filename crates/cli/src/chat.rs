@@ -12,7 +12,7 @@ use crate::written::{has_a_place, write_whole};
 use command::{Command, HELP, Wrong, parse};
 use engine::Request;
 use input::{Input, Interrupt};
-use runtime::{Answer, Answerer, Asked};
+use runtime::{Answer, Answerer, Question};
 use screen::{Screen, Shown};
 use serde_json::{Value, json};
 use settings::{KEYS, Settings};
@@ -44,7 +44,8 @@ pub(crate) fn run(args: &Chat) -> Result<(), Failure> {
     ask(&mut template, settings.asks)?;
     template.render(&Value::Array(messages(args.system.as_deref(), &[turn("Hello")])), true)?;
     let generation = Generation::new(
-        (&args.sampling, &args.common),
+        &args.sampling,
+        &args.common,
         &served.opened.checkpoint,
         &served.tokenizer,
         template.eos(),
@@ -163,10 +164,10 @@ impl Talk<'_> {
     }
 
     /// Says what came of a command, or that it failed; whether anybody reads on.
-    fn say(&self, outcome: Result<Reply, Failure>) -> Result<bool, Failure> {
+    fn say(&self, outcome: Result<Obeyed, Failure>) -> Result<bool, Failure> {
         let json = self.shown == Shown::Json;
         let object = match outcome {
-            Ok(Reply { command, said, wanted }) => {
+            Ok(Obeyed { command, said, wanted }) => {
                 if !json && (wanted || !self.quiet) {
                     remark(&said);
                 }
@@ -198,7 +199,7 @@ impl Talk<'_> {
         };
         self.interrupt.hold();
         let mut screen = Screen::new(self.shown, self.settings.folds, &prompt, &self.interrupt);
-        let asked = Asked { request, stops: &self.generation.stops, spelled: &self.spelled };
+        let asked = Question { request, stops: &self.generation.stops, spelled: &self.spelled };
         let answer = answerer.answer(&self.served.tokenizer, asked, &mut screen);
         let read = screen.finish(answer.is_ok())?;
         let answer = answer.map_err(Failure::from).map_err(|failure| {
@@ -218,7 +219,7 @@ impl Talk<'_> {
             self.turns = turns;
         }
         if self.shown == Shown::Json {
-            return write_stream(&format!("{}\n", object(&answer, (&thought, &said), tokens)));
+            return write_stream(&format!("{}\n", object(&answer, &thought, &said, tokens)));
         }
         self.close(&answer, tokens);
         Ok(read)
@@ -249,32 +250,32 @@ impl Talk<'_> {
         }
     }
 
-    fn obey(&mut self, command: &Command) -> Result<Reply, Failure> {
+    fn obey(&mut self, command: &Command) -> Result<Obeyed, Failure> {
         match command {
             Command::Clear => {
                 self.turns.clear();
                 let stays = if self.system.is_some() { "; the system text stays" } else { "" };
-                Ok(Reply::done("clear", format!("The turns are forgotten{stays}.")))
+                Ok(Obeyed::done("clear", format!("The turns are forgotten{stays}.")))
             }
             Command::System(None) => {
                 let system = self.system.as_deref().unwrap_or("There is no system text.");
-                Ok(Reply::shown("system", system.into()))
+                Ok(Obeyed::shown("system", system.into()))
             }
             Command::System(Some(text)) => self.set_system(text),
             Command::Save(file) => self.save(file),
-            Command::Set(None) => Ok(Reply::shown("set", self.all_settings()?)),
+            Command::Set(None) => Ok(Obeyed::shown("set", self.all_settings()?)),
             Command::Set(Some((key, None))) => {
-                Ok(Reply::shown("set", self.settings.shown(key, &self.generation)?))
+                Ok(Obeyed::shown("set", self.settings.shown(key, &self.generation)?))
             }
             Command::Set(Some((key, Some(value)))) => self.set(key, value),
-            Command::Show => Ok(Reply::shown("show", self.overview()?)),
+            Command::Show => Ok(Obeyed::shown("show", self.overview()?)),
             Command::Help | Command::Say(_) | Command::Leave => {
-                Ok(Reply::shown("help", HELP.into()))
+                Ok(Obeyed::shown("help", HELP.into()))
             }
         }
     }
 
-    fn set_system(&mut self, text: &str) -> Result<Reply, Failure> {
+    fn set_system(&mut self, text: &str) -> Result<Obeyed, Failure> {
         let system = Some(text.to_string()).filter(|text| !text.is_empty());
         let mut turns = self.turns.clone();
         turns.push(turn("Hello"));
@@ -288,10 +289,10 @@ impl Talk<'_> {
             0 => format!("The system text {what}."),
             _ => format!("The system text {what}; the turns so far stay, and are read again."),
         };
-        Ok(Reply::done("system", said))
+        Ok(Obeyed::done("system", said))
     }
 
-    fn save(&mut self, file: &str) -> Result<Reply, Failure> {
+    fn save(&mut self, file: &str) -> Result<Obeyed, Failure> {
         if self.turns.is_empty() {
             return Err(Failure::refused("nothing has been said yet"));
         }
@@ -305,14 +306,15 @@ impl Talk<'_> {
             .map_err(|error| Failure::new(Code::Machine, error))?;
         let said = format!("Saved to {}.", path.display());
         self.saved.push(path);
-        Ok(Reply::done("save", said))
+        Ok(Obeyed::done("save", said))
     }
 
-    fn set(&mut self, key: &str, value: &str) -> Result<Reply, Failure> {
+    fn set(&mut self, key: &str, value: &str) -> Result<Obeyed, Failure> {
         let mut settings = self.settings.clone();
         settings.set(key, value, &self.first)?;
         let generation = Generation::new(
-            (&settings.sampling, &self.common),
+            &settings.sampling,
+            &self.common,
             &self.served.opened.checkpoint,
             &self.served.tokenizer,
             self.template.eos(),
@@ -323,7 +325,7 @@ impl Talk<'_> {
         }
         let said = settings.shown(key, &generation)?;
         (self.settings, self.generation) = (settings, generation);
-        Ok(Reply::done("set", said))
+        Ok(Obeyed::done("set", said))
     }
 
     fn all_settings(&self) -> Result<String, Failure> {
@@ -349,14 +351,14 @@ impl Talk<'_> {
 }
 
 /// What came of a command.
-struct Reply {
+struct Obeyed {
     command: &'static str,
     said: String,
     /// Whether it was the point of the command to have it said.
     wanted: bool,
 }
 
-impl Reply {
+impl Obeyed {
     fn done(command: &'static str, said: String) -> Self {
         Self { command, said, wanted: false }
     }
@@ -367,7 +369,7 @@ impl Reply {
 }
 
 /// An answer as the object that ends its turn.
-fn object(answer: &Answer, (thought, said): (&str, &str), prompt: usize) -> Value {
+fn object(answer: &Answer, thought: &str, said: &str, prompt: usize) -> Value {
     let mut object = json!({ "kind": "answer", "text": said });
     if !thought.is_empty() {
         object["thinking"] = thought.into();

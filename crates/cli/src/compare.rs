@@ -7,7 +7,7 @@ use crate::bench::{Speed, speed};
 use crate::device::{Devices, Sums, Wanted};
 use crate::eval::{WINDOW, sequence, text_tokens};
 use crate::failure::{Code, Failure};
-use crate::measure::{Models, Path};
+use crate::measure::{Forwards, Models};
 use crate::model;
 use crate::output::{print, remark};
 use crate::quality::{Comparison, nll};
@@ -69,7 +69,7 @@ pub(crate) fn run(args: &Compare) -> Result<(), Failure> {
     let backend = devices.backend();
     let score = |model, baseline| {
         devices.pool.install(|| {
-            let models = Models { opened: model, baseline, backend, path: Path::Exact };
+            let models = Models { opened: model, baseline, backend, forwards: Forwards::Exact };
             models.score(&work.all(), &args.common)
         })
     };

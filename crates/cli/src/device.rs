@@ -73,7 +73,7 @@ impl Devices {
                 .with_hint("name the devices of one model together: --device cuda:0,cuda:1"));
         };
         let threads = common.threads.map_or(0, usize::from);
-        Self::opened(common, common.device.first(), wanted, (threads, sums))
+        Self::opened(common, common.device.first(), wanted, threads, sums)
     }
 
     /// Opens the devices of each replica: one a `--device`, or the one that is there. Threads are
@@ -86,7 +86,7 @@ impl Devices {
         let cores = || std::thread::available_parallelism().map_or(1, usize::from);
         let threads = common.threads.map_or_else(cores, usize::from);
         let threads = (threads / count).max(1);
-        let open = |places| Self::opened(common, Some(places), Wanted::Fastest, (threads, sums));
+        let open = |places| Self::opened(common, Some(places), Wanted::Fastest, threads, sums);
         let mut all = common.device.iter().map(open).collect::<Result<Vec<Self>, Failure>>()?;
         let named: Vec<BTreeSet<Place>> =
             all.iter().map(|one| one.places.all().collect()).collect();
@@ -102,7 +102,8 @@ impl Devices {
         common: &Common,
         asked: Option<&Places>,
         wanted: Wanted,
-        (threads, sums): (usize, Sums),
+        threads: usize,
+        sums: Sums,
     ) -> Result<Self, Failure> {
         let cpu = match &common.isa {
             None => Cpu::new(),

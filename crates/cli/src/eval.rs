@@ -3,7 +3,7 @@
 use crate::args;
 use crate::device::{Devices, Sums, Wanted};
 use crate::failure::{Code, Failure};
-use crate::measure::{Models, Path};
+use crate::measure::{Forwards, Models};
 use crate::model;
 use crate::output::{grouped, print, remark};
 use crate::quality::Quality;
@@ -29,10 +29,14 @@ pub(crate) fn run(args: &args::Eval) -> Result<(), Failure> {
     let opened = model::open(&args.model, &args.common)?;
     let open_baseline = |model: &String| model::open(model, &args.common);
     let baseline = args.baseline.as_ref().map(open_baseline).transpose()?;
-    let path = Path::of(args, &opened);
+    let forwards = Forwards::of(args, &opened);
     let devices = Devices::open(&args.common, Wanted::Fastest, Sums::Ours)?;
-    let models =
-        Models { opened: &opened, baseline: baseline.as_ref(), backend: devices.backend(), path };
+    let models = Models {
+        opened: &opened,
+        baseline: baseline.as_ref(),
+        backend: devices.backend(),
+        forwards,
+    };
     devices.pool.install(|| match &args.task {
         Some(file) => task::run(args, &models, file),
         None => text(args, &models),

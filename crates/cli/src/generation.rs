@@ -35,7 +35,8 @@ const TOP_K: usize = 50;
 impl Generation {
     /// `turn_end` is the token with which the tokenizer ends a turn, in a conversation.
     pub(crate) fn new(
-        (args, common): (&Args, &Common),
+        args: &Args,
+        common: &Common,
         checkpoint: &Checkpoint,
         tokenizer: &Tokenizer,
         turn_end: Option<&str>,

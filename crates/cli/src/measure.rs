@@ -13,18 +13,18 @@ use runtime::Opened;
 
 /// Which forwards of a model are measured.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Path {
+pub(crate) enum Forwards {
     /// The exact one.
     Exact,
     /// The one of `run`.
-    Served(Served),
+    Served(AsServed),
     /// Both; the exact one gives the figures, the other what it changes.
-    Both(Served),
+    Both(AsServed),
 }
 
 /// How a model is served.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) struct Served {
+pub(crate) struct AsServed {
     /// What keys and values are stored as.
     pub(crate) keys: KvDType,
     /// Whether a weight is on an integer grid, and its activations are so rounded to int8.
@@ -36,7 +36,7 @@ pub(crate) struct Models<'a> {
     pub(crate) opened: &'a Opened,
     pub(crate) baseline: Option<&'a Opened>,
     pub(crate) backend: &'a dyn Backend,
-    pub(crate) path: Path,
+    pub(crate) forwards: Forwards,
 }
 
 /// What the forwards say of the same targets.
@@ -44,19 +44,19 @@ pub(crate) struct Scores {
     /// The exact path, unless only the served one is measured.
     pub(crate) main: Vec<Scored>,
     /// The served path beside the exact one, compared with it.
-    pub(crate) served: Option<(Served, Vec<Scored>)>,
+    pub(crate) served: Option<(AsServed, Vec<Scored>)>,
     /// The baseline's own; nothing if there is none.
     pub(crate) baseline: Vec<Scored>,
 }
 
-impl Path {
+impl Forwards {
     /// What `args` ask for, or what a user of `opened` wants to know: that what `run` computes is
     /// not what the weights stand for shows only where they are on an integer grid.
     pub(crate) fn of(args: &Eval, opened: &Opened) -> Self {
         let stored = |name: &str| opened.checkpoint.tensor(name);
         let mut weights = opened.spec.tensors().into_iter();
         let rounds = weights.any(|w| stored(&w.tensor).is_some_and(|t| t.grid.is_some()));
-        let served = Served { keys: args.kv_dtype.unwrap_or_default().into(), rounds };
+        let served = AsServed { keys: args.kv_dtype.unwrap_or_default().into(), rounds };
         match args.path {
             Some(EvalPath::Exact) => Self::Exact,
             Some(EvalPath::Served) => Self::Served(served),
@@ -67,14 +67,14 @@ impl Path {
     }
 }
 
-impl Served {
+impl AsServed {
     /// What activations are, where weights are on an integer grid.
     pub(crate) fn activations(self) -> &'static str {
         if self.rounds { "int8" } else { "f32" }
     }
 }
 
-impl std::fmt::Display for Served {
+impl std::fmt::Display for AsServed {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         write!(f, "{} activations, {} keys and values", self.activations(), self.keys.name())
     }
@@ -85,14 +85,14 @@ impl Models<'_> {
     pub(crate) fn score(&self, sequences: &[Sequence], common: &Common) -> Result<Scores, Failure> {
         let mut meter = Meter::new("scoring", common);
         let ours = model::streamed(self.opened);
-        let mut forwards = match self.path {
-            Path::Exact => vec![ours.exact()],
-            Path::Served(served) => vec![ours.served(served.keys)],
-            Path::Both(served) => vec![ours.served(served.keys), ours.exact()],
+        let mut running = match self.forwards {
+            Forwards::Exact => vec![ours.exact()],
+            Forwards::Served(served) => vec![ours.served(served.keys)],
+            Forwards::Both(served) => vec![ours.served(served.keys), ours.exact()],
         };
-        forwards.extend(self.baseline.map(|baseline| model::streamed(baseline).exact()));
+        running.extend(self.baseline.map(|baseline| model::streamed(baseline).exact()));
         let room = part_of_free(ACTIVATION_BYTES_MAX);
-        let scored = calibration::score(self.backend, &forwards, (sequences, room), &mut |p| {
+        let scored = calibration::score(self.backend, &running, (sequences, room), &mut |p| {
             meter.at(p.done, p.total);
         })?;
         let (seconds, tokens) =
@@ -101,9 +101,9 @@ impl Models<'_> {
             self.remark_speed(tokens, seconds);
         }
         let mut scored = scored.into_iter();
-        let served = match self.path {
-            Path::Both(served) => scored.next().map(|scored| (served, scored)),
-            Path::Exact | Path::Served(_) => None,
+        let served = match self.forwards {
+            Forwards::Both(served) => scored.next().map(|scored| (served, scored)),
+            Forwards::Exact | Forwards::Served(_) => None,
         };
         let (main, baseline) = (scored.next(), scored.next());
         Ok(Scores {

@@ -1,7 +1,7 @@
 //! What the scores of a text add up to.
 
 use crate::failure::Failure;
-use crate::measure::{Models, Path, Scores, Served};
+use crate::measure::{AsServed, Forwards, Models, Scores};
 use crate::statistics::Mean;
 use calibration::Scored;
 use ir::{Source, Spec};
@@ -11,11 +11,11 @@ use std::fmt::Write;
 
 /// Perplexity of a model, and what differs from its original and as it is served.
 pub(crate) struct Quality {
-    path: Path,
+    forwards: Forwards,
     scored: usize,
     nll: Mean,
     baseline: Option<(String, Comparison)>,
-    served: Option<(Served, Mean, Comparison)>,
+    served: Option<(AsServed, Mean, Comparison)>,
     /// Of the served path over the baseline, in nats a token.
     served_over_baseline: Option<Mean>,
 }
@@ -50,13 +50,13 @@ impl Quality {
             let pairs = scored.iter().zip(&scores.main);
             Mean::of(pairs.filter_map(|(s, main)| Some(main.against?.logprob - s.logprob)))
         });
-        let (path, scored) = (models.path, scores.main.len());
-        Ok(Self { path, scored, nll, baseline, served, served_over_baseline })
+        let (forwards, scored) = (models.forwards, scores.main.len());
+        Ok(Self { forwards, scored, nll, baseline, served, served_over_baseline })
     }
 
     pub(crate) fn write_json(&self, report: &mut Value) {
         report["path"] = json!("exact");
-        if let Path::Served(how) = self.path {
+        if let Forwards::Served(how) = self.forwards {
             report["path"] = json!("served");
             write_how(how, report);
         }
@@ -84,10 +84,10 @@ impl Quality {
 
     pub(crate) fn table(&self) -> String {
         let mut out = String::new();
-        let how = match self.path {
-            Path::Exact => String::new(),
-            Path::Served(how) => format!("; as served: {how}"),
-            Path::Both(_) => "; exact".into(),
+        let how = match self.forwards {
+            Forwards::Exact => String::new(),
+            Forwards::Served(how) => format!("; as served: {how}"),
+            Forwards::Both(_) => "; exact".into(),
         };
         write_perplexity(&mut out, "perplexity", self.nll, &how);
         if let Some((model, c)) = &self.baseline {
@@ -163,7 +163,7 @@ pub(crate) fn write_nll(nll: Mean, object: &mut Value) {
 }
 
 /// How a model is served, into a JSON object.
-pub(crate) fn write_how(how: Served, object: &mut Value) {
+pub(crate) fn write_how(how: AsServed, object: &mut Value) {
     object["activations"] = json!(how.activations());
     object["kv_dtype"] = json!(how.keys.name());
 }

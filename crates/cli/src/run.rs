@@ -8,7 +8,7 @@ use crate::memory;
 use crate::output::{peak_memory, print, remark, write_stream};
 use crate::serve::{Service, Stream};
 use engine::Request;
-use runtime::{Answer, Asked};
+use runtime::{Answer, Question};
 use serde_json::{Value, json};
 use std::io::{IsTerminal, Read};
 
@@ -20,7 +20,8 @@ pub(crate) fn run(args: &Run) -> Result<(), Failure> {
     let served = Service::open(&args.model, &args.serving, &args.common, &devices)?;
     let prompt = Prompt::of(args, &served)?;
     let generation = Generation::new(
-        (&args.sampling, &args.common),
+        &args.sampling,
+        &args.common,
         &served.opened.checkpoint,
         &served.tokenizer,
         prompt.turn_end.as_deref(),
@@ -37,7 +38,7 @@ pub(crate) fn run(args: &Run) -> Result<(), Failure> {
     served.engine().add(request.clone())?;
     let answer = devices.pool.install(|| {
         served.load(&devices, |answerer| {
-            let asked = Asked { request, stops: &generation.stops, spelled: &[] };
+            let asked = Question { request, stops: &generation.stops, spelled: &[] };
             let mut stream = Stream::new(args.common.json);
             let answer = answerer.answer(&served.tokenizer, asked, &mut stream)?;
             stream.finish().map(|()| answer)

@@ -10,7 +10,7 @@ use crate::{allocator, memory, model};
 use backend::KvDType;
 use compiler::BASE_BYTES;
 use engine::Engine;
-use runtime::{Answerer, Listener, Opened, Origin, Prepared, ServeError, Taken, Terms, foresee};
+use runtime::{Answerer, Listener, Opened, Origin, Ready, ServeError, Taken, Terms, foresee};
 use serde_json::Value;
 use std::io::{self, IsTerminal};
 use text::Tokenizer;
@@ -19,7 +19,7 @@ use text::Tokenizer;
 pub(crate) struct Service {
     pub(crate) opened: Opened,
     pub(crate) tokenizer: Tokenizer,
-    prepared: Prepared,
+    ready: Ready,
 }
 
 impl Service {
@@ -34,24 +34,23 @@ impl Service {
         let tokenizer = tokenizer(&opened)?;
         let grid = |name: &str| opened.grid(name);
         let origin = opened.origin(&grid);
-        let prepared =
-            prepare(origin, Some(&tokenizer), terms(args, 1), Ask { args, common, devices })?;
-        Ok(Self { opened, tokenizer, prepared })
+        let ready = prepare(origin, Some(&tokenizer), terms(args, 1), args, common, devices)?;
+        Ok(Self { opened, tokenizer, ready })
     }
 
     /// What it takes of memory.
     pub(crate) fn taken(&self) -> Taken {
-        self.prepared.taken()
+        self.ready.taken()
     }
 
     /// Tokens a sequence can have at most: what the context and the cache hold.
     pub(crate) fn room(&self) -> usize {
-        self.prepared.tokens(&self.opened.spec)
+        self.ready.tokens(&self.opened.spec)
     }
 
     /// An engine for the model.
     pub(crate) fn engine(&self) -> Engine {
-        self.prepared.engine(&self.opened.spec)
+        self.ready.engine(&self.opened.spec)
     }
 
     /// Loads the weights and hands what answers to `use_it`.
@@ -63,17 +62,9 @@ impl Service {
         let (spec, grid) = (&self.opened.spec, |name: &str| self.opened.grid(name));
         let placement = devices.placement();
         let backends = placement.backends();
-        let loaded = self.prepared.load(&backends, self.opened.origin(&grid))?;
-        use_it(&mut self.prepared.answerer(&backends, &loaded, spec)?)
+        let loaded = self.ready.load(&backends, self.opened.origin(&grid))?;
+        use_it(&mut self.ready.answerer(&backends, &loaded, spec)?)
     }
-}
-
-/// What was asked for, and where.
-#[derive(Clone, Copy)]
-pub(crate) struct Ask<'a> {
-    pub(crate) args: &'a Serving,
-    pub(crate) common: &'a Common,
-    pub(crate) devices: &'a Devices,
 }
 
 /// What the arguments come to, for so many sequences.
@@ -95,9 +86,10 @@ pub(crate) fn prepare(
     origin: Origin<'_>,
     tokenizer: Option<&Tokenizer>,
     terms: Terms,
-    ask: Ask<'_>,
-) -> Result<Prepared, Failure> {
-    let Ask { args, common, devices } = ask;
+    args: &Serving,
+    common: &Common,
+    devices: &Devices,
+) -> Result<Ready, Failure> {
     let draft = match (args.speculate, &args.draft) {
         (Speculate::Draft, None) => {
             return Err(Failure::refused("--speculate draft needs --draft MODEL"));
@@ -110,12 +102,12 @@ pub(crate) fn prepare(
         (_, None) => None,
     };
     let drafts = draft.is_some();
-    let prepared = Prepared::new(origin, tokenizer, draft, &devices.placement(), terms);
+    let ready = Ready::new(origin, tokenizer, draft, &devices.placement(), terms);
     if drafts {
         // Its tokenizer was looked at.
         allocator::return_free_memory();
     }
-    let prepared = prepared.map_err(|error| {
+    let ready = ready.map_err(|error| {
         let left = matches!(error, ServeError::Keys(_)) && args.kv_memory.is_none();
         let failure = Failure::from(error);
         match left {
@@ -128,10 +120,10 @@ pub(crate) fn prepare(
     })?;
     if !common.quiet {
         let of = devices.replica.as_ref().map_or(String::new(), |one| format!("{one}: "));
-        let line = memory::line(&prepared.taken(), prepared.cached(), terms.keys);
+        let line = memory::line(&ready.taken(), ready.cached(), terms.keys);
         remark(&format!("{of}memory: {line}"));
     }
-    Ok(prepared)
+    Ok(ready)
 }
 
 /// What `run` takes where no option says otherwise, in a line and for programs.

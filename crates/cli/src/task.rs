@@ -5,7 +5,7 @@ mod names;
 use crate::args;
 use crate::eval::{read, tokenizer};
 use crate::failure::{Code, Failure};
-use crate::measure::{Models, Path, Served};
+use crate::measure::{AsServed, Forwards, Models};
 use crate::output::{print, remark};
 use crate::quality::write_how;
 use crate::statistics::Mean;
@@ -41,7 +41,7 @@ pub(crate) fn run(
             "task": file.display().to_string(),
             "path": "exact",
         });
-        if let Path::Served(how) = models.path {
+        if let Forwards::Served(how) = models.forwards {
             report["path"] = json!("served");
             write_how(how, &mut report);
         }
@@ -61,7 +61,7 @@ pub(crate) fn run(
         return print(&format!("{report:#}"));
     }
     let mut text = format!("task   {}\n", file.display());
-    if let Path::Served(how) = models.path {
+    if let Forwards::Served(how) = models.forwards {
         let _ = writeln!(text, "path   as served: {how}");
     }
     match (&baseline, &served) {
@@ -77,7 +77,11 @@ pub(crate) fn run(
 }
 
 /// One row a model, and one a difference.
-fn table(main: &Outcome, baseline: Option<&Outcome>, served: Option<&(Served, Outcome)>) -> String {
+fn table(
+    main: &Outcome,
+    baseline: Option<&Outcome>,
+    served: Option<&(AsServed, Outcome)>,
+) -> String {
     let mut text = String::new();
     let mut row = |label: &str, columns: Vec<(&'static str, String)>| {
         if text.is_empty() {

@@ -17,7 +17,7 @@ pub struct Answerer<'m> {
 }
 
 /// What is asked of a model.
-pub struct Asked<'a> {
+pub struct Question<'a> {
     /// The prompt, how tokens are drawn, and which end the answer.
     pub request: Request,
     /// Strings that end the answer.
@@ -59,10 +59,10 @@ impl Answerer<'_> {
     pub fn answer(
         &mut self,
         tokenizer: &Tokenizer,
-        asked: Asked<'_>,
+        asked: Question<'_>,
         listener: &mut dyn Listener,
     ) -> Result<Answer, AnswerError> {
-        let Asked { request, stops, spelled } = asked;
+        let Question { request, stops, spelled } = asked;
         let (begun, before) = (Instant::now(), self.engine.stats());
         let mut reply = Reply::new(tokenizer, &request.prompt, stops, spelled);
         let stop_tokens = request.stop.clone();

@@ -46,7 +46,7 @@ impl Taken {
 
 /// What is to be loaded.
 #[derive(Clone, Copy)]
-pub(crate) struct Budget<'a> {
+pub(crate) struct MemoryBudget<'a> {
     pub(crate) origin: Origin<'a>,
     /// Whether weights on a grid are computed with as they would be unquantized.
     pub(crate) exact: bool,
@@ -68,7 +68,7 @@ struct Share {
     work: u64,
 }
 
-impl Budget<'_> {
+impl MemoryBudget<'_> {
     /// Bytes of keys and values, of all layers together and of a draft: half of what weights leave on the
     /// host; on GPUs nearly all of it, but for what a step needs. Models that share a device have a part
     /// each.

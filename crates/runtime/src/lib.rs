@@ -1,4 +1,4 @@
-//! Serving, but for arguments and sockets: a checkpoint is [`Opened`], [`Prepared`] for where it is
+//! Serving, but for arguments and sockets: a checkpoint is [`Opened`], [`Ready`] for where it is
 //! computed (its budget of memory, its draft), loaded, and answers.
 //!
 //! [`Runner`] runs the engine's steps: a whole model on its devices, keys and values in pages, the same
@@ -21,7 +21,7 @@ mod replica;
 mod runner;
 mod stages;
 
-pub use answer::{Answer, Answerer, Asked, Listener};
+pub use answer::{Answer, Answerer, Listener, Question};
 pub use apart::{Apart, InPool, apart};
 pub use budget::Taken;
 pub use cost::Cost;
@@ -32,7 +32,7 @@ pub use memory::KvPlan;
 pub use model::Model;
 pub use opened::{Grids, Opened, Origin, configuration};
 pub use placement::{Joined, Placement};
-pub use prepare::{Loaded, Prepared, Terms, foresee};
+pub use prepare::{ModelAndDraft, Ready, Terms, foresee};
 pub use replica::together;
 pub use runner::{Runner, Settings};
 pub use stages::stages;

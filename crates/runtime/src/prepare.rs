@@ -1,7 +1,7 @@
 //! A model that is ready to be loaded: how much it may cache, and who guesses for it.
 
 use crate::answer::Answerer;
-use crate::budget::{Budget, Taken, of_draft, work};
+use crate::budget::{MemoryBudget, Taken, of_draft, work};
 use crate::error::ServeError;
 use crate::opened::{Opened, Origin};
 use crate::placement::Placement;
@@ -33,7 +33,7 @@ pub struct Terms {
 }
 
 /// A model that is not loaded yet, and what it needs beside its weights.
-pub struct Prepared {
+pub struct Ready {
     plan: KvPlan,
     settings: Settings,
     terms: Terms,
@@ -42,12 +42,12 @@ pub struct Prepared {
 }
 
 /// Weights, laid out for the devices of one model.
-pub struct Loaded {
+pub struct ModelAndDraft {
     model: Model,
     draft: Option<Model>,
 }
 
-impl Prepared {
+impl Ready {
     /// Room for the sequences of `terms` if memory allows. `tokenizer` is the model's own, for which
     /// the draft must guess.
     ///
@@ -62,7 +62,7 @@ impl Prepared {
     ) -> Result<Self, ServeError> {
         let spec = origin.spec;
         let settings = Settings::on(&placement.backends());
-        let budget = Budget {
+        let budget = MemoryBudget {
             origin,
             exact: terms.exact,
             draft: draft.as_ref().map(|draft| of_draft(draft, terms.exact, placement)),
@@ -125,7 +125,7 @@ impl Prepared {
         &self,
         backends: &[&dyn Backend],
         origin: Origin<'_>,
-    ) -> Result<Loaded, ServeError> {
+    ) -> Result<ModelAndDraft, ServeError> {
         let Some(&first) = backends.first() else { return Err(ServeError::NoDevice) };
         let (exact, gpu_layers) = (self.terms.exact, self.terms.gpu_layers);
         if gpu_layers.is_some() && backends.len() < 2 {
@@ -138,7 +138,7 @@ impl Prepared {
         // A draft is small: it is whole on the first device.
         let load = |opened: &Opened| Model::on(first, &opened.checkpoint, &opened.spec, exact);
         let draft = self.draft.as_ref().map(|(opened, _)| load(opened)).transpose()?;
-        Ok(Loaded { model, draft })
+        Ok(ModelAndDraft { model, draft })
     }
 
     /// What answers with weights that were loaded for these backends.
@@ -148,7 +148,7 @@ impl Prepared {
     pub fn answerer<'m>(
         &self,
         backends: &[&'m dyn Backend],
-        loaded: &'m Loaded,
+        loaded: &'m ModelAndDraft,
         spec: &ModelSpec,
     ) -> Result<Answerer<'m>, ServeError> {
         let settings = &self.settings;
@@ -177,7 +177,7 @@ impl Prepared {
 }
 
 /// What a model would take, and the tokens that it would have keys and values for; those that do not
-/// fit are told all the same. The same as [`Prepared::new`] finds, without a draft and unchecked.
+/// fit are told all the same. The same as [`Ready::new`] finds, without a draft and unchecked.
 pub fn foresee(
     origin: Origin<'_>,
     placement: &Placement<'_>,
@@ -186,7 +186,7 @@ pub fn foresee(
 ) -> (Taken, u64) {
     let settings = Settings::on(&placement.backends());
     let work = work(program, &origin, &settings);
-    let budget = Budget { origin, exact: false, draft: None, work, gpu_layers: None };
+    let budget = MemoryBudget { origin, exact: false, draft: None, work, gpu_layers: None };
     let plan = KvPlan::new(origin.spec, keys, budget.keys_and_values(placement), 1);
     let (bytes, tokens) = plan.map_or((0, 0), |plan| (plan.bytes, cached(&plan)));
     (budget.taken(placement, bytes), tokens)

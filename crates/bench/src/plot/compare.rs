@@ -41,7 +41,7 @@ fn write_page(
     models: &[Compared<'_>],
 ) -> std::fmt::Result {
     let names: Vec<String> = models.iter().map(|model| escape(model.name)).collect();
-    write_head(page, ("compare", "text"), &names, header)?;
+    write_head(page, "compare", "text", &names, header)?;
     writeln!(page, "</dl>\n<h2>Models</h2>\n<div class=\"scroll\"><table class=\"models\">")?;
     let heads: String = columns.iter().map(|name| format!("<th>{}</th>", escape(name))).collect();
     writeln!(page, "<tr><th>model</th>{heads}</tr>")?;
@@ -55,16 +55,17 @@ fn write_page(
         "</table></div>\n<h2>What is lost, against what is taken</h2>\n<div class=\"row\">"
     )?;
     let perplexity = |model: &Compared<'_>| Some(model.perplexity);
-    page.push_str(&figure(("Perplexity", "perplexity"), models, &perplexity));
+    page.push_str(&figure("Perplexity", "perplexity", models, &perplexity));
     let divergence = |model: &Compared<'_>| model.divergence;
-    page.push_str(&figure(("KL divergence", "nats a token"), models, &divergence));
+    page.push_str(&figure("KL divergence", "nats a token", models, &divergence));
     writeln!(page, "</div>")?;
     end(page)
 }
 
 /// A mark a model, with a bar of one standard error each way.
 fn figure(
-    (title, unit): (&str, &str),
+    title: &str,
+    unit: &str,
     models: &[Compared<'_>],
     of: &dyn Fn(&Compared<'_>) -> Option<(f64, f64)>,
 ) -> String {

@@ -3,10 +3,10 @@
 use super::chart::{BOTTOM, LEFT};
 
 /// A rectangle that is taken: left, top, right, bottom.
-pub(crate) type Taken = [f64; 4];
+pub(crate) type Rect = [f64; 4];
 
 /// Whether two rectangles do not touch.
-pub(crate) fn apart(one: &Taken, other: &Taken) -> bool {
+pub(crate) fn apart(one: &Rect, other: &Rect) -> bool {
     one[2] < other[0] || other[2] < one[0] || one[3] < other[1] || other[3] < one[1]
 }
 
@@ -20,9 +20,9 @@ pub(crate) fn free(
     [x, y]: [f64; 2],
     radius: f64,
     name: &str,
-    taken: &[Taken],
+    taken: &[Rect],
     [right, bottom]: [f64; 2],
-) -> Option<(f64, f64, &'static str, Taken)> {
+) -> Option<(f64, f64, &'static str, Rect)> {
     let (wide, gap) = (width(name), radius + 4.0);
     let beside = [
         (x + gap, y + 4.0, "start", x + gap),

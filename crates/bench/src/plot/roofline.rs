@@ -2,7 +2,7 @@
 //! (Williams, Waterman & Patterson 2009).
 
 use super::chart::{Axis, Chart, Mark, inner};
-use super::labels::{Taken, apart, free, width};
+use super::labels::{Rect, apart, free, width};
 use super::scale::{Scale, log_ticks, short};
 use super::{Drawn, Point, colour, escape};
 use crate::machine::Machine;
@@ -88,13 +88,13 @@ fn draw_roofs(
     machine: &Machine,
     roofs: &[(f64, &'static str)],
     marks: &[[f64; 2]],
-) -> Vec<Taken> {
+) -> Vec<Rect> {
     let read = machine.read / GIGA;
     let ([left, right], [low, _]) = (chart.x.values(), chart.y.values());
     let top = roofs.iter().map(|(peak, _)| *peak).fold(0.0, f64::max);
     let begin = left.max(low / read);
     chart.path(&[[begin, begin * read], [top / read, top]], "roof");
-    let mut taken: Vec<Taken> = Vec::new();
+    let mut taken: Vec<Rect> = Vec::new();
     // A name stands on its ceiling at the right, or under it, or further left, where others are close.
     for (peak, name) in roofs.iter().rev() {
         chart.path(&[[peak / read, *peak], [right, *peak]], "roof");
@@ -129,11 +129,11 @@ fn name_slope(
     words: &str,
     [[x, y], [to_x, to_y]]: [[f64; 2]; 2],
     marks: &[[f64; 2]],
-) -> Vec<Taken> {
+) -> Vec<Rect> {
     let (run, rise) = (to_x - x, to_y - y);
     let length = run.hypot(rise);
     // Squares along the words, above the line.
-    let squares = |share: f64| -> Vec<Taken> {
+    let squares = |share: f64| -> Vec<Rect> {
         let steps = (width(words) / 8.0).ceil() as usize;
         let square = |step: usize| {
             let along = share + step as f64 * 8.0 / length;
@@ -144,7 +144,7 @@ fn name_slope(
         (0..=steps).map(square).collect()
     };
     let clear = |share: &f64| {
-        let hit = |[left, top, right, bottom]: &Taken| {
+        let hit = |[left, top, right, bottom]: &Rect| {
             let near = |[x, y]: &[f64; 2]| {
                 (left - 5.0..right + 5.0).contains(x) && (top - 5.0..bottom + 5.0).contains(y)
             };

@@ -9,7 +9,8 @@ use ::bench::{Drawn, Header, Machine, Phase, Point, Summary};
 pub(crate) fn page(
     args: &Bench,
     workload: &str,
-    (machine, threads): (&Machine, usize),
+    machine: &Machine,
+    threads: usize,
     models: &[Measured],
 ) -> String {
     let facts = vec![
@@ -22,19 +23,31 @@ pub(crate) fn page(
         let several = model.prefills.len() > 1;
         model.prefills.iter().enumerate().map(move |(index, (how, summary))| {
             let how = if several { format!(", prefill {}", how.name()) } else { String::new() };
-            (format!("{}{how}", model.model), model, summary, index == 0)
+            Series {
+                name: format!("{}{how}", model.model),
+                model,
+                load: summary,
+                first: index == 0,
+            }
         })
     });
-    let named: Vec<(String, &Measured, &Summary, bool)> = named.collect();
+    let named: Vec<Series<'_>> = named.collect();
     let drawn: Vec<Drawn<'_>> = named.iter().map(|series| drawn(args, series)).collect();
     ::bench::page(&header, machine, &drawn)
 }
 
+/// What a colour stands for.
+struct Series<'a> {
+    name: String,
+    model: &'a Measured,
+    load: &'a Summary,
+    /// Whether it is its model's first.
+    first: bool,
+}
+
 /// A series; what was measured once a model is drawn with its first.
-fn drawn<'a>(
-    args: &Bench,
-    (name, model, load, first): &'a (String, &'a Measured, &'a Summary, bool),
-) -> Drawn<'a> {
+fn drawn<'a>(args: &Bench, series: &'a Series<'_>) -> Drawn<'a> {
+    let Series { name, model, load, first } = series;
     let rate = |(users, summary): &(usize, Summary)| (*users, summary.throughput());
     Drawn {
         name,

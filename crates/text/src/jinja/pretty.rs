@@ -10,7 +10,7 @@ const WIDTH: usize = 80;
 pub(super) fn printed(heap: &Heap, value: &Value) -> Result<String> {
     let value = in_order(heap, value)?;
     let mut out = String::new();
-    write(heap, &value, &mut out, (0, 0), 1)?;
+    write(heap, &value, &mut out, At { column: 0, kept: 0 }, 1)?;
     Ok(out)
 }
 
@@ -47,36 +47,46 @@ fn width(text: &str) -> usize {
     text.chars().count()
 }
 
-/// Writes a value that begins at a column; so many columns are kept for what follows it.
-fn write(
-    heap: &Heap,
-    value: &Value,
-    out: &mut String,
-    (column, kept): (usize, usize),
-    level: usize,
-) -> Result<()> {
+/// Where a value is written.
+#[derive(Clone, Copy)]
+struct At {
+    /// Where it begins.
+    column: usize,
+    /// Columns that are kept for what follows it.
+    kept: usize,
+}
+
+impl At {
+    /// So many columns further in, on both sides.
+    fn within(self, before: usize, after: usize) -> Self {
+        Self { column: self.column + before, kept: self.kept + after }
+    }
+}
+
+/// Writes a value.
+fn write(heap: &Heap, value: &Value, out: &mut String, at: At, level: usize) -> Result<()> {
     let shown = heap.shown(value)?;
-    heap.bytes(shown.len() + column)?;
-    if width(&shown) + column + kept <= WIDTH {
+    heap.bytes(shown.len() + at.column)?;
+    if width(&shown) + at.column + at.kept <= WIDTH {
         out.push_str(&shown);
         return Ok(());
     }
     match value {
-        Value::Text(text) if !text.safe => texts(heap, text, out, (column, kept), level)?,
+        Value::Text(text) if !text.safe => texts(heap, text, out, at, level)?,
         Value::List(items) => {
             out.push('[');
-            list(heap, &items.values, out, (column + 1, kept + 1), level)?;
+            list(heap, &items.values, out, at.within(1, 1), level)?;
             out.push(']');
         }
         Value::Tuple(items) => {
             let end = if items.values.len() == 1 { ",)" } else { ")" };
             out.push('(');
-            list(heap, &items.values, out, (column + 1, kept + end.len()), level)?;
+            list(heap, &items.values, out, at.within(1, end.len()), level)?;
             out.push_str(end);
         }
         Value::Map(map) => {
             out.push('{');
-            pairs(heap, map, out, (column + 1, kept + 1), level)?;
+            pairs(heap, map, out, at.within(1, 1), level)?;
             out.push('}');
         }
         _ => out.push_str(&shown),
@@ -89,54 +99,37 @@ fn next_line(out: &mut String, column: usize) {
     out.extend(std::iter::repeat_n(' ', column));
 }
 
-fn list(
-    heap: &Heap,
-    values: &[Value],
-    out: &mut String,
-    (column, kept): (usize, usize),
-    level: usize,
-) -> Result<()> {
+fn list(heap: &Heap, values: &[Value], out: &mut String, at: At, level: usize) -> Result<()> {
     for (i, value) in values.iter().enumerate() {
         if i > 0 {
             out.push(',');
-            next_line(out, column);
+            next_line(out, at.column);
         }
-        let kept = if i + 1 == values.len() { kept } else { 1 };
-        write(heap, value, out, (column, kept), level + 1)?;
+        let kept = if i + 1 == values.len() { at.kept } else { 1 };
+        write(heap, value, out, At { kept, ..at }, level + 1)?;
     }
     Ok(())
 }
 
-fn pairs(
-    heap: &Heap,
-    map: &Map,
-    out: &mut String,
-    (column, kept): (usize, usize),
-    level: usize,
-) -> Result<()> {
+fn pairs(heap: &Heap, map: &Map, out: &mut String, at: At, level: usize) -> Result<()> {
     for (i, (key, value)) in map.entries.iter().enumerate() {
         if i > 0 {
             out.push(',');
-            next_line(out, column);
+            next_line(out, at.column);
         }
         let key = heap.shown(key)?;
         out.push_str(&key);
         out.push_str(": ");
-        let kept = if i + 1 == map.entries.len() { kept } else { 1 };
-        write(heap, value, out, (column + width(&key) + 2, kept), level + 1)?;
+        let kept = if i + 1 == map.entries.len() { at.kept } else { 1 };
+        let column = at.column + width(&key) + 2;
+        write(heap, value, out, At { column, kept }, level + 1)?;
     }
     Ok(())
 }
 
 /// A long string: lines apart, and words where a line is too long.
-fn texts(
-    heap: &Heap,
-    text: &Text,
-    out: &mut String,
-    (column, kept): (usize, usize),
-    level: usize,
-) -> Result<()> {
-    let (column, kept) = if level == 1 { (column + 1, kept + 1) } else { (column, kept) };
+fn texts(heap: &Heap, text: &Text, out: &mut String, at: At, level: usize) -> Result<()> {
+    let At { column, kept } = if level == 1 { at.within(1, 1) } else { at };
     let room = WIDTH.saturating_sub(column);
     let lines = strings::lines(&text.text, true);
     let mut chunks: Vec<String> = Vec::new();
