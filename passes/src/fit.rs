@@ -114,8 +114,7 @@ fn extremes(group: &[f32]) -> [f32; 2] {
 
 /// The parameters whose range is `share` of the group's.
 fn candidate(grid: Grid, [min, max]: [f32; 2], share: f32) -> Params {
-    let Grid::Int { symmetric, .. } = grid;
-    let (low, high) = grid.codes();
+    let (symmetric, (low, high)) = (grid.is_symmetric(), grid.codes());
     let (min, max) = (min * share, max * share);
     if symmetric {
         // The centre of the code range: halfway beyond the highest code, clamped.
@@ -152,7 +151,8 @@ pub fn fit_rows(grid: Grid, range: Range, weights: &[f32], width: usize) -> Vec<
 
 /// A matrix from its codes `[out, in]` and its fits `[out, groups]`.
 pub fn assemble(grid: Grid, shape: [usize; 2], codes: Vec<i8>, params: &[Params]) -> Quantized {
-    let Grid::Int { symmetric, .. } = grid;
-    let zeros = if symmetric { vec![] } else { params.iter().map(|p| p.zero as i8).collect() };
-    Quantized { grid, shape, codes, scales: params.iter().map(|p| p.scale).collect(), zeros }
+    let scales = params.iter().map(|p| p.scale).collect();
+    let zeros =
+        if grid.is_symmetric() { vec![] } else { params.iter().map(|p| p.zero as i8).collect() };
+    Quantized { grid, shape, codes, params: ir::Params::Flat { scales, zeros } }
 }

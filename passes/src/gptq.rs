@@ -320,8 +320,12 @@ fn take_row(to: &mut Quantized, from: &mut Quantized, row: usize) {
     let groups = to.grid.span().groups(width);
     let (codes, params) = (row * width..(row + 1) * width, row * groups..(row + 1) * groups);
     to.codes[codes.clone()].copy_from_slice(&from.codes[codes]);
-    to.scales[params.clone()].copy_from_slice(&from.scales[params.clone()]);
-    if !to.zeros.is_empty() {
-        to.zeros[params.clone()].copy_from_slice(&from.zeros[params]);
+    if let (ir::Params::Flat { scales, zeros }, ir::Params::Flat { scales: of, zeros: points }) =
+        (&mut to.params, &from.params)
+    {
+        scales[params.clone()].copy_from_slice(&of[params.clone()]);
+        if !zeros.is_empty() {
+            zeros[params.clone()].copy_from_slice(&points[params]);
+        }
     }
 }

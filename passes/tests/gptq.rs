@@ -210,11 +210,7 @@ fn it_is_never_worse_than_rounding_and_mostly_far_better() {
         let solved = solve(&Cpu::new(), (&weights, shape), grid, &gram, &settings).unwrap();
         let nearest = rtn(&weights, shape, grid, Range::MinMax);
         for row in 0..24 {
-            let one = |q: &Quantized| {
-                let part = |v: &[i8]| v[row * 256..(row + 1) * 256].to_vec();
-                let scales = q.scales[row * 4..(row + 1) * 4].to_vec();
-                Quantized { shape: [1, 256], codes: part(&q.codes), scales, ..q.clone() }
-            };
+            let one = |q: &Quantized| q.cut(row..row + 1, 0..256).unwrap();
             let w = &weights[row * 256..(row + 1) * 256];
             let (ours, theirs) =
                 (loss(w, &gram, &one(&solved.quantized)), loss(w, &gram, &one(&nearest)));
@@ -249,7 +245,7 @@ fn odd_statistics_give_sound_results_or_say_why() {
     let of = |gram: &[f32]| solve(&Cpu::new(), (&weights, [8, 64]), grid, gram, &settings);
     let nearest = rtn(&weights, [8, 64], grid, Range::MinMax);
     let sound = |solved: &Solved| {
-        assert!(solved.quantized.scales.iter().all(|s| s.is_finite() && *s > 0.0));
+        assert!(solved.quantized.scales().iter().all(|s| s.is_finite() && *s > 0.0));
         assert!(solved.loss.is_finite() && solved.loss <= solved.rtn_loss * (1.0 + 1e-4));
     };
     // Fewer tokens than columns.

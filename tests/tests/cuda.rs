@@ -359,8 +359,8 @@ fn layers_divided_between_devices() {
     assert!(error.to_string().contains("4 key heads"), "{error}");
     let grid =
         ir::Grid::Int { bits: 4, symmetric: true, span: ir::Span::Group(32), scale: DType::BF16 };
-    let (codes, scales) = (vec![1; 2 * 96], vec![1.0; 2 * 3]);
-    let weight = ir::Quantized { grid, shape: [2, 96], codes, scales, zeros: Vec::new() };
+    let params = ir::Params::Flat { scales: vec![1.0; 2 * 3], zeros: Vec::new() };
+    let weight = ir::Quantized { grid, shape: [2, 96], codes: vec![1; 2 * 96], params };
     let error = cpu.prepare_quantized_cut("down", weight, backend::Cut::Inputs).unwrap_err();
     assert!(error.to_string().contains("whole groups of 32"), "{error}");
 }

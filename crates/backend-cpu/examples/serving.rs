@@ -8,7 +8,7 @@
 
 use backend::{AttendPaged, Backend, BackendError, KvDType, Linear, Span};
 use backend_cpu::{Cpu, Isa};
-use ir::{Grid, Heads, Quantized};
+use ir::{Grid, Heads, Params, Quantized};
 use std::hint::black_box;
 use std::time::{Duration, Instant};
 use tensor::DType;
@@ -219,7 +219,12 @@ fn quantized(grid: Grid, [inputs, out]: [usize; 2], seed: u32) -> Quantized {
     let code = |x: f32| (low as f32 + (x + 1.0) * 0.5 * (high - low) as f32) as i8;
     let codes = noise(out * inputs, seed).into_iter().map(code).collect();
     let scales = vec![grid.stored_scale(0.01); out * grid.span().groups(inputs)];
-    Quantized { grid, shape: [out, inputs], codes, scales, zeros: Vec::new() }
+    Quantized {
+        grid,
+        shape: [out, inputs],
+        codes,
+        params: Params::Flat { scales, zeros: Vec::new() },
+    }
 }
 
 fn noise(n: usize, seed: u32) -> Vec<f32> {

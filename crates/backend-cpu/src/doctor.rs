@@ -7,7 +7,7 @@ use backend::{
     Linear, RankUpdate, Reference, Rope, RopeTable, SoftmaxRow, Span,
 };
 use half::{bf16, f16};
-use ir::{Activation, Grid, Heads, Quantized, Spec, Weight};
+use ir::{Activation, Grid, Heads, Params, Quantized, Spec, Weight};
 use tensor::{Bytes, DType, Tensor};
 
 /// An op that was tried.
@@ -374,7 +374,7 @@ impl Noise {
     }
 
     fn quantized(&mut self, grid: Grid, [out, width]: [usize; 2]) -> Quantized {
-        let Grid::Int { symmetric, .. } = grid;
+        let symmetric = grid.is_symmetric();
         let (low, high) = grid.codes();
         let mut code = || (low + (self.word() % (high - low + 1) as u32) as i32) as i8;
         let codes = (0..out * width).map(|_| code()).collect();
@@ -382,7 +382,7 @@ impl Noise {
         let zeros = if symmetric { Vec::new() } else { (0..groups).map(|_| code()).collect() };
         let scale = |x: &f32| grid.stored_scale(x.abs() * 0.1 + 1e-3);
         let scales = self.values(groups).iter().map(scale).collect();
-        Quantized { grid, shape: [out, width], codes, scales, zeros }
+        Quantized { grid, shape: [out, width], codes, params: Params::Flat { scales, zeros } }
     }
 }
 

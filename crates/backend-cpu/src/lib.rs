@@ -38,7 +38,7 @@ pub use isa::Isa;
 use backend::numerics::LINEAR_CHUNK;
 use backend::{
     Attend, AttendPaged, Backend, BackendError, Buffer, DeviceWeight, DivergenceRow, Embed,
-    KvCache, KvDType, Linear, RankUpdate, Rope, SoftmaxRow,
+    KvCache, KvDType, Linear, RankUpdate, Rope, SoftmaxRow, dense,
 };
 use cache::{Cache, new_pages};
 use half::{bf16, f16};
@@ -113,6 +113,9 @@ impl Backend for Cpu {
         tensor: &str,
         weight: Quantized,
     ) -> Result<DeviceWeight, BackendError> {
+        if weight.grid.int().is_none() {
+            return self.prepare(dense(tensor, &weight)?);
+        }
         let packed = load::prepare_quantized(tensor, &weight)?;
         Ok(DeviceWeight::new(weight.shape.to_vec(), Prepared::Quantized(packed)))
     }

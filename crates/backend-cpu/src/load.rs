@@ -42,7 +42,7 @@ pub(crate) fn prepare_quantized(tensor: &str, weight: &Quantized) -> Result<Pack
     if !weight.is_whole() {
         return Err(refuse());
     }
-    let asymmetric = !weight.zeros.is_empty();
+    let asymmetric = !weight.zeros().is_empty();
     let mut packed = packed_room(tensor, weight.shape, weight.grid, asymmetric)?;
     packed.parts(1).for_each(|mut part| part.fill(weight, part.rows.start));
     Ok(packed)
@@ -56,6 +56,7 @@ pub(crate) fn load(
 ) -> Result<Prepared, BackendError> {
     let rows = spec.shape.first().copied().unwrap_or(0);
     let first = if integers { source.read_quantized(&spec.tensor, 0..rows.min(1))? } else { None };
+    let first = first.filter(|first| first.grid.int().is_some());
     if let (Some(first), &[out, inputs]) = (first, &spec.shape[..]) {
         return load_quantized(source, spec, [out, inputs], &first).map(Prepared::Quantized);
     }
@@ -95,14 +96,14 @@ fn load_quantized(
     shape: [usize; 2],
     first: &Quantized,
 ) -> Result<Packed, BackendError> {
-    let asymmetric = !first.zeros.is_empty();
+    let asymmetric = !first.zeros().is_empty();
     let mut packed = packed_room(&spec.tensor, shape, first.grid, asymmetric)?;
     let step = step(shape[0].div_ceil(PANEL), shape[1]);
     packed.parts(step).try_for_each(|mut part| {
         let shape = [part.rows.len(), shape[1]];
         let read = source.read_quantized(&spec.tensor, part.rows.clone())?;
         let fits = |read: &Quantized| {
-            let alike = read.grid == first.grid && read.zeros.is_empty() != asymmetric;
+            let alike = read.grid == first.grid && read.zeros().is_empty() != asymmetric;
             read.shape == shape && alike && read.is_whole()
         };
         let read = read.filter(fits).ok_or_else(|| unfit(&spec.tensor, first.grid))?;
@@ -142,8 +143,7 @@ fn packed_room(
 pub(crate) fn bytes(spec: &Spec, grid: Option<Grid>) -> u64 {
     match (&spec.shape[..], grid) {
         (&[out, inputs], Some(grid)) => {
-            let Grid::Int { symmetric, .. } = grid;
-            Packed::bytes([out, inputs], grid, !symmetric).unwrap_or(u64::MAX)
+            Packed::bytes([out, inputs], grid, !grid.is_symmetric()).unwrap_or(u64::MAX)
         }
         (&[out, inputs], None) => match spec.dtype {
             DType::F32 => dense_bytes::<f32>([out, inputs]),

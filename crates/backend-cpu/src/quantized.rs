@@ -12,11 +12,12 @@ use crate::isa::{DotKernel, Level};
 use crate::panel::PANEL;
 use crate::tasks::{self, Output};
 use backend::numerics::{Columns, blocks, quantize, quantize_rest};
-use ir::{Grid, Quantized};
+use ir::{Grid, IntGrid, Quantized};
 use rayon::prelude::*;
 use std::ops::Range;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Mutex, PoisonError};
+use tensor::DType;
 
 /// Inputs of a quad of a nibble's panel: two quads share their bytes.
 const PAIR: usize = 8;
@@ -62,8 +63,7 @@ impl Packed {
     /// with. One that is not `asymmetric` has no zero points.
     pub(crate) fn zeroed([out, inputs]: [usize; 2], grid: Grid, asymmetric: bool) -> Option<Self> {
         let sizes = Sizes::of([out, inputs], grid)?;
-        let Grid::Int { scale, .. } = grid;
-        let Sizes { blocks, offsets, groups, nibbles, panels, codes, scales } = sizes;
+        let Sizes { blocks, offsets, groups, nibbles, panels, codes, scales, stored } = sizes;
         let offset = if nibbles { 8 } else { 128 };
         let zeros = match asymmetric {
             true => filled(panels.checked_mul(scales)?, offset)?,
@@ -79,16 +79,15 @@ impl Packed {
             nibbles,
             asymmetric,
             codes: tensor::zeroed(codes)?,
-            scales: Scales::zeroed(scale, scales)?,
+            scales: Scales::zeroed(stored, scales)?,
             zeros,
         })
     }
 
     /// What a weight takes; `None` if it is not one that is computed with.
     pub(crate) fn bytes(shape: [usize; 2], grid: Grid, asymmetric: bool) -> Option<u64> {
-        let Sizes { panels, codes, scales, .. } = Sizes::of(shape, grid)?;
-        let Grid::Int { scale, .. } = grid;
-        let a_group = scale.bits() / 8 + usize::from(asymmetric);
+        let Sizes { panels, codes, scales, stored, .. } = Sizes::of(shape, grid)?;
+        let a_group = stored.bits() / 8 + usize::from(asymmetric);
         let panel = codes.checked_add(scales.checked_mul(a_group)?)?;
         Some(panels.checked_mul(panel)? as u64)
     }
@@ -154,11 +153,13 @@ struct Sizes {
     /// Bytes of the codes, and the number of scales, of a panel.
     codes: usize,
     scales: usize,
+    /// What a scale is stored in.
+    stored: DType,
 }
 
 impl Sizes {
     fn of([out, inputs]: [usize; 2], grid: Grid) -> Option<Self> {
-        let Grid::Int { bits, span, .. } = grid;
+        let IntGrid { bits, span, scale: stored, .. } = grid.int()?;
         if out == 0 || inputs == 0 || !(2..=8).contains(&bits) {
             return None;
         }
@@ -171,7 +172,7 @@ impl Sizes {
         }
         let codes = offsets.last()?.checked_mul(PANEL)? / if nibbles { 2 } else { 1 };
         let (panels, scales) = (out.div_ceil(PANEL), groups.checked_mul(PANEL)?);
-        Some(Self { blocks, offsets, groups, nibbles, panels, codes, scales })
+        Some(Self { blocks, offsets, groups, nibbles, panels, codes, scales, stored })
     }
 }
 
@@ -218,10 +219,10 @@ impl Part<'_> {
             }
         }
         let those = rows.start * groups..rows.end * groups;
-        for (index, &scale) in weight.scales[those.clone()].iter().enumerate() {
+        for (index, &scale) in weight.scales()[those.clone()].iter().enumerate() {
             self.scales.set(place(index, groups), scale);
         }
-        for (index, &zero) in weight.zeros.get(those).unwrap_or_default().iter().enumerate() {
+        for (index, &zero) in weight.zeros().get(those).unwrap_or_default().iter().enumerate() {
             self.zeros[place(index, groups)] = (offset + i32::from(zero)) as u8;
         }
     }

@@ -7,7 +7,7 @@ use crate::linear::LONG;
 use backend::{AttendPaged, Backend, BackendError, Buffer, KvDType, Linear, Reference, Span};
 use bytemuck::{Pod, Zeroable};
 use half::bf16;
-use ir::{Activation, Grid, Heads, Quantized, Spec, Weight};
+use ir::{Activation, Grid, Heads, Params, Quantized, Spec, Weight};
 use std::time::Instant;
 use tensor::{DType, Tensor};
 
@@ -99,12 +99,12 @@ impl Noise {
         let groups = grid.span().groups(width);
         let mut code = || (low + (self.bits() % (high - low + 1) as u32) as i32) as i8;
         let codes = (0..out * width).map(|_| code()).collect();
-        let Grid::Int { symmetric, .. } = grid;
+        let symmetric = grid.is_symmetric();
         let zeros = if symmetric { 0 } else { out * groups };
         let zeros = (0..zeros).map(|_| code() / 2).collect();
         let scales = self.values(out * groups);
         let scales = scales.iter().map(|x| grid.stored_scale(0.01 + x.abs() / 50.0)).collect();
-        Quantized { grid, shape: [out, width], codes, scales, zeros }
+        Quantized { grid, shape: [out, width], codes, params: Params::Flat { scales, zeros } }
     }
 }
 

@@ -367,7 +367,7 @@ impl Backend for Cuda {
                 let codes = self.pack_codes(&weight, format)?;
                 Matrix::quantized(self, (format, codes), &scales, shape)?
             }
-            // Groups that no kernel has are served as the bf16 nearest to what the weights stand for.
+            // Grids and groups that no kernel has are served as the bf16 nearest to what the weights stand for.
             None => {
                 let dense = Tensor::from_f32(shape.to_vec(), &weight.dequantize());
                 let packed = dense.map(|dense| self.pack_dense(&dense, shape)).transpose()?;

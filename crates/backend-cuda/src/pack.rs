@@ -129,7 +129,7 @@ fn stripes(out: usize) -> usize {
 /// has such groups.
 pub(crate) fn scales(weight: &Quantized) -> Option<(Format, Scales)> {
     let [out, width] = weight.shape;
-    let ir::Grid::Int { bits, span, scale, .. } = weight.grid;
+    let ir::IntGrid { bits, span, scale, .. } = weight.grid.int()?;
     let (groups, size) = (span.groups(width), span.size(width));
     let tiles = size.is_multiple_of(TILE) && (size / TILE).is_power_of_two();
     if groups > 1 && size != 32 && !tiles {
@@ -142,14 +142,16 @@ pub(crate) fn scales(weight: &Quantized) -> Option<(Format, Scales)> {
         (o < out).then_some(o * groups + group)
     };
     let count = stripes(out) * groups * STRIPE;
-    let scale_of = |i| at(i).map_or(0.0, |at| weight.scales[at]);
+    let all_scales = weight.scales();
+    let scale_of = |i| at(i).map_or(0.0, |at| all_scales[at]);
     let (kind, scales) = match scale {
         DType::BF16 => (0, bits_of((0..count).map(|i| bf16::from_f32(scale_of(i)).to_bits()))),
         DType::F16 => (1, bits_of((0..count).map(|i| f16::from_f32(scale_of(i)).to_bits()))),
         _ => (2, bytemuck::cast_slice(&(0..count).map(scale_of).collect::<Vec<f32>>()).to_vec()),
     };
-    let zero_of = |i| at(i).map_or(0, |at| weight.zeros[at]);
-    let zeros = match weight.zeros.is_empty() {
+    let all_zeros = weight.zeros();
+    let zero_of = |i| at(i).map_or(0, |at| all_zeros[at]);
+    let zeros = match all_zeros.is_empty() {
         true => Vec::new(),
         false => (0..count).map(zero_of).collect(),
     };

@@ -8,6 +8,7 @@
 pub mod algebra;
 mod buffer;
 mod cache;
+mod dense;
 mod interpreter;
 pub mod numerics;
 mod pages;
@@ -19,6 +20,7 @@ mod shortlist;
 
 pub use buffer::{Buffer, DeviceWeight};
 pub use cache::{AttendPaged, KV_BLOCK, KvCache, KvDType, Span};
+pub use dense::dense;
 pub use interpreter::{Interpreter, Program, SHORT_SPAN, See, Weights};
 pub use reference::Reference;
 pub use rope::RopeTable;
@@ -87,11 +89,12 @@ pub trait Backend: Send + Sync {
     /// If the dtype is not one the device computes with, or memory is short.
     fn prepare(&self, weight: Weight) -> Result<DeviceWeight, BackendError>;
 
-    /// Lays a weight on an integer grid out for [`Self::linear`], whose activations are then rounded
-    /// to int8 on the fly (see [`numerics::blocks`]). `tensor` names it in errors.
+    /// Lays a weight on a grid out for [`Self::linear`], whose activations are then rounded
+    /// to int8 on the fly (see [`numerics::blocks`]). One on a grid that the device does not compute
+    /// with becomes the [`dense`] one that it stands for. `tensor` names it in errors.
     ///
     /// # Errors
-    /// If the grid is not one the device computes with, or memory is short.
+    /// If codes or scales are missing, or memory is short.
     fn prepare_quantized(
         &self,
         tensor: &str,

@@ -3,6 +3,7 @@
 //! It runs on any CPU and uses no particular instructions. It is slow and stays: every fast kernel
 //! is tested against it, and it keeps the sums' order that [`crate::numerics`] fixes.
 
+use crate::dense;
 use crate::numerics::{
     self, ATTEND_CHUNK, LINEAR_CHUNK, blocks, exp, inverse_rms, max, quantize, quantize_rest,
     rotate, round_bf16, silu, sum_by,
@@ -33,7 +34,14 @@ impl Backend for Reference {
         Ok(DeviceWeight::new(weight.spec.shape, values))
     }
 
-    fn prepare_quantized(&self, _: &str, weight: Quantized) -> Result<DeviceWeight, BackendError> {
+    fn prepare_quantized(
+        &self,
+        tensor: &str,
+        weight: Quantized,
+    ) -> Result<DeviceWeight, BackendError> {
+        if weight.grid.int().is_none() {
+            return self.prepare(dense(tensor, &weight)?);
+        }
         Ok(DeviceWeight::new(weight.shape.to_vec(), weight))
     }
 
@@ -244,8 +252,8 @@ fn dot(a: &[f32], b: &[f32]) -> f32 {
 /// A linear whose activations are rounded, as [`blocks`] says.
 fn rounded(x: &[f32], weight: &Quantized, bias: Option<&[f32]>) -> Vec<f32> {
     let [out, width] = weight.shape;
-    let groups = weight.grid.span().groups(width);
-    let blocks = blocks(width, weight.grid.span().size(width));
+    let (groups, zeros, steps) = (weight.grid.units(width), weight.zeros(), weight.scales());
+    let blocks = blocks(width, weight.grid.unit(width));
     let mut y = Vec::with_capacity(x.len() / width.max(1) * out);
     for row in x.chunks_exact(width) {
         let mut codes = vec![0; width];
@@ -266,7 +274,7 @@ fn rounded(x: &[f32], weight: &Quantized, bias: Option<&[f32]>) -> Vec<f32> {
             let mut total = 0.0f32;
             for ((block, &scale), &finer) in blocks.iter().zip(&scales).zip(&finer) {
                 let at = o * groups + block.group;
-                let zero = weight.zeros.get(at).map_or(0, |&zero| i32::from(zero));
+                let zero = zeros.get(at).map_or(0, |&zero| i32::from(zero));
                 let sum = |codes: &[i8]| -> i32 {
                     let products = block.columns.clone().map(|column| {
                         let code = i32::from(weight.codes[o * width + column]) - zero;
@@ -274,9 +282,9 @@ fn rounded(x: &[f32], weight: &Quantized, bias: Option<&[f32]>) -> Vec<f32> {
                     });
                     products.sum()
                 };
-                total = (sum(&codes) as f32).mul_add(scale * weight.scales[at], total);
+                total = (sum(&codes) as f32).mul_add(scale * steps[at], total);
                 if finer > 0.0 {
-                    total = (sum(&rest) as f32).mul_add(finer * weight.scales[at], total);
+                    total = (sum(&rest) as f32).mul_add(finer * steps[at], total);
                 }
             }
             y.push(total + bias.map_or(0.0, |bias| bias[o]));

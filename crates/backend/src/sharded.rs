@@ -7,7 +7,7 @@ use crate::{
     Attend, AttendPaged, Backend, BackendError, Buffer, DeviceWeight, DivergenceRow, Embed,
     KvCache, KvDType, Linear, RankUpdate, Rope, SoftmaxRow,
 };
-use ir::{Activation, Block, Heads, Op, Quantized, Span, Value, Weight};
+use ir::{Activation, Block, Heads, Op, Quantized, Value, Weight};
 use std::ops::Range;
 use tensor::{Bytes, Tensor};
 
@@ -467,36 +467,19 @@ fn part_of(
     Ok(Weight { spec, tensor: tensor.ok_or_else(missing)? })
 }
 
-/// Some rows and columns of a weight on an integer grid, whole groups of columns.
+/// Some rows and columns of a weight on a grid, whole groups of columns.
 fn codes_of(
     tensor: &str,
     weight: &Quantized,
     rows: Range<usize>,
     columns: Range<usize>,
 ) -> Result<Quantized, BackendError> {
-    let [_, width] = weight.shape;
-    let (span, groups) = (weight.grid.span(), weight.grid.span().groups(width));
-    let size = span.size(width);
-    let at_edges = columns.start.is_multiple_of(size)
-        && (columns.end.is_multiple_of(size) || columns.end == width);
-    let some = match span {
-        Span::Channel => 0..groups,
-        Span::Group(_) if at_edges => columns.start / size..columns.end.div_ceil(size),
-        Span::Group(_) => {
-            let (begin, end) = (columns.start, columns.end);
-            return Err(BackendError::Weight {
-                tensor: tensor.into(),
-                rule: format!("columns {begin}..{end} of a device are whole groups of {size}"),
-            });
-        }
-    };
-    let of = |all: &[i8], stride: usize, run: &Range<usize>| -> Vec<i8> {
-        rows.clone().flat_map(|row| all[row * stride..][run.clone()].to_vec()).collect()
-    };
-    let scales = rows.clone().flat_map(|row| weight.scales[row * groups..][some.clone()].to_vec());
-    let scales = scales.collect();
-    let zeros = if weight.zeros.is_empty() { Vec::new() } else { of(&weight.zeros, groups, &some) };
-    let codes = of(&weight.codes, width, &columns);
-    let shape = [rows.len(), columns.len()];
-    Ok(Quantized { grid: weight.grid, shape, codes, scales, zeros })
+    let (begin, end) = (columns.start, columns.end);
+    weight.cut(rows, columns).ok_or_else(|| BackendError::Weight {
+        tensor: tensor.into(),
+        rule: format!(
+            "columns {begin}..{end} of a device are whole groups of {}",
+            weight.grid.block().map_or(1, |block| block.get())
+        ),
+    })
 }

@@ -6,7 +6,7 @@ use backend::{
     AttendPaged, Backend, BackendError, Buffer, DeviceWeight, KV_BLOCK, KvCache, KvDType, Linear,
     RankUpdate, Span,
 };
-use ir::{Block, Grid, Heads, Op, Quantized, Spec, Weight};
+use ir::{Block, Grid, Heads, Op, Params, Quantized, Spec, Weight};
 use std::cell::RefCell;
 use std::time::Instant;
 use tensor::{DType, Tensor};
@@ -215,7 +215,12 @@ impl Bench<'_> {
         let mut code = || (low + (self.noise.next() % (high - low + 1) as u64) as i32) as i8;
         let codes = (0..out * width).map(|_| code()).collect();
         let scales = vec![grid.stored_scale(0.01); out * span.groups(width)];
-        let weight = Quantized { grid, shape: [out, width], codes, scales, zeros: Vec::new() };
+        let weight = Quantized {
+            grid,
+            shape: [out, width],
+            codes,
+            params: Params::Flat { scales, zeros: Vec::new() },
+        };
         self.backend.prepare_quantized("noise", weight)
     }
 

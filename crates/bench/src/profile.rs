@@ -4,7 +4,7 @@ use backend::{
     Attend, AttendPaged, Backend, BackendError, Buffer, Cut, DeviceWeight, DivergenceRow, Embed,
     KvCache, KvDType, Leaving, Linear, RankUpdate, Rope, Seek, Seeking, SoftmaxRow, Span,
 };
-use ir::{Activation, Grid, Heads, Quantized, Weight};
+use ir::{Activation, Heads, Quantized, Weight};
 use std::collections::BTreeMap;
 use std::ops::Range;
 use std::sync::{Mutex, MutexGuard, PoisonError};
@@ -230,9 +230,7 @@ fn seen(spans: &[Span<'_>], window: Option<u32>, heads: Heads) -> (f64, f64) {
 
 /// Bytes of a weight on a grid, as it is stored.
 fn packed(weight: &Quantized) -> f64 {
-    let Grid::Int { bits, scale, .. } = weight.grid;
-    let codes = weight.codes.len() * usize::from(bits) + weight.zeros.len() * usize::from(bits);
-    (codes + weight.scales.len() * scale.bits()) as f64 / 8.0
+    weight.grid.bytes(weight.shape) as f64
 }
 
 impl Profiled<'_> {
@@ -531,9 +529,9 @@ mod tests {
     fn the_head_and_integer_weights_are_told_apart() {
         let profiled = Profiled::new(&Reference, 2);
         let span = ir::Span::Group(2);
-        let grid = Grid::Int { bits: 4, symmetric: true, span, scale: DType::BF16 };
-        let (codes, scales) = (vec![1; 8], vec![1.0; 4]);
-        let weight = Quantized { grid, shape: [2, 4], codes, scales, zeros: vec![] };
+        let grid = ir::Grid::Int { bits: 4, symmetric: true, span, scale: DType::BF16 };
+        let params = ir::Params::Flat { scales: vec![1.0; 4], zeros: vec![] };
+        let weight = Quantized { grid, shape: [2, 4], codes: vec![1; 8], params };
         let weight = profiled.prepare_quantized("w", weight).unwrap();
         let input = profiled.upload(4, vec![1.0; 4]).unwrap();
         profiled.enable(true);

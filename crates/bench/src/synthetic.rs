@@ -2,7 +2,7 @@
 //! nothing. Nothing is read from a file; each row is made when it is asked for, always the same.
 
 use crate::noise::Noise;
-use ir::{Grid, Quantized, ReadError, Source, Span};
+use ir::{Grid, IntGrid, Params, Quantized, ReadError, Source, Span};
 use serde_json::{Map, Value, json};
 use std::collections::BTreeMap;
 use std::ops::Range;
@@ -220,7 +220,7 @@ impl Source for Synthetic {
     ) -> Result<Option<Quantized>, ReadError> {
         let shape = self.rows(name, &rows)?;
         let (Some(grid), &[count, width]) = (self.grid(name), &shape[..]) else { return Ok(None) };
-        let Grid::Int { bits, span, .. } = grid;
+        let Some(IntGrid { bits, span, .. }) = grid.int() else { return Ok(None) };
         // Uniform codes of so many bits deviate by this.
         let deviation = f32::from(1u16 << bits) / 12f32.sqrt();
         let unit = 1.0 / (deviation * (width as f32).sqrt());
@@ -239,7 +239,8 @@ impl Source for Synthetic {
             let scale = || grid.stored_scale(unit * (0.75 + 0.5 * noise.uniform() as f32));
             scales.extend(std::iter::repeat_with(scale).take(span.groups(width)));
         }
-        Ok(Some(Quantized { grid, shape: [count, width], codes, scales, zeros: Vec::new() }))
+        let params = Params::Flat { scales, zeros: Vec::new() };
+        Ok(Some(Quantized { grid, shape: [count, width], codes, params }))
     }
 }
 
@@ -320,7 +321,7 @@ mod tests {
         let whole = model.read_quantized(LINEAR, 0..9).unwrap().unwrap();
         let part = model.read_quantized(LINEAR, 4..9).unwrap().unwrap();
         assert_eq!(part.codes, whole.codes[4 * 4864..]);
-        assert_eq!(part.scales, whole.scales[4 * 38..]);
+        assert_eq!(part.scales(), &whole.scales()[4 * 38..]);
         let dense = model.read_rows(LINEAR, 0..9).unwrap();
         assert_eq!(model.read_rows(LINEAR, 8..9).unwrap().bytes(), &dense.bytes()[8 * 9728..]);
         let up = model.read_quantized(&LINEAR.replace("layers.3", "layers.4"), 0..9);

@@ -10,7 +10,7 @@ use crate::pack_quantized::{self, Rows};
 use crate::packed::{Packed, PackedWeight, Stored};
 use crate::quantization;
 use crate::shard::Shard;
-use ir::{Grid, Quantized};
+use ir::{Grid, IntGrid, Quantized};
 use serde_json::{Map, Value};
 use std::collections::{BTreeMap, BTreeSet};
 use std::ops::Range;
@@ -469,15 +469,15 @@ impl Checkpoint {
     ) -> Result<Quantized, Error> {
         let [height, width] = weight.shape;
         self.check_rows(name, &rows, height)?;
-        let Grid::Int { bits, .. } = weight.grid;
         let read = |part: usize, rows: Range<usize>| {
             let missing = || Error::tensor(name, "a part of it is missing");
             self.stored_rows(self.stored.get(part).ok_or_else(missing)?, rows)
         };
         let packed = read(weight.packed, rows.clone())?;
         let scales = read(weight.scale, rows.clone())?;
-        let zero_rows = pack_quantized::zero_rows(bits, rows.clone());
-        let zeros = weight.zero.map(|zero| read(zero, zero_rows)).transpose()?;
+        let zero_rows = |grid: IntGrid| pack_quantized::zero_rows(grid.bits, rows.clone());
+        let zeros = weight.zero.zip(weight.grid.int());
+        let zeros = zeros.map(|(zero, grid)| read(zero, zero_rows(grid))).transpose()?;
         let stored = Rows {
             grid: weight.grid,
             rows,

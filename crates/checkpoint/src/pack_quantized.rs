@@ -17,7 +17,7 @@
 use crate::error::Error;
 use crate::layout::Planned;
 use half::{bf16, f16};
-use ir::{Grid, Quantized, Span};
+use ir::{Grid, IntGrid, Params, Quantized, Span};
 use serde_json::{Value, json};
 use std::collections::BTreeSet;
 use std::ops::Range;
@@ -80,7 +80,7 @@ pub fn layout(tensor: &str, shape: [usize; 2], grid: Grid) -> Result<Vec<Planned
     let names = Names::of(tensor)?;
     let broken = |rule: String| Error::tensor(tensor, rule);
     let [out, width] = shape;
-    let Grid::Int { bits, symmetric, span, scale } = grid;
+    let IntGrid { bits, symmetric, span, scale } = integers(tensor, grid)?;
     if !(2..=8).contains(&bits) {
         return Err(broken(format!("{bits} bits: 2 to 8 can be packed")));
     }
@@ -121,11 +121,11 @@ pub fn encode(tensor: &str, q: &Quantized) -> Result<Vec<(Planned, Vec<u8>)>, Er
     let parts = layout(tensor, q.shape, q.grid)?;
     check(tensor, q)?;
     let [out, width] = q.shape;
-    let Grid::Int { bits, symmetric, span, scale } = q.grid;
+    let IntGrid { bits, symmetric, span, scale } = integers(tensor, q.grid)?;
     let groups = span.groups(width);
-    let mut bytes = vec![pack_rows(&q.codes, width, bits), scale_bytes(&q.scales, scale)];
+    let mut bytes = vec![pack_rows(&q.codes, width, bits), scale_bytes(q.scales(), scale)];
     if !symmetric {
-        let down: Vec<i8> = columns(&q.zeros, out, groups).collect();
+        let down: Vec<i8> = columns(q.zeros(), out, groups).collect();
         let packed = pack_rows(&down, out, bits);
         let words: Vec<[u8; 4]> = packed.as_chunks().0.to_vec();
         bytes.push(columns(&words, groups, words.len() / groups).flatten().collect());
@@ -147,7 +147,7 @@ pub fn zero_rows(bits: u8, rows: Range<usize>) -> Range<usize> {
 /// If the bytes are not as many as the rows, or a scale is not finite.
 pub fn decode(tensor: &str, stored: &Rows<'_>) -> Result<Quantized, Error> {
     let Rows { grid, ref rows, width, .. } = *stored;
-    let Grid::Int { bits, symmetric, span, scale } = grid;
+    let IntGrid { bits, symmetric, span, scale } = integers(tensor, grid)?;
     let broken = |rule: &str| Error::tensor(tensor, rule);
     let (out, groups) = (rows.len(), span.groups(width));
     // The layout of as many rows: it refuses what cannot be, and tells the lengths.
@@ -190,7 +190,7 @@ pub fn decode(tensor: &str, stored: &Rows<'_>) -> Result<Quantized, Error> {
         }
         zeros = columns(&zeros, groups, out).collect();
     }
-    Ok(Quantized { grid, shape: [out, width], codes, scales, zeros })
+    Ok(Quantized { grid, shape: [out, width], codes, params: Params::Flat { scales, zeros } })
 }
 
 /// The module of the projection to logits, as all readers call it.
@@ -207,7 +207,8 @@ const HEAD: &str = "lm_head";
 pub fn quantization_config(packed: &[(&str, Grid)], dense: &[&str]) -> Result<Value, Error> {
     // The dtype of the scales is that of the tensors: a configuration does not say it.
     let mut groups: Vec<(Arguments, BTreeSet<&str>)> = Vec::new();
-    for &(tensor, Grid::Int { bits, symmetric, span, .. }) in packed {
+    for &(tensor, grid) in packed {
+        let IntGrid { bits, symmetric, span, .. } = integers(tensor, grid)?;
         writable(bits)?;
         let (arguments, module) = (Arguments { bits, symmetric, span }, module(tensor)?);
         match groups.iter_mut().find(|group| group.0 == arguments) {
@@ -279,6 +280,11 @@ pub(crate) fn words(count: usize, bits: u8) -> Option<usize> {
     Some(count.checked_mul(usize::from(bits))?.div_ceil(WORD))
 }
 
+/// The integer grid that `grid` must be.
+fn integers(tensor: &str, grid: Grid) -> Result<IntGrid, Error> {
+    grid.int().ok_or_else(|| Error::tensor(tensor, format!("is on {grid}: integers can be packed")))
+}
+
 fn module(tensor: &str) -> Result<&str, Error> {
     let module = tensor.strip_suffix(".weight").filter(|m| !m.is_empty());
     module.ok_or_else(|| Error::tensor(tensor, "is not named MODULE.weight, as a linear's is"))
@@ -318,16 +324,16 @@ impl Arguments {
 fn check(tensor: &str, q: &Quantized) -> Result<(), Error> {
     let broken = |rule: String| Err(Error::tensor(tensor, rule));
     let [out, width] = q.shape;
-    let Grid::Int { symmetric, span, .. } = q.grid;
+    let (symmetric, scales, points) = (q.grid.is_symmetric(), q.scales(), q.zeros());
     // `layout` has taken the product of the shape.
-    let (elements, groups) = (out * width, out * span.groups(width));
+    let (elements, groups) = (out * width, out * q.grid.units(width));
     let zeros = if symmetric { 0 } else { groups };
-    if (q.codes.len(), q.scales.len(), q.zeros.len()) != (elements, groups, zeros) {
+    if (q.codes.len(), scales.len(), points.len()) != (elements, groups, zeros) {
         return broken(format!(
             "{} codes, {} scales and {} zero points, expected {elements}, {groups} and {zeros}",
             q.codes.len(),
-            q.scales.len(),
-            q.zeros.len()
+            scales.len(),
+            points.len()
         ));
     }
     let (low, high) = q.grid.codes();
@@ -338,12 +344,12 @@ fn check(tensor: &str, q: &Quantized) -> Result<(), Error> {
     {
         return broken(format!("code {i} is {}, not in {low} to {high}", q.codes[i]));
     }
-    if let Some(i) = q.zeros.iter().position(outside) {
-        return broken(format!("zero point {i} is {}, not in {low} to {high}", q.zeros[i]));
+    if let Some(i) = points.iter().position(outside) {
+        return broken(format!("zero point {i} is {}, not in {low} to {high}", points[i]));
     }
     let is_value = |&s: &f32| s.is_finite() && q.grid.stored_scale(s).to_bits() == s.to_bits();
-    if let Some(i) = q.scales.iter().position(|s| !is_value(s)) {
-        return broken(format!("scale {i} is {}, not a finite value of its dtype", q.scales[i]));
+    if let Some(i) = scales.iter().position(|s| !is_value(s)) {
+        return broken(format!("scale {i} is {}, not a finite value of its dtype", scales[i]));
     }
     Ok(())
 }

@@ -6,7 +6,7 @@
 use checkpoint::pack_quantized::{
     Rows, decode, encode, layout, quantization_config, writable, zero_rows,
 };
-use ir::{Grid, Quantized, Span};
+use ir::{Grid, IntGrid, Params, Quantized, Span};
 use proptest::prelude::*;
 use safetensors::SafeTensors;
 use serde_json::json;
@@ -43,7 +43,7 @@ fn signed(bytes: &[u8]) -> Vec<i8> {
 
 /// Rows `rows` of what `encode` made.
 fn part(q: &Quantized, stored: &[Vec<u8>], rows: std::ops::Range<usize>) -> Quantized {
-    let Grid::Int { bits, symmetric, .. } = q.grid;
+    let IntGrid { bits, symmetric, .. } = q.grid.int().unwrap();
     let slice = |i: usize, of: usize, rows: std::ops::Range<usize>| {
         let row = stored[i].len() / of;
         &stored[i][rows.start * row..rows.end * row]
@@ -65,13 +65,15 @@ fn bytes_are_those_of_compressed_tensors() {
     for case in cases {
         let get = |part: &str| golden.tensor(&format!("{case}.{part}")).ok();
         let (codes, grid) = (get("codes").unwrap(), grid_of(case));
-        let Grid::Int { scale, symmetric, .. } = grid;
+        let IntGrid { scale, symmetric, .. } = grid.int().unwrap();
         let q = Quantized {
             grid,
             shape: [codes.shape()[0], codes.shape()[1]],
             codes: signed(codes.data()),
-            scales: floats(scale, get("weight_scale").unwrap().data()),
-            zeros: get("zeros").map_or(Vec::new(), |z| signed(z.data())),
+            params: Params::Flat {
+                scales: floats(scale, get("weight_scale").unwrap().data()),
+                zeros: get("zeros").map_or(Vec::new(), |z| signed(z.data())),
+            },
         };
         let encoded = encode(&format!("{case}.weight"), &q).unwrap();
         assert_eq!(encoded.len(), if symmetric { 3 } else { 4 }, "{case}");
@@ -114,8 +116,7 @@ fn quantized() -> impl Strategy<Value = Quantized> {
                 grid,
                 shape: [out, width],
                 codes,
-                scales,
-                zeros,
+                params: Params::Flat { scales, zeros },
             })
     })
 }
@@ -139,14 +140,7 @@ proptest! {
         let stored: Vec<Vec<u8>> = encoded.into_iter().map(|e| e.1).collect();
         let (a, b) = (a.index(out + 1), b.index(out + 1));
         let (from, to) = (a.min(b), a.max(b));
-        let groups = q.grid.span().groups(width);
-        let expected = Quantized {
-            grid: q.grid,
-            shape: [to - from, width],
-            codes: q.codes[from * width..to * width].to_vec(),
-            scales: q.scales[from * groups..to * groups].to_vec(),
-            zeros: q.zeros.get(from * groups..to * groups).unwrap_or_default().to_vec(),
-        };
+        let expected = q.cut(from..to, 0..width).unwrap();
         prop_assert_eq!(part(&q, &stored, from..to), expected);
     }
 }
@@ -177,25 +171,31 @@ fn what_cannot_be_laid_out_is_refused() {
     assert!(writable(3).unwrap_err().to_string().contains("no reader of the format is proven"));
 }
 
+fn flat(scale: f32, zeros: &[i8]) -> Params {
+    Params::Flat { scales: vec![scale], zeros: zeros.to_vec() }
+}
+
 #[test]
 fn what_is_not_on_the_grid_is_not_encoded() {
     let good = Quantized {
         grid: grid(4, false, Span::Channel, DType::F16),
         shape: [1, 2],
         codes: vec![-8, 7],
-        scales: vec![0.5],
-        zeros: vec![7],
+        params: flat(0.5, &[7]),
     };
     assert!(encode("x.weight", &good).is_ok());
     for (change, rule) in [
         (Quantized { codes: vec![8, 0], ..good.clone() }, "code 0 is 8, not in -8 to 7"),
-        (Quantized { zeros: vec![-9], ..good.clone() }, "zero point 0 is -9"),
-        (Quantized { zeros: vec![], ..good.clone() }, "0 zero points, expected 2, 1 and 1"),
+        (Quantized { params: flat(0.5, &[-9]), ..good.clone() }, "zero point 0 is -9"),
+        (
+            Quantized { params: flat(0.5, &[]), ..good.clone() },
+            "0 zero points, expected 2, 1 and 1",
+        ),
         (Quantized { codes: vec![0], ..good.clone() }, "1 codes"),
-        (Quantized { scales: vec![0.1], ..good.clone() }, "not a finite value of its dtype"),
-        (Quantized { scales: vec![f32::NAN], ..good.clone() }, "not a finite value"),
-        (Quantized { scales: vec![f32::INFINITY], ..good.clone() }, "not a finite value"),
-        (Quantized { scales: vec![1e9], ..good.clone() }, "not a finite value"),
+        (Quantized { params: flat(0.1, &[7]), ..good.clone() }, "not a finite value of its dtype"),
+        (Quantized { params: flat(f32::NAN, &[7]), ..good.clone() }, "not a finite value"),
+        (Quantized { params: flat(f32::INFINITY, &[7]), ..good.clone() }, "not a finite value"),
+        (Quantized { params: flat(1e9, &[7]), ..good.clone() }, "not a finite value"),
     ] {
         let error = encode("x.weight", &change).unwrap_err().to_string();
         assert!(error.contains(rule), "{error}");

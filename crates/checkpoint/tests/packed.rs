@@ -4,7 +4,7 @@
 
 use checkpoint::pack_quantized::{encode, quantization_config};
 use checkpoint::{Checkpoint, Planned, SHARD_BYTES, Sink};
-use ir::{Grid, Quantized, ReadError, Source, Span};
+use ir::{Grid, IntGrid, Params, Quantized, ReadError, Source, Span};
 use safetensors::SafeTensors;
 use serde_json::{Value, json};
 use std::fs;
@@ -47,7 +47,7 @@ fn weights_read_as_transformers_reads_them() {
         }
         assert_eq!(packed, 7);
         let q = opened.tensor("model.layers.0.self_attn.q_proj.weight").unwrap();
-        let Grid::Int { bits, symmetric, span, .. } = q.grid.unwrap();
+        let IntGrid { bits, symmetric, span, .. } = q.grid.unwrap().int().unwrap();
         assert_eq!((bits, span), (4, Span::Group(8)));
         // Codes, scales, zero points where there are some, and the shape.
         let zeros = if symmetric { 0 } else { 4 * 2 * 2 };
@@ -76,8 +76,10 @@ fn weight() -> Quantized {
         grid: Grid::Int { bits: 4, symmetric: false, span: Span::Group(12), scale: DType::BF16 },
         shape: [10, 24],
         codes: (0..120).chain(0..120).map(code).collect(),
-        scales: (1..21).map(|i: u8| f32::from(i) / 4.0).collect(),
-        zeros: (0..20).map(|i| code(i) - 7).collect(),
+        params: Params::Flat {
+            scales: (1..21).map(|i: u8| f32::from(i) / 4.0).collect(),
+            zeros: (0..20).map(|i| code(i) - 7).collect(),
+        },
     }
 }
 

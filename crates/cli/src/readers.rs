@@ -3,7 +3,7 @@
 
 use clap::ValueEnum;
 use compiler::Plan;
-use ir::{BlockId, Grid, Span};
+use ir::{BlockId, IntGrid, Span};
 use serde_json::{Value, json};
 use std::collections::BTreeSet;
 
@@ -61,7 +61,8 @@ impl Kind {
     pub(crate) fn of(plan: &Plan) -> Self {
         let mut kind = Self { carries: !plan.carried.is_empty(), ..Self::default() };
         for (id, weights) in &plan.blocks {
-            for Grid::Int { bits, symmetric, span, .. } in weights.iter().filter_map(|w| w.grid()) {
+            let grids = weights.iter().filter_map(|w| w.grid()?.int());
+            for IntGrid { bits, symmetric, span, .. } in grids {
                 let size = match span {
                     Span::Group(size) => Some(size),
                     Span::Channel => None,

@@ -9,7 +9,7 @@ use crate::report::WeightReport;
 use backend::{Buffer, DeviceWeight};
 use calibration::{Activations, Group};
 use checkpoint::{Sink, pack_quantized};
-use ir::{Block, BlockId, Grid, Op, Quantized, Spec, Value, Weight};
+use ir::{Block, BlockId, Op, Quantized, Spec, Value, Weight};
 use rayon::prelude::*;
 use sha2::{Digest, Sha256};
 use std::collections::BTreeMap;
@@ -245,12 +245,12 @@ pub(crate) fn put_codes(
     first: usize,
     whole: usize,
 ) -> Result<(), CompileError> {
-    if let Some(scale) = codes.scales.iter().find(|s| !s.is_finite() || **s <= 0.0) {
+    if let Some(scale) = codes.scales().iter().find(|s| !s.is_finite() || **s <= 0.0) {
         return Err(PassError::Internal(format!("{name}: scale {scale}")).into());
     }
-    let Grid::Int { bits, .. } = codes.grid;
+    let bits = codes.grid.int().map_or(0, |grid| grid.bits);
     let span = (1u32 << bits) as f32;
-    if codes.scales.iter().any(|s| !(s * span).is_finite()) {
+    if codes.scales().iter().any(|s| !(s * span).is_finite()) {
         let rule = "its values are too large: a code of theirs would overflow".into();
         return Err(PassError::Weight { tensor: name.into(), rule }.into());
     }

@@ -34,8 +34,7 @@ pub(crate) fn tensors<'a>(
 
 fn layout(weight: &PlannedWeight, grid: Grid) -> Result<Vec<Planned>, String> {
     let shape: [usize; 2] = weight.spec.shape[..].try_into().map_err(|_| "is for matrices")?;
-    let Grid::Int { bits, .. } = grid;
-    pack_quantized::writable(bits).map_err(|e| e.to_string())?;
+    pack_quantized::writable(grid.int().map_or(0, |grid| grid.bits)).map_err(|e| e.to_string())?;
     pack_quantized::layout(&weight.name, shape, grid).map_err(|e| e.to_string())
 }
 

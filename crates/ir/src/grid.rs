@@ -1,5 +1,10 @@
-//! Grids: the sets of values that can be stored, and matrices on them.
+//! Grids: the sets of values that can be stored.
+//!
+//! Every grid is levels, scaled: a value is `(level - zero) * scale - min`. Grids differ in their table
+//! of levels, in who shares a scale, and in how scales are stored; see [`crate::Params`].
 
+use crate::block_kind::BlockKind;
+use std::num::NonZeroUsize;
 use tensor::DType;
 
 /// Which elements of a weight `[out, in]` share a scale.
@@ -25,22 +30,33 @@ pub enum Grid {
         /// The stored dtype of a scale. Scales are rounded to it before codes are chosen.
         scale: DType,
     },
+    /// A block of GGUF.
+    Block(BlockKind),
 }
 
-/// A matrix on a grid.
-#[derive(Clone, Debug, PartialEq)]
-pub struct Quantized {
-    /// The grid.
-    pub grid: Grid,
-    /// `[out, in]`.
-    pub shape: [usize; 2],
-    /// `[out, in]`.
-    pub codes: Vec<i8>,
-    /// `[out, groups]`, each a value of the grid's scale dtype.
-    pub scales: Vec<f32>,
-    /// `[out, groups]`; empty on a symmetric grid.
-    pub zeros: Vec<i8>,
+/// What [`Grid::Int`] says.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct IntGrid {
+    /// 2 to 8.
+    pub bits: u8,
+    /// Whether every zero point is 0.
+    pub symmetric: bool,
+    /// What shares a scale and a zero point.
+    pub span: Span,
+    /// The stored dtype of a scale.
+    pub scale: DType,
 }
+
+/// The integers that a byte holds in two's complement, by the byte.
+static INTEGERS: [f32; 256] = {
+    let mut levels = [0.0; 256];
+    let mut byte = 0;
+    while byte < 256 {
+        levels[byte] = byte as u8 as i8 as f32;
+        byte += 1;
+    }
+    levels
+};
 
 impl Span {
     /// Elements that share a scale in rows of `width`, at least 1.
@@ -58,31 +74,93 @@ impl Span {
 }
 
 impl Grid {
-    /// What shares a scale.
-    pub fn span(self) -> Span {
-        let Self::Int { span, .. } = self;
-        span
+    /// The integer grid that it is, for those who compute with no other.
+    pub fn int(self) -> Option<IntGrid> {
+        match self {
+            Self::Int { bits, symmetric, span, scale } => {
+                Some(IntGrid { bits, symmetric, span, scale })
+            }
+            Self::Block(_) => None,
+        }
     }
 
-    /// Bytes of the codes, scales and zero points of a weight `[rows, width]`, without gaps.
+    /// The value of each code before it is scaled, by the code's byte.
+    pub fn levels(self) -> &'static [f32] {
+        match self {
+            Self::Int { .. } | Self::Block(_) => &INTEGERS,
+        }
+    }
+
+    /// What shares a scale.
+    pub fn span(self) -> Span {
+        match self {
+            Self::Int { span, .. } => span,
+            Self::Block(kind) => Span::Group(kind.form().unit),
+        }
+    }
+
+    /// Elements that share a scale in rows of `width`, at least 1.
+    pub fn unit(self, width: usize) -> usize {
+        self.span().size(width)
+    }
+
+    /// Scales a row of `width`.
+    pub fn units(self, width: usize) -> usize {
+        self.span().groups(width)
+    }
+
+    /// Whether no unit has a zero point or a minimum of its own.
+    pub fn is_symmetric(self) -> bool {
+        match self {
+            Self::Int { symmetric, .. } => symmetric,
+            Self::Block(kind) => kind.form().min_bits.is_none(),
+        }
+    }
+
+    /// The least number of columns that can be told from the rest of a row: a row is cut, and begins
+    /// and ends, at multiples of it. `None` if a row can be cut anywhere.
+    pub fn block(self) -> Option<NonZeroUsize> {
+        match self {
+            Self::Int { span: Span::Channel, .. } => None,
+            Self::Int { span: Span::Group(n), .. } => NonZeroUsize::new(n),
+            Self::Block(kind) => NonZeroUsize::new(kind.form().block),
+        }
+    }
+
+    /// Bytes of the codes, scales, zero points and minima of a weight `[rows, width]`, without gaps.
     pub fn bytes(self, [rows, width]: [usize; 2]) -> u64 {
-        let Self::Int { bits, symmetric, span, scale } = self;
-        let groups = rows.saturating_mul(span.groups(width));
-        let codes = rows.saturating_mul(width).saturating_mul(usize::from(bits)).div_ceil(8);
-        let zero = if symmetric { 0 } else { usize::from(bits) };
-        let others = groups.saturating_mul(scale.bits() + zero).div_ceil(8);
-        codes.saturating_add(others) as u64
+        match self {
+            Self::Int { bits, symmetric, span, scale } => {
+                let groups = rows.saturating_mul(span.groups(width));
+                let codes =
+                    rows.saturating_mul(width).saturating_mul(usize::from(bits)).div_ceil(8);
+                let zero = if symmetric { 0 } else { usize::from(bits) };
+                let others = groups.saturating_mul(scale.bits() + zero).div_ceil(8);
+                codes.saturating_add(others) as u64
+            }
+            Self::Block(kind) => {
+                let form = kind.form();
+                let blocks = rows.saturating_mul(width.div_ceil(form.block));
+                blocks.saturating_mul(form.bytes()) as u64
+            }
+        }
     }
 
     /// The lowest and highest code.
     pub fn codes(self) -> (i32, i32) {
-        let Self::Int { bits, .. } = self;
-        (-(1 << (bits - 1)), (1 << (bits - 1)) - 1)
+        match self {
+            Self::Int { bits, .. } => (-(1 << (bits - 1)), (1 << (bits - 1)) - 1),
+            Self::Block(kind) => kind.form().codes(),
+        }
     }
 
-    /// `scale` as it will be stored: rounded to the nearest value of the scale dtype.
+    /// `scale` as it will be stored: rounded to the nearest value of the dtype that scales, or the
+    /// outer numbers of nested ones, are stored in.
     pub fn stored_scale(self, scale: f32) -> f32 {
-        let Self::Int { scale: dtype, .. } = self;
+        let dtype = match self {
+            Self::Int { scale, .. } => scale,
+            Self::Block(_) => DType::F16,
+        };
         match dtype {
             DType::BF16 => half::bf16::from_f32(scale).to_f32(),
             DType::F16 => half::f16::from_f32(scale).to_f32(),
@@ -91,46 +169,12 @@ impl Grid {
     }
 }
 
-impl Quantized {
-    /// Whether it has as many codes, scales and zero points as its shape and grid say; a symmetric grid
-    /// may do without the last.
-    pub fn is_whole(&self) -> bool {
-        let [rows, width] = self.shape;
-        let groups = rows.checked_mul(self.grid.span().groups(width));
-        Some(self.codes.len()) == rows.checked_mul(width)
-            && Some(self.scales.len()) == groups
-            && (self.zeros.is_empty() || self.zeros.len() == self.scales.len())
-    }
-
-    /// Writes the values of row `row`, exactly as every reader of the format computes them in
-    /// `f32`: `(code - zero) * scale`, two roundings at most. `out` is as wide as a row.
-    pub fn dequantize_row(&self, row: usize, out: &mut [f32]) {
-        let [_, width] = self.shape;
-        let (size, groups) = (self.grid.span().size(width), self.grid.span().groups(width));
-        let codes = self.codes[row * width..(row + 1) * width].chunks(size);
-        for (i, (codes, out)) in codes.zip(out.chunks_mut(size)).enumerate() {
-            let scale = self.scales[row * groups + i];
-            let zero = self.zeros.get(row * groups + i).map_or(0, |&z| i32::from(z));
-            for (out, &code) in out.iter_mut().zip(codes) {
-                *out = (i32::from(code) - zero) as f32 * scale;
-            }
-        }
-    }
-
-    /// Every value, `[out, in]`.
-    pub fn dequantize(&self) -> Vec<f32> {
-        let [rows, width] = self.shape;
-        let mut all = vec![0.0; rows * width];
-        for (row, out) in all.chunks_mut(width.max(1)).enumerate() {
-            self.dequantize_row(row, out);
-        }
-        all
-    }
-}
-
 impl std::fmt::Display for Grid {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        let Self::Int { bits, symmetric, span, scale } = self;
+        let (bits, symmetric, span, scale) = match self {
+            Self::Int { bits, symmetric, span, scale } => (bits, symmetric, span, scale),
+            Self::Block(kind) => return f.write_str(kind.form().name),
+        };
         let zero = if *symmetric { "sym" } else { "asym" };
         match span {
             Span::Channel => write!(f, "int{bits} {zero} per channel, {scale} scales"),

@@ -5,20 +5,24 @@
 //! passes rewrite them. Nothing here knows a file layout, a device or a model family.
 
 mod block;
+mod block_kind;
 mod grid;
 mod held;
 mod inventory;
 mod model;
 mod op;
 mod print;
+mod quantized;
 mod source;
 mod verify;
 
 pub use block::{Block, BlockId, Spec, Value, Weight, WeightId};
-pub use grid::{Grid, Quantized, Span};
+pub use block_kind::{BlockForm, BlockKind};
+pub use grid::{Grid, IntGrid, Span};
 pub use held::held_elements;
 pub use inventory::Inventory;
 pub use model::ModelSpec;
 pub use op::{Activation, Heads, Op, Rope};
+pub use quantized::{Params, Quantized, Step};
 pub use source::{ReadError, Source};
 pub use verify::{Verified, VerifyError, verify};

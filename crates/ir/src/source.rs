@@ -1,6 +1,6 @@
 //! Where weights come from, as seen by those who only want rows of them.
 
-use crate::grid::Quantized;
+use crate::quantized::Quantized;
 use std::ops::Range;
 use tensor::Tensor;
 

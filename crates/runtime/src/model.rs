@@ -147,7 +147,7 @@ impl Loader<'_> {
     /// is dense. Beside the whole there is only a part a thread.
     fn quantized(&self, spec: &Spec, rows: usize) -> Result<Option<Quantized>, LoadError> {
         let read = |rows: Range<usize>| self.source.read_quantized(&spec.tensor, rows);
-        if read(0..rows.min(1))?.is_none() {
+        if read(0..rows.min(1))?.is_none_or(|first| first.grid.int().is_none()) {
             return Ok(None);
         }
         let width = spec.shape.get(1).copied().unwrap_or(1).max(1);
@@ -158,8 +158,8 @@ impl Loader<'_> {
             let some = some.par_iter().map(|&first| read(first..rows.min(first + step)));
             for part in some.collect::<Result<Vec<_>, _>>()?.into_iter().flatten() {
                 match &mut whole {
-                    None => whole = Some(with_room(part, rows)),
-                    Some(whole) => append(whole, &part),
+                    None => whole.insert(part).reserve_rows(rows),
+                    Some(whole) => whole.append(&part),
                 }
             }
         }
@@ -171,22 +171,4 @@ impl Loader<'_> {
         let tensor = self.source.read_rows(&spec.tensor, 0..rows)?;
         Ok(self.backend.prepare_cut(Weight { spec: spec.clone(), tensor }, cut)?)
     }
-}
-
-/// `part`, with room for `rows` rows.
-fn with_room(mut part: Quantized, rows: usize) -> Quantized {
-    let more = rows.saturating_sub(part.shape[0]);
-    let a_row = |len: usize| len / part.shape[0].max(1) * more;
-    let [codes, scales, zeros] = [part.codes.len(), part.scales.len(), part.zeros.len()].map(a_row);
-    part.codes.reserve_exact(codes);
-    part.scales.reserve_exact(scales);
-    part.zeros.reserve_exact(zeros);
-    part
-}
-
-fn append(whole: &mut Quantized, part: &Quantized) {
-    whole.shape[0] += part.shape[0];
-    whole.codes.extend_from_slice(&part.codes);
-    whole.scales.extend_from_slice(&part.scales);
-    whole.zeros.extend_from_slice(&part.zeros);
 }

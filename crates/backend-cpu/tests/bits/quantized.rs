@@ -3,11 +3,11 @@
 
 use crate::common::{Noise, cpus, equal, on_threads, same_bits, upload};
 use backend::{Backend, BackendError, Buffer, DeviceWeight, Linear};
-use ir::{Grid, Quantized, Span};
+use ir::{Grid, Params, Quantized, Span};
 use tensor::DType;
 
 fn weight(noise: &mut Noise, [out, width]: [usize; 2], grid: Grid) -> Quantized {
-    let Grid::Int { symmetric, .. } = grid;
+    let symmetric = grid.is_symmetric();
     let (low, high) = grid.codes();
     let mut code = || (low + (noise.word() % (high - low + 1) as u32) as i32) as i8;
     let codes = (0..out * width).map(|_| code()).collect();
@@ -15,7 +15,7 @@ fn weight(noise: &mut Noise, [out, width]: [usize; 2], grid: Grid) -> Quantized 
     let zeros = if symmetric { Vec::new() } else { (0..scales).map(|_| code()).collect() };
     let mut scale = || grid.stored_scale(noise.value().abs() * 0.1 + 1e-3);
     let scales = (0..scales).map(|_| scale()).collect();
-    Quantized { grid, shape: [out, width], codes, scales, zeros }
+    Quantized { grid, shape: [out, width], codes, params: Params::Flat { scales, zeros } }
 }
 
 fn grid(bits: u8, symmetric: bool, span: Span, scale: DType) -> Grid {
@@ -65,8 +65,10 @@ fn the_largest_sums_do_not_saturate() {
                 grid,
                 shape: [40, 256],
                 codes: vec![code; 40 * 256],
-                scales: vec![1.0; 80],
-                zeros: if symmetric { Vec::new() } else { vec![zero; 80] },
+                params: Params::Flat {
+                    scales: vec![1.0; 80],
+                    zeros: if symmetric { Vec::new() } else { vec![zero; 80] },
+                },
             };
             for sign in [1.0, -1.0] {
                 let x = vec![127.0 * sign; 256 * 3];
@@ -134,10 +136,12 @@ fn rounding_costs_little_and_what_is_no_weight_is_refused() {
         let size: f64 = row.iter().map(|w| f64::from(*w).powi(2)).sum::<f64>().sqrt();
         assert!((f64::from(y) - exact).abs() < size * 0.05, "{y} {exact}");
     }
+    let flat = |count, zeros| Params::Flat { scales: vec![1.0; count], zeros: vec![0; zeros] };
+    let count = good.scales().len();
     for broken in [
-        Quantized { scales: vec![1.0; 63], ..good.clone() },
+        Quantized { params: flat(63, good.zeros().len()), ..good.clone() },
         Quantized { codes: vec![0; 7], ..good.clone() },
-        Quantized { zeros: vec![0; 2], ..good.clone() },
+        Quantized { params: flat(count, 2), ..good.clone() },
         Quantized { shape: [0, 256], ..good.clone() },
         Quantized { shape: [usize::MAX, 256], ..good },
     ] {

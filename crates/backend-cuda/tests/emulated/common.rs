@@ -4,7 +4,7 @@ use backend::{Backend, Buffer, DeviceWeight};
 use backend_cuda::{Cuda, FAMILIES};
 use cuda_emulator::{BuildError, Check, Emulated, Library, Order};
 use half::bf16;
-use ir::{Grid, Quantized, Spec, Weight};
+use ir::{Grid, Params, Quantized, Spec, Weight};
 use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, OnceLock};
@@ -103,7 +103,7 @@ impl Noise {
 
     /// A weight on `grid`.
     pub(crate) fn quantized(&mut self, grid: Grid, out: usize, width: usize) -> Quantized {
-        let Grid::Int { symmetric, span, .. } = grid;
+        let (symmetric, span) = (grid.is_symmetric(), grid.span());
         let (low, high) = grid.codes();
         let code = |noise: &mut Self| (low + noise.below((high - low + 1) as usize) as i32) as i8;
         let groups = span.groups(width);
@@ -114,7 +114,7 @@ impl Noise {
             true => Vec::new(),
             false => (0..out * groups).map(|_| code(self) / 2).collect(),
         };
-        Quantized { grid, shape: [out, width], codes, scales, zeros }
+        Quantized { grid, shape: [out, width], codes, params: Params::Flat { scales, zeros } }
     }
 }
 
