@@ -1,16 +1,17 @@
 //! A Hugging Face folder of safetensors files, opened: headers and configuration, no data.
 
+use crate::codec::{Codec, Slice};
 use crate::contents;
 use crate::error::Error;
 use crate::folder::Folder;
 use crate::header::Header;
 use crate::index::{self, Index, IndexError};
 use crate::json::{self, Limits};
-use crate::pack_quantized::{self, Rows};
+use crate::pack_quantized::PackQuantized;
 use crate::packed::{Packed, PackedWeight, Stored};
 use crate::quantization;
 use crate::shard::Shard;
-use ir::{Grid, IntGrid, Quantized};
+use ir::{Grid, Quantized};
 use serde_json::{Map, Value};
 use std::collections::{BTreeMap, BTreeSet};
 use std::ops::Range;
@@ -467,26 +468,14 @@ impl Checkpoint {
         weight: &PackedWeight,
         rows: Range<usize>,
     ) -> Result<Quantized, Error> {
-        let [height, width] = weight.shape;
-        self.check_rows(name, &rows, height)?;
-        let read = |part: usize, rows: Range<usize>| {
-            let missing = || Error::tensor(name, "a part of it is missing");
-            self.stored_rows(self.stored.get(part).ok_or_else(missing)?, rows)
+        self.check_rows(name, &rows, weight.shape[0])?;
+        let get = |part: &str, rows: Range<usize>| {
+            let found = self.stored.binary_search_by(|t| t.name.as_str().cmp(part)).ok();
+            let missing = || Error::tensor(name, format!("{part:?} is missing"));
+            self.stored_rows(found.and_then(|i| self.stored.get(i)).ok_or_else(missing)?, rows)
         };
-        let packed = read(weight.packed, rows.clone())?;
-        let scales = read(weight.scale, rows.clone())?;
-        let zero_rows = |grid: IntGrid| pack_quantized::zero_rows(grid.bits, rows.clone());
-        let zeros = weight.zero.zip(weight.grid.int());
-        let zeros = zeros.map(|(zero, grid)| read(zero, zero_rows(grid))).transpose()?;
-        let stored = Rows {
-            grid: weight.grid,
-            rows,
-            width,
-            packed: packed.bytes(),
-            scales: scales.bytes(),
-            zeros: zeros.as_ref().map_or(&[], |zeros| zeros.bytes()),
-        };
-        pack_quantized::decode(name, &stored).map_err(|e| self.locate(e))
+        let at = Slice { rows, shape: weight.shape };
+        PackQuantized.decode(name, weight.grid, &at, &get).map_err(|e| self.locate(e))
     }
 
     /// An error of a tensor, with the folder that it is in.

@@ -1,12 +1,12 @@
-//! Which file a tensor goes to, and where in it: determined by names, dtypes and shapes alone.
+//! Where everything of a model goes: files, the places of tensors in them, and the weights that they
+//! are parts of.
 
+use crate::codec::Codec;
+use crate::container::{Placed, Stored};
 use crate::error::Error;
-use crate::header::{self, LENGTH_BYTES, TENSORS_MAX};
-use serde_json::{Map, Value, json};
+use crate::format::Format;
+use std::collections::BTreeMap;
 use tensor::DType;
-
-/// What readers of the format expect the data to begin at a multiple of.
-const DATA_ALIGNMENT: usize = 8;
 
 /// A tensor that is to be stored.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
@@ -31,79 +31,106 @@ impl Planned {
     }
 }
 
-/// The bytes that all tensors take together.
-pub(crate) fn check(tensors: &[Planned]) -> Result<u64, Error> {
-    if tensors.is_empty() || tensors.len() > TENSORS_MAX {
-        let rule = format!("{} tensors are to be stored: 1 to {TENSORS_MAX} can be", tensors.len());
-        return Err(Error::Internal(rule));
-    }
-    let (mut names, mut total) = (std::collections::HashSet::new(), 0u64);
-    for tensor in tensors {
-        let Planned { name, dtype, shape } = tensor;
-        header::check_name(name).map_err(|rule| Error::tensor(name, format!("its name {rule}")))?;
-        if name == "__metadata__" {
-            return Err(Error::tensor(name, "the name has another meaning in the format"));
-        }
-        if !names.insert(name.as_str()) {
-            return Err(Error::Internal(format!("tensor {name:?} is planned twice")));
-        }
-        // Far below the signed lengths that systems count files in.
-        let sum = tensor.bytes().and_then(|n| total.checked_add(n)).filter(|&n| n < 1 << 62);
-        let rule = || Error::tensor(name, format!("{dtype} {shape:?} overflows, or is not whole"));
-        total = sum.ok_or_else(rule)?;
-    }
-    Ok(total)
+/// A model laid out. Its bytes do not depend on the order in which the weights come.
+#[derive(Clone, Debug, Default)]
+pub struct Layout {
+    /// The files of tensors.
+    pub(crate) files: Vec<LaidFile>,
+    /// What is written after them.
+    pub(crate) trailer: Option<Trailer>,
+    /// What tensors are of which weight.
+    pub(crate) weights: BTreeMap<String, Laid>,
+    /// The files that describe the model.
+    pub(crate) manifest: Vec<Trailer>,
 }
 
-/// Fills one file after the other.
-pub(crate) fn split(tensors: Vec<Planned>, shard_bytes: u64) -> Vec<Vec<Planned>> {
-    let (mut shards, mut shard, mut filled) = (Vec::new(), Vec::new(), 0u64);
-    for tensor in tensors {
-        let bytes = tensor.bytes().unwrap_or(u64::MAX);
-        if !shard.is_empty() && filled.saturating_add(bytes) > shard_bytes {
-            shards.push(std::mem::take(&mut shard));
-            filled = 0;
+/// A small file.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Trailer {
+    /// Its name in the folder.
+    pub name: String,
+    /// All of it.
+    pub bytes: Vec<u8>,
+}
+
+/// A file of tensors.
+#[derive(Clone, Debug)]
+pub(crate) struct LaidFile {
+    pub(crate) name: String,
+    /// Its first bytes, which say what it holds.
+    pub(crate) head: Vec<u8>,
+    /// Its length.
+    pub(crate) bytes: u64,
+    pub(crate) places: Vec<Place>,
+}
+
+/// A tensor and where it lies.
+#[derive(Clone, Debug)]
+pub(crate) struct Place {
+    pub(crate) tensor: Planned,
+    /// From the start of the file.
+    pub(crate) begin: u64,
+    pub(crate) bytes: u64,
+}
+
+/// How a weight lies in the tensors of a layout.
+#[derive(Clone, Debug)]
+pub(crate) struct Laid {
+    /// The name that the container gives it.
+    pub(crate) name: String,
+    pub(crate) shape: Vec<usize>,
+    pub(crate) stored: Stored,
+    /// What lays out one on a grid.
+    pub(crate) codec: Option<&'static dyn Codec>,
+    /// The names of its tensors.
+    pub(crate) parts: Vec<String>,
+}
+
+impl Layout {
+    /// Tensors as a folder of safetensors files, of at most `shard_bytes` bytes of data each (a larger
+    /// tensor has a file to itself), each a dense weight of its own.
+    ///
+    /// # Errors
+    /// If a tensor may not be stored under its name or shape, a name comes twice, or there is none.
+    pub fn of_tensors(tensors: Vec<Planned>, shard_bytes: u64) -> Result<Self, Error> {
+        let dense = |tensor: &Planned| Laid {
+            name: tensor.name.clone(),
+            shape: tensor.shape.clone(),
+            stored: Stored::Dense(tensor.dtype),
+            codec: None,
+            parts: vec![tensor.name.clone()],
+        };
+        let weights = tensors.iter().map(|tensor| (tensor.name.clone(), dense(tensor))).collect();
+        Ok(Self { weights, ..crate::shards::layout(tensors, shard_bytes)? })
+    }
+
+    /// The files that describe the model, beside those of tensors.
+    pub fn manifest(&self) -> &[Trailer] {
+        &self.manifest
+    }
+
+    /// Notes which tensors the weights of a format become, and gives them, in order.
+    pub(crate) fn weights(
+        format: &Format,
+        weights: &[Placed],
+    ) -> Result<(BTreeMap<String, Laid>, Vec<Planned>), Error> {
+        let (mut all, mut tensors) = (BTreeMap::new(), Vec::new());
+        for weight in weights.iter().filter(|w| w.stored != Stored::Elsewhere) {
+            let parts = format.parts(weight)?;
+            let codec = match weight.stored {
+                Stored::On(grid) => Some(format.codec(grid, weight.matrix()?)?),
+                _ => None,
+            };
+            let laid = Laid {
+                name: format.container.name(weight)?,
+                shape: weight.shape.clone(),
+                stored: weight.stored,
+                codec,
+                parts: parts.iter().map(|part| part.name.clone()).collect(),
+            };
+            tensors.extend(parts);
+            all.insert(weight.name.clone(), laid);
         }
-        filled = filled.saturating_add(bytes);
-        shard.push(tensor);
+        Ok((all, tensors))
     }
-    shards.push(shard);
-    shards
-}
-
-/// The same tensors such that each begins at a multiple of its element's width.
-pub(crate) fn aligned(mut tensors: Vec<Planned>) -> Vec<Planned> {
-    let width = |t: &Planned| t.dtype.bits().div_ceil(8) as u64;
-    let mut begin = 0u64;
-    let is_aligned = tensors.iter().all(|t| {
-        let fits = begin.is_multiple_of(width(t));
-        begin = begin.saturating_add(t.bytes().unwrap_or(0));
-        fits
-    });
-    if !is_aligned {
-        tensors.sort_by_key(|t| std::cmp::Reverse(width(t)));
-    }
-    tensors
-}
-
-/// The length word and the header, and where each tensor ends in the data.
-pub(crate) fn head(tensors: &[Planned]) -> (Vec<u8>, Vec<u64>) {
-    let (mut json, mut begin, mut ends) = (Map::new(), 0u64, Vec::new());
-    json.insert("__metadata__".into(), json!({ "format": "pt" }));
-    for tensor in tensors {
-        let end = begin.saturating_add(tensor.bytes().unwrap_or(0));
-        let entry = json!({
-            "dtype": tensor.dtype.name(),
-            "shape": tensor.shape,
-            "data_offsets": [begin, end],
-        });
-        json.insert(tensor.name.clone(), entry);
-        ends.push(end);
-        begin = end;
-    }
-    let mut json = Value::Object(json).to_string().into_bytes();
-    json.resize((LENGTH_BYTES + json.len()).next_multiple_of(DATA_ALIGNMENT) - LENGTH_BYTES, b' ');
-    let mut head = (json.len() as u64).to_le_bytes().to_vec();
-    head.append(&mut json);
-    (head, ends)
 }

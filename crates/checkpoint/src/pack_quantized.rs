@@ -14,17 +14,14 @@
 //! column. This is the layout of compressed-tensors 0.17 and later; for 2, 4 and 8 bits it is that
 //! of every version.
 
+use crate::codec::{Codec, Get, Grain, Put, Slice};
 use crate::error::Error;
 use crate::layout::Planned;
 use half::{bf16, f16};
 use ir::{Grid, IntGrid, Params, Quantized, Span};
-use serde_json::{Value, json};
-use std::collections::BTreeSet;
 use std::ops::Range;
 use tensor::DType;
 
-/// The version of compressed-tensors whose layout this is.
-const VERSION: &str = "0.20.0";
 /// The bits of a stored word.
 const WORD: usize = 32;
 
@@ -193,73 +190,69 @@ pub fn decode(tensor: &str, stored: &Rows<'_>) -> Result<Quantized, Error> {
     Ok(Quantized { grid, shape: [out, width], codes, params: Params::Flat { scales, zeros } })
 }
 
-/// The module of the projection to logits, as all readers call it.
-const HEAD: &str = "lm_head";
+/// The codec.
+#[derive(Clone, Copy, Debug)]
+pub struct PackQuantized;
 
-/// The `quantization_config` of a `config.json`: what each packed weight's grid is.
-///
-/// `packed` names the weights (`P.weight`) with their grids. `dense` names those of linears that
-/// are not packed, the head included, also where it is tied and not stored: a reader would
-/// otherwise take it for packed.
-///
-/// # Errors
-/// If there is no packed weight, a width is not [`writable`], or a name is not that of a weight.
-pub fn quantization_config(packed: &[(&str, Grid)], dense: &[&str]) -> Result<Value, Error> {
-    // The dtype of the scales is that of the tensors: a configuration does not say it.
-    let mut groups: Vec<(Arguments, BTreeSet<&str>)> = Vec::new();
-    for &(tensor, grid) in packed {
-        let IntGrid { bits, symmetric, span, .. } = integers(tensor, grid)?;
+impl Codec for PackQuantized {
+    fn holds(&self, grid: Grid, _: [usize; 2]) -> Result<Grain, Error> {
+        let IntGrid { bits, symmetric, .. } = integers("weight_packed", grid)?;
         writable(bits)?;
-        let (arguments, module) = (Arguments { bits, symmetric, span }, module(tensor)?);
-        match groups.iter_mut().find(|group| group.0 == arguments) {
-            Some(group) => drop(group.1.insert(module)),
-            None => groups.push((arguments, BTreeSet::from([module]))),
+        // A word holds the zero points of several rows.
+        Ok(Grain::Rows(if symmetric { 1 } else { WORD }))
+    }
+
+    fn parts(&self, tensor: &str, grid: Grid, shape: [usize; 2]) -> Result<Vec<Planned>, Error> {
+        layout(tensor, shape, grid)
+    }
+
+    fn encode(
+        &self,
+        tensor: &str,
+        codes: &Quantized,
+        at: &Slice,
+        put: &mut Put<'_>,
+    ) -> Result<(), Error> {
+        let names = Names::of(tensor)?;
+        let IntGrid { bits, .. } = integers(tensor, codes.grid)?;
+        let first = at.rows.start;
+        for (planned, bytes) in encode(tensor, codes)? {
+            if planned.name == names.zero {
+                put(&planned.name, zero_rows(bits, at.rows.clone()).start, &bytes)?;
+            } else if planned.name != names.shape {
+                put(&planned.name, first, &bytes)?;
+            } else if first == 0 {
+                let shape = at.shape.iter().flat_map(|&n| (n as u64).to_le_bytes());
+                put(&planned.name, 0, &shape.collect::<Vec<u8>>())?;
+            }
         }
+        Ok(())
     }
-    if groups.is_empty() {
-        return Err(Error::Internal("no weight is packed".into()));
+
+    fn decode(
+        &self,
+        tensor: &str,
+        grid: Grid,
+        at: &Slice,
+        get: &Get<'_>,
+    ) -> Result<Quantized, Error> {
+        let names = Names::of(tensor)?;
+        let IntGrid { bits, symmetric, .. } = integers(tensor, grid)?;
+        let rows = at.rows.clone();
+        let packed = get(&names.packed, rows.clone())?;
+        let scales = get(&names.scale, rows.clone())?;
+        let zero_rows = zero_rows(bits, rows.clone());
+        let zeros = (!symmetric).then(|| get(&names.zero, zero_rows)).transpose()?;
+        let stored = Rows {
+            grid,
+            rows,
+            width: at.shape[1],
+            packed: packed.bytes(),
+            scales: scales.bytes(),
+            zeros: zeros.as_ref().map_or(&[], |zeros| zeros.bytes()),
+        };
+        decode(tensor, &stored)
     }
-    let ignore = dense.iter().map(|t| module(t)).collect::<Result<BTreeSet<_>, _>>()?;
-    let one = groups.len() == 1;
-    // A head is a module of another class in vLLM, which finds it by its name alone.
-    // compressed-tensors 0.18 to 0.20.1 keep zero points packed where they load them unpacked, unless
-    // they decode while they load; with more than one grid that way is broken in its turn.
-    let decoded = one && groups.iter().any(|(arguments, _)| !arguments.symmetric);
-    let everywhere = match groups.iter().any(|(_, modules)| modules.contains(HEAD)) {
-        true => json!(["Linear", HEAD]),
-        false => json!(["Linear"]),
-    };
-    let config_groups: serde_json::Map<String, Value> = groups
-        .into_iter()
-        .enumerate()
-        .map(|(i, (arguments, modules))| {
-            let targets = if one { everywhere.clone() } else { json!(modules) };
-            let group = json!({
-                "targets": targets,
-                "weights": arguments.json(),
-                "input_activations": null,
-                "output_activations": null,
-                "format": "pack-quantized",
-            });
-            (format!("group_{i}"), group)
-        })
-        .collect();
-    let mut config = json!({
-        "quant_method": "compressed-tensors",
-        "format": "pack-quantized",
-        "quantization_status": "compressed",
-        "config_groups": config_groups,
-        "ignore": ignore,
-        "kv_cache_scheme": null,
-        "global_compression_ratio": null,
-        "sparsity_config": {},
-        "transform_config": {},
-        "version": VERSION,
-    });
-    if decoded {
-        config["dequantize"] = json!(true);
-    }
-    Ok(config)
 }
 
 impl Names {
@@ -281,43 +274,14 @@ pub(crate) fn words(count: usize, bits: u8) -> Option<usize> {
 }
 
 /// The integer grid that `grid` must be.
-fn integers(tensor: &str, grid: Grid) -> Result<IntGrid, Error> {
+pub(crate) fn integers(tensor: &str, grid: Grid) -> Result<IntGrid, Error> {
     grid.int().ok_or_else(|| Error::tensor(tensor, format!("is on {grid}: integers can be packed")))
 }
 
-fn module(tensor: &str) -> Result<&str, Error> {
+/// The module whose weight `tensor` is.
+pub(crate) fn module(tensor: &str) -> Result<&str, Error> {
     let module = tensor.strip_suffix(".weight").filter(|m| !m.is_empty());
     module.ok_or_else(|| Error::tensor(tensor, "is not named MODULE.weight, as a linear's is"))
-}
-
-/// What a configuration says of a group of weights.
-#[derive(PartialEq)]
-struct Arguments {
-    bits: u8,
-    symmetric: bool,
-    span: Span,
-}
-
-impl Arguments {
-    /// As every version of the library knows them.
-    fn json(&self) -> Value {
-        let (strategy, group_size) = match self.span {
-            Span::Channel => ("channel", Value::Null),
-            Span::Group(size) => ("group", size.into()),
-        };
-        json!({
-            "num_bits": self.bits,
-            "type": "int",
-            "symmetric": self.symmetric,
-            "strategy": strategy,
-            "group_size": group_size,
-            "block_structure": null,
-            "dynamic": false,
-            "actorder": null,
-            "observer": "minmax",
-            "observer_kwargs": {},
-        })
-    }
 }
 
 /// What a [`Quantized`] that can be stored holds.

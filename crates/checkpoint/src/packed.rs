@@ -17,12 +17,11 @@ use tensor::DType;
 const COMPANIONS: &[&str] =
     &["weight_scale", "weight_zero_point", "weight_shape", "weight_g_idx", "weight_global_scale"];
 
-/// A packed weight: what it is, and where its parts are in the list of stored tensors.
+/// A packed weight: what it is, and where its scales and zero points are in the list of stored tensors.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct PackedWeight {
     pub(crate) grid: Grid,
     pub(crate) shape: [usize; 2],
-    pub(crate) packed: usize,
     pub(crate) scale: usize,
     pub(crate) zero: Option<usize>,
 }
@@ -48,7 +47,7 @@ impl Packed {
         let mut hidden = BTreeSet::new();
         for (i, tensor) in stored.tensors.iter().enumerate() {
             let Some(module) = tensor.name.strip_suffix(".weight_packed") else { continue };
-            let weight = stored.weight(module, i, groups)?;
+            let weight = stored.weight(module, groups)?;
             let parts =
                 [Some(i), Some(weight.scale), weight.zero, stored.position(module, "shape")];
             let parts: Vec<usize> = parts.into_iter().flatten().collect();
@@ -88,8 +87,8 @@ impl Stored<'_> {
         self.named(&format!("{module}.weight_{part}")).map(|found| found.0)
     }
 
-    /// The weight of `module`, whose codes are the stored tensor `packed`.
-    fn weight(&self, module: &str, packed: usize, groups: &Groups) -> Result<PackedWeight, Error> {
+    /// The weight of `module`, whose codes are stored.
+    fn weight(&self, module: &str, groups: &Groups) -> Result<PackedWeight, Error> {
         let name = format!("{module}.weight");
         let broken = |rule: String| Error::tensor(&name, rule);
         let names = Names::of(&name)?;
@@ -127,7 +126,7 @@ impl Stored<'_> {
             let rule = format!("{:?} is stored, but its group is symmetric", names.zero);
             return Err(broken(rule));
         }
-        Ok(PackedWeight { grid: grid_of(group), shape, packed, scale, zero })
+        Ok(PackedWeight { grid: grid_of(group), shape, scale, zero })
     }
 
     /// Holds the stored parts of a weight against the layout of its grid.

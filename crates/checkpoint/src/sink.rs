@@ -1,26 +1,27 @@
-//! A folder of safetensors files, written: the headers first, then each tensor where it belongs.
+//! A layout, written: the heads of its files first, then each tensor where it belongs.
 //!
-//! Everything about the files is determined by the names, dtypes and shapes of their tensors, so
-//! the bytes do not depend on the order or the number of threads in which the data comes. Data may
-//! come by rows; what is still missing at the end, or came twice, is an error.
+//! The layout determines everything about the files, so the bytes do not depend on the order or the
+//! number of threads in which the data comes. Data may come by rows, and can be read back as it
+//! is written; what is still missing at the end, or came twice, is an error.
 
+use crate::codec::Slice;
+use crate::container::{Rows, Stored};
 use crate::disk::{Disk, DiskFile, System};
 use crate::error::Error;
-use crate::header;
-use crate::layout::{Planned, aligned, check, head, split};
+use crate::layout::{Laid, LaidFile, Layout, Planned, Trailer};
 use crate::write::{Written, hash_part, sync_folder, write_file_on};
-use serde_json::{Map, Value, json};
+use ir::Quantized;
 use std::collections::{BTreeMap, HashMap};
+use std::ops::Range;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
+use tensor::{Bytes, DType, Tensor};
 
 /// The longest file that is written where nothing else is asked for, in bytes of data: that of
 /// transformers.
 pub const SHARD_BYTES: u64 = 5_000_000_000;
 
-const SINGLE: &str = "model.safetensors";
-const INDEX: &str = "model.safetensors.index.json";
 /// How many names a message lists.
 const LISTED: usize = 5;
 
@@ -32,7 +33,8 @@ pub struct Sink {
     files: Vec<OpenFile>,
     places: Vec<Place>,
     by_name: HashMap<String, usize>,
-    index: Option<Vec<u8>>,
+    weights: BTreeMap<String, Laid>,
+    trailer: Option<Trailer>,
 }
 
 #[derive(Debug)]
@@ -49,6 +51,8 @@ struct OpenFile {
 #[derive(Debug)]
 struct Place {
     name: String,
+    dtype: DType,
+    shape: Vec<usize>,
     file: usize,
     /// From the start of the file.
     begin: u64,
@@ -60,35 +64,24 @@ struct Place {
 }
 
 impl Sink {
-    /// Begins to write `folder`, which is made if it does not exist: one file, or several of at
-    /// most `shard_bytes` bytes of data each (a larger tensor has a file to itself) and their
-    /// index.
-    ///
-    /// The tensors lie in the order given, unless one would begin off a multiple of its element's
-    /// width: then those of wider elements come first in that file.
+    /// Begins to write a folder of safetensors files, of at most `shard_bytes` bytes of data each.
     ///
     /// # Errors
     /// If a tensor may not be stored under its name or shape, a name comes twice, there is no
-    /// tensor at all, one of the files exists already, or a file cannot be made.
+    /// tensor at all, and those of [`Sink::create_on`].
     pub fn create(folder: &Path, tensors: Vec<Planned>, shard_bytes: u64) -> Result<Self, Error> {
-        Self::create_on(Arc::new(System), folder, tensors, shard_bytes)
+        Self::create_on(Arc::new(System), folder, Layout::of_tensors(tensors, shard_bytes)?)
     }
 
-    /// [`Sink::create`] on another disk than the system's.
+    /// Begins to write what is laid out to `folder`, which is made if it does not exist.
     ///
     /// # Errors
-    /// Those of [`Sink::create`].
-    pub fn create_on(
-        disk: Arc<dyn Disk>,
-        folder: &Path,
-        tensors: Vec<Planned>,
-        shard_bytes: u64,
-    ) -> Result<Self, Error> {
-        let total = check(&tensors)?;
-        let sink = Self::new(disk, folder);
-        let made = sink.disk.make_folder(folder);
+    /// If one of the files exists already, or a file cannot be made.
+    pub fn create_on(disk: Arc<dyn Disk>, folder: &Path, layout: Layout) -> Result<Self, Error> {
+        let total = layout.files.iter().map(|file| file.bytes).fold(0, u64::saturating_add);
+        let made = disk.make_folder(folder);
         made.map_err(|e| Error::write(folder, "make the folder", total, e))?;
-        let sink = sink.with_files(tensors, total, shard_bytes, Self::begin_file)?;
+        let sink = Self::new(disk, folder, layout, Self::begin_file)?;
         sink.sync()?;
         sync_folder(&*sink.disk, folder)?;
         Ok(sink)
@@ -99,53 +92,93 @@ impl Sink {
     ///
     /// # Errors
     /// If a file is not there, or is not what was begun.
-    pub fn resume_on(
-        disk: Arc<dyn Disk>,
-        folder: &Path,
-        tensors: Vec<Planned>,
-        shard_bytes: u64,
-    ) -> Result<Self, Error> {
-        let total = check(&tensors)?;
-        Self::new(disk, folder).with_files(tensors, total, shard_bytes, Self::reopen_file)
+    pub fn resume_on(disk: Arc<dyn Disk>, folder: &Path, layout: Layout) -> Result<Self, Error> {
+        Self::new(disk, folder, layout, Self::reopen_file)
     }
 
-    fn new(disk: Arc<dyn Disk>, folder: &Path) -> Self {
-        Self {
+    fn new(
+        disk: Arc<dyn Disk>,
+        folder: &Path,
+        layout: Layout,
+        open: impl Fn(&Self, &LaidFile) -> Result<Box<dyn DiskFile>, Error>,
+    ) -> Result<Self, Error> {
+        let Layout { files, trailer, weights, .. } = layout;
+        let mut sink = Self {
             disk,
             folder: folder.to_owned(),
             files: Vec::new(),
             places: Vec::new(),
             by_name: HashMap::new(),
-            index: None,
+            weights,
+            trailer,
+        };
+        for file in files {
+            let opened = open(&sink, &file)?;
+            sink.add_file(file, opened);
+        }
+        Ok(sink)
+    }
+
+    /// Writes the rows from `first` on of the weight `name`, which is on a grid.
+    ///
+    /// # Errors
+    /// If it was laid out otherwise, `codes` does not hold what its shape and grid say, any of the
+    /// rows was put before, or a file cannot be written.
+    pub fn put_codes(&self, name: &str, first: usize, codes: &Quantized) -> Result<(), Error> {
+        let laid = self.laid(name)?;
+        let (Some(codec), &[out, width], true) =
+            (laid.codec, &laid.shape[..], laid.stored == Stored::On(codes.grid))
+        else {
+            return Err(Error::Internal(format!("{name:?} is not laid out on {}", codes.grid)));
+        };
+        let at = Slice { rows: first..first.saturating_add(codes.shape[0]), shape: [out, width] };
+        codec
+            .encode(&laid.name, codes, &at, &mut |part, row, bytes| self.put_rows(part, row, bytes))
+    }
+
+    /// Writes the rows from `first` on of the weight `name`, which is dense.
+    ///
+    /// # Errors
+    /// If it was laid out otherwise, any of the rows was put before, or a file cannot be written.
+    pub fn put_values(&self, name: &str, first: usize, values: &Tensor) -> Result<(), Error> {
+        let laid = self.laid(name)?;
+        if laid.stored != Stored::Dense(values.dtype()) {
+            let rule = format!("{name:?} is not laid out as dense {}", values.dtype());
+            return Err(Error::Internal(rule));
+        }
+        match values.shape() == laid.shape {
+            true => self.put(&laid.name, values.bytes()),
+            false => self.put_rows(&laid.name, first, values.bytes()),
         }
     }
 
-    fn with_files(
-        mut self,
-        tensors: Vec<Planned>,
-        total: u64,
-        shard_bytes: u64,
-        file: impl Fn(&Self, &str, &[u8], u64) -> Result<Box<dyn DiskFile>, Error>,
-    ) -> Result<Self, Error> {
-        let shards = split(tensors, shard_bytes);
-        let count = shards.len();
-        let file_name = |i: usize| match count {
-            1 => SINGLE.to_owned(),
-            _ => format!("model-{:05}-of-{count:05}.safetensors", i + 1),
+    /// The rows `rows` of the weight `name` as the files have them.
+    ///
+    /// # Errors
+    /// If it was not laid out, its parts are not sound, or a file cannot be read.
+    pub fn read(&self, name: &str, rows: Range<usize>) -> Result<Rows, Error> {
+        let laid = self.laid(name)?;
+        let (Stored::On(grid), Some(codec), &[out, width]) =
+            (laid.stored, laid.codec, &laid.shape[..])
+        else {
+            return Ok(Rows::Dense(self.get_rows(&laid.name, rows)?));
         };
-        let mut weight_map = BTreeMap::new();
-        for (i, shard) in shards.into_iter().enumerate() {
-            let name = file_name(i);
-            weight_map.extend(shard.iter().map(|t| (t.name.clone(), name.clone())));
-            self.add_file(name, shard, &file)?;
-        }
-        if count > 1 {
-            let weight_map: Map<String, Value> =
-                weight_map.into_iter().map(|(tensor, file)| (tensor, file.into())).collect();
-            let index = json!({ "metadata": { "total_size": total }, "weight_map": weight_map });
-            self.index = Some(format!("{index:#}\n").into_bytes());
-        }
-        Ok(self)
+        let at = Slice { rows, shape: [out, width] };
+        let codes = codec.decode(&laid.name, grid, &at, &|part, rows| self.get_rows(part, rows))?;
+        Ok(Rows::On(codes))
+    }
+
+    /// The names of the tensors that the weight `name` is stored as.
+    ///
+    /// # Errors
+    /// If it was not laid out.
+    pub fn parts(&self, name: &str) -> Result<&[String], Error> {
+        Ok(&self.laid(name)?.parts)
+    }
+
+    fn laid(&self, name: &str) -> Result<&Laid, Error> {
+        let laid = self.weights.get(name);
+        laid.ok_or_else(|| Error::Internal(format!("weight {name:?} was not laid out")))
     }
 
     /// Writes the whole tensor `name`, little-endian and row-major.
@@ -181,8 +214,8 @@ impl Sink {
         }
     }
 
-    /// Checks that every byte of every tensor was put, and flushes everything to the disk. The
-    /// index, where there is one, is written last.
+    /// Checks that every byte of every tensor was put, and flushes everything to the disk. What
+    /// tells of all files, where there is such a file, is written last.
     ///
     /// # Errors
     /// If something was not put, or the disk fails.
@@ -197,8 +230,8 @@ impl Sink {
         self.sync()?;
         let written = |f: &OpenFile| Written { name: f.name.clone(), bytes: f.bytes };
         let mut written: Vec<Written> = self.files.iter().map(written).collect();
-        if let Some(index) = self.index {
-            written.push(write_file_on(&*self.disk, &self.folder, INDEX, &index)?);
+        if let Some(Trailer { name, bytes }) = self.trailer {
+            written.push(write_file_on(&*self.disk, &self.folder, &name, &bytes)?);
         }
         sync_folder(&*self.disk, &self.folder)?;
         Ok(written)
@@ -228,16 +261,24 @@ impl Sink {
         hash.map_err(|e| Error::io(&file.path, "read the file", e))
     }
 
-    /// The bytes of the tensor `name` as the file has them.
-    ///
-    /// # Errors
-    /// If `name` was not planned, or the file cannot be read.
-    pub fn get(&self, name: &str) -> Result<Vec<u8>, Error> {
+    /// Rows of the tensor `name` as the file has them.
+    fn get_rows(&self, name: &str, rows: Range<usize>) -> Result<Tensor, Error> {
         let (place, file) = self.place(name)?;
-        let mut bytes = vec![0; place.bytes as usize];
-        let read = file.file.read_exact_at(&mut bytes, place.begin);
+        let outside = || Error::Internal(format!("rows {rows:?} of tensor {name:?}"));
+        // A scalar is one row of one element.
+        let (height, row) = place.shape.split_first().map_or((1, &[][..]), |(&h, row)| (h, row));
+        let shape: Vec<usize> = std::iter::once(rows.len()).chain(row.iter().copied()).collect();
+        let inside = rows.start <= rows.end && rows.end <= height;
+        let bytes = place.dtype.bytes_of(&shape).filter(|_| inside).ok_or_else(outside)?;
+        let row_bytes = place.row_bytes.ok_or_else(outside)?;
+        let mut buffer = Bytes::try_zeroed(bytes).ok_or_else(|| {
+            let fault = std::io::Error::from(std::io::ErrorKind::OutOfMemory);
+            Error::io(&file.path, "hold the rows in memory", fault)
+        })?;
+        let at = place.begin + rows.start as u64 * row_bytes;
+        let read = file.file.read_exact_at(buffer.as_mut_slice(), at);
         read.map_err(|e| Error::io(&file.path, "read the file", e))?;
-        Ok(bytes)
+        Tensor::new(place.dtype, shape, buffer).ok_or_else(outside)
     }
 
     /// Counts the tensor `name` as put: another process has.
@@ -254,65 +295,51 @@ impl Sink {
         self.files.iter().map(|f| f.name.as_str())
     }
 
-    /// Makes the file `name`, of its final length, and writes its header.
-    fn begin_file(&self, name: &str, head: &[u8], bytes: u64) -> Result<Box<dyn DiskFile>, Error> {
-        let path = self.folder.join(name);
+    /// Makes a file, of its final length, and writes its head.
+    fn begin_file(&self, laid: &LaidFile) -> Result<Box<dyn DiskFile>, Error> {
+        let path = self.folder.join(&laid.name);
         let failed = |doing| {
             let path = path.clone();
-            move |e| Error::write(&path, doing, bytes, e)
+            move |e| Error::write(&path, doing, laid.bytes, e)
         };
         let file = self.disk.create(&path).map_err(failed("make the file"))?;
-        file.set_len(bytes).map_err(failed("lengthen the file"))?;
-        file.write_all_at(head, 0).map_err(failed("write the file"))?;
+        file.set_len(laid.bytes).map_err(failed("lengthen the file"))?;
+        file.write_all_at(&laid.head, 0).map_err(failed("write the file"))?;
         Ok(file)
     }
 
-    /// Opens the file `name`, which must be as [`Sink::begin_file`] made it but for its data.
-    fn reopen_file(&self, name: &str, head: &[u8], bytes: u64) -> Result<Box<dyn DiskFile>, Error> {
-        let path = self.folder.join(name);
+    /// Opens a file, which must be as [`Sink::begin_file`] made it but for its data.
+    fn reopen_file(&self, laid: &LaidFile) -> Result<Box<dyn DiskFile>, Error> {
+        let path = self.folder.join(&laid.name);
         let io = |e| Error::io(&path, "read the file", e);
         let file = self.disk.edit(&path).map_err(io)?;
-        let mut found = vec![0; head.len()];
-        if file.bytes().map_err(io)? == bytes {
+        let mut found = vec![0; laid.head.len()];
+        if file.bytes().map_err(io)? == laid.bytes {
             file.read_exact_at(&mut found, 0).map_err(io)?;
         }
-        let same = found == head;
+        let same = found == laid.head;
         same.then_some(file).ok_or_else(|| Error::broken(&path, "is not the file that was begun"))
     }
 
-    fn add_file(
-        &mut self,
-        name: String,
-        tensors: Vec<Planned>,
-        file: impl Fn(&Self, &str, &[u8], u64) -> Result<Box<dyn DiskFile>, Error>,
-    ) -> Result<(), Error> {
-        let path = self.folder.join(&name);
-        let tensors = aligned(tensors);
-        let (head, ends) = head(&tensors);
-        let data = head.len() as u64;
-        // `check` has summed all tensors without overflow.
-        let bytes = data.saturating_add(ends.last().copied().unwrap_or(0));
-        // What is written is what the reader accepts; only the header's own caps can fail.
-        let broken = |fault| Error::Header { path: path.clone(), fault };
-        header::parse(&head, bytes).map_err(broken)?;
-        let file = file(self, &name, &head, bytes)?;
-        let begins = std::iter::once(0).chain(ends.iter().copied());
-        for ((tensor, begin), end) in tensors.into_iter().zip(begins).zip(&ends) {
+    fn add_file(&mut self, laid: LaidFile, file: Box<dyn DiskFile>) {
+        for crate::layout::Place { tensor, begin, bytes } in laid.places {
             let row = tensor.shape.get(1..).unwrap_or_default();
             let place = Place {
                 file: self.files.len(),
-                begin: data + begin,
-                bytes: end - begin,
+                begin,
+                bytes,
                 row_bytes: tensor.dtype.bytes_of(row).map(|n| n as u64),
                 written: Mutex::default(),
                 name: tensor.name,
+                dtype: tensor.dtype,
+                shape: tensor.shape,
             };
             self.by_name.insert(place.name.clone(), self.places.len());
             self.places.push(place);
         }
+        let path = self.folder.join(&laid.name);
         let dirty = AtomicBool::new(true);
-        self.files.push(OpenFile { name, path, file, bytes, dirty });
-        Ok(())
+        self.files.push(OpenFile { name: laid.name, path, file, bytes: laid.bytes, dirty });
     }
 
     fn place(&self, name: &str) -> Result<(&Place, &OpenFile), Error> {

@@ -3,9 +3,8 @@
 
 #![expect(clippy::unwrap_used, reason = "a fixture that cannot be made fails its test")]
 
-use checkpoint::pack_quantized::{
-    Rows, decode, encode, layout, quantization_config, writable, zero_rows,
-};
+use checkpoint::pack_quantized::{Rows, decode, encode, layout, writable, zero_rows};
+use checkpoint::quantization_config;
 use ir::{Grid, IntGrid, Params, Quantized, Span};
 use proptest::prelude::*;
 use safetensors::SafeTensors;

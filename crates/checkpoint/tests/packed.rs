@@ -2,8 +2,8 @@
 
 #![expect(clippy::unwrap_used, reason = "a fixture that cannot be made fails its test")]
 
-use checkpoint::pack_quantized::{encode, quantization_config};
-use checkpoint::{Checkpoint, Planned, SHARD_BYTES, Sink};
+use checkpoint::pack_quantized::encode;
+use checkpoint::{Checkpoint, Planned, SHARD_BYTES, Sink, quantization_config};
 use ir::{Grid, IntGrid, Params, Quantized, ReadError, Source, Span};
 use safetensors::SafeTensors;
 use serde_json::{Value, json};

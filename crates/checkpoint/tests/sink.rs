@@ -3,8 +3,11 @@
 
 #![expect(clippy::unwrap_used, reason = "a fixture that cannot be made fails its test")]
 
-use checkpoint::{Checkpoint, Planned, SHARD_BYTES, Sink, hash_file, write_file};
-use ir::Source;
+use checkpoint::{
+    Checkpoint, Described, Format, Layout, Placed, Planned, Role, Rows, SHARD_BYTES, Sink, Stored,
+    hash_file, write_file,
+};
+use ir::{Grid, Params, Quantized, Source, Span};
 use proptest::prelude::*;
 use safetensors::SafeTensors;
 use std::fs;
@@ -281,6 +284,7 @@ fn another_process_goes_on_where_one_was_killed() {
     let (whole, parts) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
     let disk = || Arc::new(checkpoint::disk::System);
     for shard_bytes in [SHARD_BYTES, 16] {
+        let laid = || Layout::of_tensors(three(), shard_bytes).unwrap();
         let (whole, parts) = (whole.path().join("x"), parts.path().join("x"));
         let _ = (fs::remove_dir_all(&whole), fs::remove_dir_all(&parts));
         let sink = Sink::create(&whole, three(), shard_bytes).unwrap();
@@ -294,9 +298,11 @@ fn another_process_goes_on_where_one_was_killed() {
         sink.put(&rest[0].name, &vec![9; content(&rest[0], 0).len()]).unwrap();
         let hash = sink.hash(&first.name).unwrap();
         drop(sink);
-        let sink = Sink::resume_on(disk(), &parts, three(), shard_bytes).unwrap();
+        let sink = Sink::resume_on(disk(), &parts, laid()).unwrap();
         assert_eq!(sink.hash(&first.name).unwrap(), hash);
-        assert_eq!(sink.get(&first.name).unwrap(), content(first, 0));
+        let rows = first.shape.first().copied().unwrap_or(1);
+        let Rows::Dense(read) = sink.read(&first.name, 0..rows).unwrap() else { panic!("dense") };
+        assert_eq!(read.bytes(), content(first, 0));
         sink.keep(&first.name).unwrap();
         assert!(sink.keep(&first.name).is_err(), "kept twice");
         assert!(sink.put(&first.name, &content(first, 0)).is_err(), "kept, then put");
@@ -309,7 +315,7 @@ fn another_process_goes_on_where_one_was_killed() {
         // Another header, another length, and nothing at all are not what was begun.
         let path = parts.join(&written[0].name);
         let bytes = fs::read(&path).unwrap();
-        let resume = || Sink::resume_on(disk(), &parts, three(), shard_bytes).is_err();
+        let resume = || Sink::resume_on(disk(), &parts, laid()).is_err();
         fs::write(&path, [&bytes[..9], b"x", &bytes[10..]].concat()).unwrap();
         assert!(resume(), "another header");
         fs::write(&path, &bytes[..bytes.len() - 1]).unwrap();
@@ -317,4 +323,54 @@ fn another_process_goes_on_where_one_was_killed() {
         fs::remove_file(&path).unwrap();
         assert!(resume(), "nothing");
     }
+}
+
+/// A model laid out in a format, its codes put by rows: read back while it is written, and by the
+/// reader when it is finished.
+#[test]
+fn weights_are_read_back_as_they_were_put() {
+    let grid = Grid::Int { bits: 4, symmetric: false, span: Span::Group(8), scale: DType::F16 };
+    let scales = (1..=80u8).map(|i| f32::from(i) / 8.0).collect();
+    let zeros = (0..80).map(|i| (i % 16) as i8 - 8).collect();
+    let codes = (0..40 * 16).map(|i| (i * 7 % 16) as i8 - 8).collect();
+    let whole = Quantized { grid, shape: [40, 16], codes, params: Params::Flat { scales, zeros } };
+    let placed = |name: &str, shape: &[usize], stored, role| Placed {
+        name: name.into(),
+        shape: shape.to_vec(),
+        stored,
+        role,
+    };
+    let weights = [
+        placed("table.weight", &[3, 4], Stored::Dense(DType::F16), Role::Embedding),
+        placed("a.weight", &[40, 16], Stored::On(grid), Role::Model),
+        placed("b.weight", &[40, 16], Stored::Elsewhere, Role::Model),
+    ];
+    let format = Format::named("pack-quantized").unwrap();
+    let config = serde_json::Map::new();
+    let model = Described { config: &config, tied: true, dtype: None };
+    let layout = format.container.layout(format, &model, &weights).unwrap();
+    let dir = tempfile::tempdir().unwrap();
+    for file in layout.manifest() {
+        write_file(dir.path(), &file.name, &file.bytes).unwrap();
+    }
+    let sink = Sink::create_on(Arc::new(checkpoint::disk::System), dir.path(), layout).unwrap();
+    let table = tensor::Bytes::from_slice(&[7; 24]);
+    let table = tensor::Tensor::new(DType::F16, vec![3, 4], table).unwrap();
+    sink.put_values("table.weight", 0, &table).unwrap();
+    assert!(sink.put_values("a.weight", 0, &table).is_err(), "dense, and laid out on a grid");
+    // Slices begin where a word of zero points does.
+    for rows in [32..40, 0..32] {
+        let part = whole.cut(rows.clone(), 0..16).unwrap();
+        sink.put_codes("a.weight", rows.start, &part).unwrap();
+        assert_eq!(sink.read("a.weight", rows).unwrap(), Rows::On(part));
+    }
+    assert!(sink.put_codes("a.weight", 0, &whole).is_err(), "put twice");
+    assert!(sink.put_codes("b.weight", 0, &whole).is_err(), "not stored");
+    assert_eq!(sink.read("a.weight", 0..40).unwrap(), Rows::On(whole.clone()));
+    assert_eq!(sink.read("table.weight", 0..3).unwrap(), Rows::Dense(table));
+    assert!(sink.read("table.weight", 0..4).is_err(), "beyond the last row");
+    assert_eq!(sink.parts("a.weight").unwrap().len(), 4);
+    sink.finish().unwrap();
+    let opened = Checkpoint::open(dir.path()).unwrap();
+    assert_eq!(opened.quantized_rows("a.weight", 0..40).unwrap(), Some(whole));
 }

@@ -5,10 +5,11 @@ use crate::CompileError;
 use crate::drive::Job;
 use crate::identity;
 use crate::journal::Journal;
+use crate::output;
 use crate::publish::Destination;
 use crate::report::Report;
 use crate::verify::{Difference, differences};
-use checkpoint::{SHARD_BYTES, Sink};
+use checkpoint::Sink;
 use serde_json::Value;
 
 /// The report of the artifact at the output's place, if it is what this job would make.
@@ -86,9 +87,9 @@ pub(crate) fn begin(
     settings: &Value,
 ) -> Result<(Journal, Sink), CompileError> {
     let (disk, folder) = (destination.disk(), destination.artifact());
-    let tensors = || job.plan.tensors.clone();
+    let layout = output::layout(job)?;
     if let Some(journal) = journal {
-        match Sink::resume_on(disk.clone(), &folder, tensors(), SHARD_BYTES) {
+        match Sink::resume_on(disk.clone(), &folder, layout.clone()) {
             Ok(sink) => return Ok((journal, sink)),
             Err(error) if error.is_machine() => return Err(error.into()),
             // The files are gone or damaged: there is nothing to go on with.
@@ -97,7 +98,7 @@ pub(crate) fn begin(
     }
     destination.clear()?;
     room(job, destination)?;
-    let sink = Sink::create_on(disk.clone(), &folder, tensors(), SHARD_BYTES)?;
+    let sink = Sink::create_on(disk.clone(), &folder, layout)?;
     let journal = Journal::create(&**disk, destination.partial(), settings)?;
     disk.reached("begun");
     Ok((journal, sink))

@@ -10,7 +10,7 @@ use crate::pass::Pass;
 use crate::plan::Plan;
 use crate::proof;
 use crate::publish::Destination;
-use crate::recipe::{Dtype, Recipe};
+use crate::recipe::Recipe;
 use crate::report::{FileHash, Report, Sizes, WeightReport};
 use backend::{Backend, Interpreter};
 use calibration::{Activations, Model, Room};
@@ -324,12 +324,9 @@ impl Driver<'_> {
 
 /// Everything of the artifact but weights and report.
 fn side_files(job: &Job<'_>, disk: &dyn Disk, folder: &Path) -> Result<(), CompileError> {
-    let dtype = match job.recipe.dtype {
-        Dtype::AsSource => None,
-        Dtype::Bf16 => Some("bfloat16"),
-    };
-    let config = output::config(job.checkpoint.config(), job.plan, dtype)?;
-    write_file_on(disk, folder, "config.json", format!("{config:#}\n").as_bytes())?;
+    for file in output::layout(job)?.manifest() {
+        write_file_on(disk, folder, &file.name, &file.bytes)?;
+    }
     for name in job.checkpoint.side_files() {
         write_file_on(disk, folder, &name, &job.checkpoint.read_side_file(&name)?)?;
     }

@@ -8,7 +8,7 @@ use crate::plan::{Choice, PlannedWeight};
 use crate::report::WeightReport;
 use backend::{Buffer, DeviceWeight};
 use calibration::{Activations, Group};
-use checkpoint::{Sink, pack_quantized};
+use checkpoint::Sink;
 use ir::{Block, BlockId, Op, Quantized, Spec, Value, Weight};
 use rayon::prelude::*;
 use sha2::{Digest, Sha256};
@@ -72,7 +72,7 @@ impl Driver<'_> {
         for (weight, planned) in host.weights.into_iter().zip(planned) {
             if let Choice::Dense(dtype) = planned.choice {
                 let tensor = converted(&weight.spec.tensor, weight.tensor, dtype, 0)?;
-                self.sink.put(&planned.name, tensor.bytes())?;
+                self.sink.put_values(&planned.name, 0, &tensor)?;
             }
         }
         self.spent.write += clock.elapsed();
@@ -186,10 +186,8 @@ impl Driver<'_> {
     ) -> Result<(), CompileError> {
         let clock = Instant::now();
         let sink = &self.sink;
-        let put = |r: &Rewrite| {
-            let planned = &planned[r.weight.0 as usize];
-            put_codes(sink, &planned.name, &r.quantized, 0, planned.spec.shape[0])
-        };
+        let put =
+            |r: &Rewrite| put_codes(sink, &planned[r.weight.0 as usize].name, &r.quantized, 0);
         rewrites.par_iter().map(put).collect::<Result<Vec<()>, _>>()?;
         for rewrite in rewrites {
             let index = rewrite.weight.0 as usize;
@@ -237,13 +235,12 @@ impl Driver<'_> {
     }
 }
 
-/// Encodes and writes codes of the rows from `first` on of a weight of `whole` rows.
+/// Writes codes of the rows from `first` on of a weight.
 pub(crate) fn put_codes(
     sink: &Sink,
     name: &str,
     codes: &Quantized,
     first: usize,
-    whole: usize,
 ) -> Result<(), CompileError> {
     if let Some(scale) = codes.scales().iter().find(|s| !s.is_finite() || **s <= 0.0) {
         return Err(PassError::Internal(format!("{name}: scale {scale}")).into());
@@ -254,23 +251,7 @@ pub(crate) fn put_codes(
         let rule = "its values are too large: a code of theirs would overflow".into();
         return Err(PassError::Weight { tensor: name.into(), rule }.into());
     }
-    for (planned, bytes) in pack_quantized::encode(name, codes)? {
-        let tensor = planned.name;
-        if codes.shape[0] == whole {
-            sink.put(&tensor, &bytes)?;
-        } else if tensor.ends_with("_zero_point") {
-            // Packed along the rows: slices begin at whole words.
-            let rows = pack_quantized::zero_rows(bits, first..first + codes.shape[0]);
-            sink.put_rows(&tensor, rows.start, &bytes)?;
-        } else if !tensor.ends_with("_shape") {
-            sink.put_rows(&tensor, first, &bytes)?;
-        } else if first == 0 {
-            let shape = [whole as i64, codes.shape[1] as i64];
-            let bytes: Vec<u8> = shape.iter().flat_map(|n| n.to_le_bytes()).collect();
-            sink.put(&tensor, &bytes)?;
-        }
-    }
-    Ok(())
+    Ok(sink.put_codes(name, first, codes)?)
 }
 
 /// Which pass rewrites the weight of the linear `op`.

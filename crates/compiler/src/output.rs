@@ -1,14 +1,21 @@
-//! The artifact's tensors and configuration: compressed-tensors `pack-quantized`.
+//! The artifact: its format, and what that makes of the plan.
 
 use crate::CompileError;
+use crate::drive::Job;
 use crate::pass::Refusal;
-use crate::plan::{Choice, Plan, PlannedWeight};
-use checkpoint::{Planned, pack_quantized};
-use ir::{BlockId, Grid};
-use serde_json::{Map, Value, json};
+use crate::plan::{Choice, PlannedWeight};
+use crate::recipe::Dtype;
+use checkpoint::{Described, FORMATS, Format, Layout, Placed, Planned, Role, Stored};
+use ir::BlockId;
+use tensor::DType;
 
 /// The name of an untied head.
 pub(crate) const HEAD: &str = "lm_head.weight";
+
+/// The format that is written.
+fn format() -> &'static Format {
+    &FORMATS[0]
+}
 
 /// The tensors that the planned weights become, in order.
 pub(crate) fn tensors<'a>(
@@ -17,62 +24,43 @@ pub(crate) fn tensors<'a>(
 ) -> Vec<Planned> {
     let mut tensors = Vec::new();
     for weight in weights {
-        match weight.choice {
-            Choice::Shared => {}
-            Choice::Dense(dtype) => {
-                let shape = weight.spec.shape.clone();
-                tensors.push(Planned { name: weight.name.clone(), dtype, shape });
+        match format().parts(&placed(weight, Role::Model)) {
+            Ok(parts) => tensors.extend(parts),
+            Err(error) => {
+                let what = weight.grid().map_or(weight.name.clone(), |grid| grid.to_string());
+                refusals.push(Refusal { what, rule: error.to_string() });
             }
-            Choice::Quantized { grid, .. } => match layout(weight, grid) {
-                Ok(all) => tensors.extend(all),
-                Err(rule) => refusals.push(Refusal { what: grid.to_string(), rule }),
-            },
         }
     }
     tensors
 }
 
-fn layout(weight: &PlannedWeight, grid: Grid) -> Result<Vec<Planned>, String> {
-    let shape: [usize; 2] = weight.spec.shape[..].try_into().map_err(|_| "is for matrices")?;
-    pack_quantized::writable(grid.int().map_or(0, |grid| grid.bits)).map_err(|e| e.to_string())?;
-    pack_quantized::layout(&weight.name, shape, grid).map_err(|e| e.to_string())
+/// Where everything of the artifact goes.
+pub(crate) fn layout(job: &Job<'_>) -> Result<Layout, CompileError> {
+    let dtype = match job.recipe.dtype {
+        Dtype::AsSource => None,
+        Dtype::Bf16 => Some(DType::BF16),
+    };
+    let model = Described { config: job.checkpoint.config(), tied: job.plan.tied, dtype };
+    let mut weights = Vec::new();
+    for (block, planned) in &job.plan.blocks {
+        let role = if *block == BlockId::Embedding { Role::Embedding } else { Role::Model };
+        weights.extend(planned.iter().map(|weight| placed(weight, role)));
+    }
+    weights.extend(job.plan.carried.iter().map(|tensor| Placed {
+        name: tensor.name.clone(),
+        shape: tensor.shape.clone(),
+        stored: Stored::Dense(tensor.dtype),
+        role: Role::Unread,
+    }));
+    Ok(format().container.layout(format(), &model, &weights)?)
 }
 
-/// Whether a tensor may be the weight of a linear.
-fn is_linear(tensor: &Planned) -> bool {
-    tensor.shape.len() == 2 && tensor.name.ends_with(".weight")
-}
-
-/// The artifact's `config.json`.
-pub(crate) fn config(
-    source: &Map<String, Value>,
-    plan: &Plan,
-    dtype: Option<&str>,
-) -> Result<Value, CompileError> {
-    let mut config = source.clone();
-    config.shift_remove("quantization_config");
-    // Readers of an absent key do not agree, and a backbone's head is tied without one.
-    config.insert("tie_word_embeddings".into(), json!(plan.tied));
-    if let Some(dtype) = dtype {
-        let key = if config.contains_key("dtype") { "dtype" } else { "torch_dtype" };
-        config.insert(key.into(), json!(dtype));
-    }
-    let (mut packed, mut dense) = (Vec::new(), Vec::new());
-    for (block, weights) in &plan.blocks {
-        for weight in weights.iter().filter(|w| w.spec.shape.len() == 2) {
-            match weight.grid() {
-                Some(grid) => packed.push((weight.name.as_str(), grid)),
-                // An embedding is no linear: nobody asks whether it is ignored.
-                None if *block == BlockId::Embedding => {}
-                None => dense.push(weight.name.as_str()),
-            }
-        }
-    }
-    // Readers take every linear that is not ignored for a packed one.
-    dense.extend(plan.carried.iter().filter(|t| is_linear(t)).map(|t| t.name.as_str()));
-    if !packed.is_empty() {
-        let quantization = pack_quantized::quantization_config(&packed, &dense)?;
-        config.insert("quantization_config".into(), quantization);
-    }
-    Ok(Value::Object(config))
+fn placed(weight: &PlannedWeight, role: Role) -> Placed {
+    let stored = match weight.choice {
+        Choice::Shared => Stored::Elsewhere,
+        Choice::Dense(dtype) => Stored::Dense(dtype),
+        Choice::Quantized { grid, .. } => Stored::On(grid),
+    };
+    Placed { name: weight.name.clone(), shape: weight.spec.shape.clone(), stored, role }
 }

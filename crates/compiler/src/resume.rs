@@ -8,11 +8,10 @@ use crate::drive::{Driver, Event};
 use crate::identity::{listed, source_changes};
 use crate::journal::Entry;
 use crate::layer::{Streams, hex};
-use crate::output;
 use crate::plan::{Choice, PlannedWeight};
 use calibration::SLICE_ROWS;
-use checkpoint::pack_quantized::{self, Rows};
-use ir::{Block, Grid, Quantized, Spec};
+use checkpoint::Rows;
+use ir::{Block, Quantized, Spec};
 use sha2::{Digest, Sha256};
 use std::collections::BTreeMap;
 use std::time::Instant;
@@ -28,7 +27,7 @@ impl Driver<'_> {
         streams: &mut Streams,
         last: bool,
     ) -> Result<bool, CompileError> {
-        let names = names(planned);
+        let names = self.names(planned)?;
         let intact = match self.journal.entry(index) {
             None => return Ok(false),
             Some(entry) => self.intact(entry, block, &names)?,
@@ -67,7 +66,7 @@ impl Driver<'_> {
         let own = planned.iter().filter(|w| w.choice != Choice::Shared).map(|w| &w.spec.tensor);
         let source = own.filter_map(|name| Some((name.clone(), self.hashes.get(name)?.clone())));
         let source = source.collect();
-        let written = self.written(&names(planned))?;
+        let written = self.written(&self.names(planned)?)?;
         let weights = self.weights[reports..].to_vec();
         self.journal.append(Entry { block: block.id.to_string(), source, written, weights })?;
         self.disk.reached("block-noted");
@@ -117,8 +116,8 @@ impl Driver<'_> {
             original.advance(&self.interpreter, &device)?;
         }
         for (index, weight) in planned.iter().enumerate() {
-            if let Some(grid) = weight.grid() {
-                let codes = self.codes(weight, grid)?;
+            if weight.grid().is_some() {
+                let codes = self.codes(weight)?;
                 self.place(&mut device, index, weight, &codes)?;
             }
         }
@@ -128,19 +127,20 @@ impl Driver<'_> {
     }
 
     /// The codes of a weight that was written.
-    fn codes(&self, weight: &PlannedWeight, grid: Grid) -> Result<Quantized, CompileError> {
-        let [out, width] = weight.spec.shape[..] else {
-            return Err(CompileError::Internal("codes of what is no matrix".into()));
-        };
-        let parts = pack_quantized::layout(&weight.name, [out, width], grid)?;
-        let part = |end: &str| match parts.iter().find(|p| p.name.ends_with(end)) {
-            Some(part) => self.sink.get(&part.name),
-            None => Ok(Vec::new()),
-        };
-        let (packed, scales, zeros) = (part("_packed")?, part("_scale")?, part("_zero_point")?);
-        let rows =
-            Rows { grid, rows: 0..out, width, packed: &packed, scales: &scales, zeros: &zeros };
-        Ok(pack_quantized::decode(&weight.name, &rows)?)
+    fn codes(&self, weight: &PlannedWeight) -> Result<Quantized, CompileError> {
+        match self.sink.read(&weight.name, 0..weight.spec.shape[0])? {
+            Rows::On(codes) => Ok(codes),
+            Rows::Dense(_) => Err(CompileError::Internal("codes of what is dense".into())),
+        }
+    }
+
+    /// The names of the tensors that a block becomes.
+    fn names(&self, planned: &[PlannedWeight]) -> Result<Vec<String>, CompileError> {
+        let mut names = Vec::new();
+        for weight in planned.iter().filter(|w| w.choice != Choice::Shared) {
+            names.extend_from_slice(self.sink.parts(&weight.name)?);
+        }
+        Ok(names)
     }
 
     /// SHA-256 of the source tensors of the embedding or the head.
@@ -159,12 +159,6 @@ impl Driver<'_> {
         }
         Ok(hashes)
     }
-}
-
-/// The names of the tensors that a block becomes.
-fn names(planned: &[PlannedWeight]) -> Vec<String> {
-    // The plan has refused what cannot be laid out.
-    output::tensors(planned.iter(), &mut Vec::new()).into_iter().map(|t| t.name).collect()
 }
 
 fn sorted(names: &[String]) -> std::collections::btree_set::IntoIter<&String> {

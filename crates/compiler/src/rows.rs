@@ -40,7 +40,7 @@ impl Driver<'_> {
                     }
                     Choice::Dense(dtype) => {
                         let tensor = converted(&weight.spec.tensor, tensor, dtype, slice.start)?;
-                        self.sink.put_rows(&weight.name, slice.start, tensor.bytes())?;
+                        self.sink.put_values(&weight.name, slice.start, &tensor)?;
                     }
                     Choice::Shared => {}
                 }
@@ -65,10 +65,7 @@ impl Driver<'_> {
                 let slice = at..(at + SLICE_ROWS).min(rows);
                 let part = self.job.model.source.read_rows(&tensor.name, slice)?;
                 hash.update(part.bytes());
-                match rows <= SLICE_ROWS {
-                    true => self.sink.put(&tensor.name, part.bytes())?,
-                    false => self.sink.put_rows(&tensor.name, at, part.bytes())?,
-                }
+                self.sink.put_values(&tensor.name, at, &part)?;
             }
             self.hashes.insert(tensor.name.clone(), hex(hash));
         }
@@ -103,8 +100,7 @@ impl Driver<'_> {
         for stage in pass.stages(block).iter().filter(|s| !s.observes) {
             for rewrite in pass.run(stage, &rows, &cx)? {
                 if rewrite.weight.0 as usize == part.index {
-                    let whole = planned[part.index].spec.shape[0];
-                    put_codes(&self.sink, name, &rewrite.quantized, part.rows.start, whole)?;
+                    put_codes(&self.sink, name, &rewrite.quantized, part.rows.start)?;
                     return Ok((elements, rewrite.outcome));
                 }
             }

@@ -152,3 +152,19 @@ fn json_numbers_stay_numbers() {
     let value: serde_json::Value = serde_json::from_str("0.50").unwrap();
     assert_eq!(value.to_string(), "0.5");
 }
+
+#[test]
+fn only_the_containers_know_how_weights_are_stored() {
+    for (path, text) in rust_files() {
+        let parts: Vec<_> = path.iter().map(|part| part.to_string_lossy()).collect();
+        if !parts.iter().any(|part| part == "src") || parts.iter().any(|part| part == "checkpoint")
+        {
+            continue;
+        }
+        for suffix in ["packed", "scale", "zero_point", "shape", "g_idx"] {
+            let said = [format!("\"_{suffix}\""), format!(".weight_{suffix}")];
+            let found = said.iter().find(|said| text.contains(said.as_str()));
+            assert_eq!(found, None, "{}", path.display());
+        }
+    }
+}
