@@ -90,7 +90,7 @@ pub fn hash(samples: &[Vec<u32>]) -> String {
         hash.update((sample.len() as u64).to_le_bytes());
         sample.iter().for_each(|id| hash.update(id.to_le_bytes()));
     }
-    hash.finalize().iter().map(|b| format!("{b:02x}")).collect()
+    format!("{:x}", hash.finalize())
 }
 
 /// SplitMix64 (Steele, Lea and Flood 2014).

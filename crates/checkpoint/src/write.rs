@@ -128,7 +128,7 @@ pub(crate) fn hash_part(file: &dyn DiskFile, at: u64, bytes: u64) -> io::Result<
         hash.update(&*part);
         done += part.len() as u64;
     }
-    Ok(hash.finalize().iter().map(|byte| format!("{byte:02x}")).collect())
+    Ok(format!("{:x}", hash.finalize()))
 }
 
 impl Checkpoint {

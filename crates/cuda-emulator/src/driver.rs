@@ -1,7 +1,7 @@
 //! A library that loads in place of NVIDIA's driver and runs kernels emulated, so that whole programs run
 //! where there is no GPU: see `driver.cpp` for what it holds them to.
 
-use crate::{BuildError, Library, compiler, failed, hex, run};
+use crate::{BuildError, Library, compiler, failed, run};
 use sha2::{Digest, Sha256};
 use std::ffi::OsStr;
 use std::path::{Path, PathBuf};
@@ -26,7 +26,7 @@ impl Driver {
         for text in [&*compiler()?, SOURCE.as_bytes()] {
             hash.update(text);
         }
-        let folder = room.join(format!("driver-{}", hex(hash)));
+        let folder = room.join(format!("driver-{:x}", hash.finalize()));
         // The name that is looked for first: a real driver may have both.
         let made = folder.join("libcuda.so");
         if !made.exists() {

@@ -160,7 +160,7 @@ impl Library {
             hash.update(text);
         }
         hash.update(format!("{check:?} {sources:?}"));
-        let library = room.join(format!("kernels-{}.so", hex(hash)));
+        let library = room.join(format!("kernels-{:x}.so", hash.finalize()));
         if !library.exists() {
             compile(sources, folders, room, (&library, check))?;
         }
@@ -190,10 +190,6 @@ fn compiler() -> Result<Vec<u8>, BuildError> {
     }
     let version = Command::new("g++").arg("--version").output();
     version.map(|output| output.stdout).map_err(|_| BuildError::NoCompiler)
-}
-
-fn hex(hash: Sha256) -> String {
-    hash.finalize().iter().map(|byte| format!("{byte:02x}")).collect()
 }
 
 fn failed(error: std::io::Error) -> BuildError {
