@@ -6,7 +6,7 @@
 use serde_json::Value;
 use std::fs;
 use std::process::{Command, Stdio};
-use std::time::{Duration, Instant};
+use std::time::Instant;
 use tests::bench::{Bench, files, folder, same};
 
 /// Every point of a run that has a name, and how often it is reached with `LAYERS` layers.
@@ -303,10 +303,9 @@ fn a_second_run_on_one_output_refuses_at_once() {
     let bench = Bench::new(dir.path(), LAYERS, 4);
     let mut first = bench.stopped("block-noted:2", &[]);
     for more in [&[][..], &["--force"], &["--fresh"]] {
-        let started = Instant::now();
+        // The first one does not go on by itself: whoever waited for it would wait for good.
         let said = bench.fails(more, 2);
         assert!(said.contains("another run works on this output"), "{said}");
-        assert!(started.elapsed() < Duration::from_secs(5));
     }
     assert!(first.try_wait().unwrap().is_none(), "the first run was disturbed");
     first.kill().unwrap();

@@ -146,6 +146,18 @@ fn nothing_is_left_over() {
     }
 }
 
+/// A limit of time fails where the machine is busy, and holds where it is fast: tests count, or compare.
+#[test]
+fn tests_set_no_limit_of_time() {
+    let limits = |line: &str| {
+        line.contains("assert") && (line.contains("elapsed()") || line.contains("Duration::from_"))
+    };
+    for (path, text) in rust_files() {
+        let found = text.lines().find(|line| limits(line) && !line.contains("line.contains"));
+        assert!(found.is_none(), "{}: {found:?}", path.display());
+    }
+}
+
 #[test]
 fn json_numbers_stay_numbers() {
     // Fails if a dependency ever turns on `arbitrary_precision`, which makes numbers into maps.
