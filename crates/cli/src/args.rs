@@ -253,22 +253,8 @@ pub(crate) enum StoreDtype {
 
 /// `2G`, `800M`, `1.5GiB`, or bytes.
 fn size(text: &str) -> Result<u64, String> {
-    let digits = text.trim_end_matches(|c: char| c.is_ascii_alphabetic());
-    let unit = match text[digits.len()..].to_ascii_lowercase().as_str() {
-        "" | "b" => 1.0,
-        "k" | "kb" => 1e3,
-        "m" | "mb" => 1e6,
-        "g" | "gb" => 1e9,
-        "t" | "tb" => 1e12,
-        "kib" => 1024.0,
-        "mib" => 1048576.0,
-        "gib" => 1073741824.0,
-        unit => return Err(format!("{unit:?} is no unit; write 2G or 800M")),
-    };
-    match digits.parse::<f64>() {
-        Ok(n) if n.is_finite() && n >= 0.0 => Ok((n * unit) as u64),
-        _ => Err("a size is a number with a unit, such as 2G or 800M".into()),
-    }
+    let wrong = |_| "a size is a number with a unit, such as 2G or 800M".to_string();
+    parse_size::parse_size(text).map_err(wrong)
 }
 
 /// Arguments of `inspect`.
@@ -471,6 +457,27 @@ pub(crate) enum Progress {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn sizes_are_decimal_unless_their_unit_says_otherwise() {
+        let sizes =
+            ["2G", "800M", "1.5GiB", "17", "17B", "3 kB", "0.2mib", "1e3", "2TiB"].map(size);
+        let bytes = [
+            2_000_000_000,
+            800_000_000,
+            1_610_612_736,
+            17,
+            17,
+            3000,
+            209_715,
+            1000,
+            2_199_023_255_552,
+        ];
+        assert_eq!(sizes, bytes.map(Ok));
+        for wrong in ["", "G", "-1", "2X", "nan", "inf", "1GG", "99999999T", "0x10"] {
+            assert!(size(wrong).is_err(), "{wrong}");
+        }
+    }
 
     #[test]
     fn places_are_written_as_they_are_read() {

@@ -35,7 +35,7 @@ impl Host {
             processor: processor(),
             cores: std::thread::available_parallelism().map_or(1, usize::from),
             threads,
-            memory: [total_memory(), runtime::free_memory()],
+            memory: [runtime::machine_memory(), runtime::free_memory()],
             limit: runtime::container_limit(),
             disk: checkpoint::disk::free_bytes(&here),
             here,
@@ -84,13 +84,6 @@ impl Host {
             "hub_cache_exists": self.cache.is_dir(),
         })
     }
-}
-
-/// The machine's memory in bytes.
-fn total_memory() -> Option<u64> {
-    let said = fs::read_to_string("/proc/meminfo").ok()?;
-    let line = said.lines().find_map(|line| line.strip_prefix("MemTotal:"))?;
-    line.trim().strip_suffix(" kB")?.trim().parse::<u64>().ok()?.checked_mul(1024)
 }
 
 /// The processor's name.

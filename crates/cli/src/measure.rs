@@ -5,7 +5,7 @@ use crate::args::{Eval, EvalPath};
 use crate::failure::Failure;
 use crate::memory::part_of_free;
 use crate::model;
-use crate::output::{grouped, peak_memory, remark};
+use crate::output::{grouped, remark};
 use crate::progress::Meter;
 use backend::{Backend, KvDType};
 use calibration::{ACTIVATION_BYTES_MAX, Scored, Sequence};
@@ -115,7 +115,7 @@ impl Models<'_> {
 
     fn remark_speed(&self, tokens: usize, seconds: f64) {
         let (rate, name) = (tokens as f64 / seconds, self.backend.name());
-        let peak = peak_memory()
+        let peak = runtime::peak_memory()
             .map_or(String::new(), |bytes| format!(", peak memory {:.1} MB", bytes as f64 / 1e6));
         let tokens = grouped(tokens);
         remark(&format!("{tokens} tokens in {seconds:.2} s on {name}: {rate:.0} tokens/s{peak}"));

@@ -7,7 +7,7 @@ use crate::fault;
 use crate::fold::fold;
 use crate::memory::{self, Compilation};
 use crate::model;
-use crate::output::{counted, peak_memory, print, print_table, remark, seconds, size};
+use crate::output::{counted, print, print_table, remark, seconds, size};
 use crate::plan;
 use crate::progress::CompileMeter;
 use crate::readers;
@@ -179,7 +179,7 @@ fn run_log(s: &Spent, streams: &Streams, started: Instant, pool: &rayon::ThreadP
         },
         "threads": pool.current_num_threads(),
         "calibration_tokens": streams.tokens().calibration,
-        "peak_memory": peak_memory(),
+        "peak_memory": runtime::peak_memory(),
     })
 }
 

@@ -1,8 +1,8 @@
 //! Results go to standard output, progress and remarks to standard error.
 
 use crate::failure::{Code, Failure};
+use indicatif::HumanCount;
 use std::borrow::Cow;
-use std::fs;
 use std::io::{self, ErrorKind, IsTerminal, Write};
 
 /// Prints a result. A reader that closed the pipe has what it wanted.
@@ -89,24 +89,9 @@ pub(crate) fn seconds(seconds: f64) -> String {
     }
 }
 
-/// The most memory this process has had resident, in bytes; `None` where the system does not say.
-pub(crate) fn peak_memory() -> Option<u64> {
-    let status = fs::read_to_string("/proc/self/status").ok()?;
-    let line = status.lines().find_map(|l| l.strip_prefix("VmHWM:"))?;
-    line.trim().strip_suffix(" kB")?.trim().parse::<u64>().ok()?.checked_mul(1024)
-}
-
 /// `1234567` as `1,234,567`.
 pub(crate) fn grouped(n: usize) -> String {
-    let digits = n.to_string();
-    let mut out = String::new();
-    for (i, digit) in digits.chars().enumerate() {
-        if i > 0 && (digits.len() - i).is_multiple_of(3) {
-            out.push(',');
-        }
-        out.push(digit);
-    }
-    out
+    HumanCount(n as u64).to_string()
 }
 
 /// `1 token`, `2 tokens`.

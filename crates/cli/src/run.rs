@@ -5,7 +5,7 @@ use crate::device::{Devices, Sums, Wanted};
 use crate::failure::Failure;
 use crate::generation::Generation;
 use crate::memory;
-use crate::output::{peak_memory, print, remark, write_stream};
+use crate::output::{print, remark, write_stream};
 use crate::serve::{Service, Stream};
 use engine::Request;
 use runtime::{Answer, Question};
@@ -47,7 +47,7 @@ pub(crate) fn run(args: &Run) -> Result<(), Failure> {
     if args.common.json {
         let mut report = report(&answer, tokens);
         report["memory"] = memory::json(&served.taken());
-        report["memory"]["peak"] = json!(peak_memory());
+        report["memory"]["peak"] = json!(runtime::peak_memory());
         return print(&format!("{report:#}"));
     }
     write_stream("\n")?;

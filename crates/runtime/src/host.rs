@@ -15,6 +15,16 @@ pub fn container_limit() -> Option<u64> {
     groups(Path::new("/"), |folder, [limit, ..]| number(&folder.join(limit)))
 }
 
+/// The machine's memory in bytes; `None` where the system does not say.
+pub fn machine_memory() -> Option<u64> {
+    kilobytes(Path::new("/proc/meminfo"), "MemTotal:")
+}
+
+/// The most memory that this process has had resident, in bytes; `None` where the system does not say.
+pub fn peak_memory() -> Option<u64> {
+    kilobytes(Path::new("/proc/self/status"), "VmHWM:")
+}
+
 /// What a control group, or a limit on the address space, leaves of what it allows.
 fn confined(root: &Path) -> Option<u64> {
     groups(root, left_of).into_iter().chain(address_space(root)).min()

@@ -27,7 +27,7 @@ pub use budget::Taken;
 pub use cost::Cost;
 pub use draw::{as_found, changes, seek};
 pub use error::{AnswerError, LoadError, OpenError, ServeError};
-pub use host::{container_limit, free_memory};
+pub use host::{container_limit, free_memory, machine_memory, peak_memory};
 pub use memory::KvPlan;
 pub use model::Model;
 pub use opened::{Grids, Opened, Origin, configuration};
