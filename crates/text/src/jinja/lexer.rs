@@ -97,8 +97,10 @@ impl<'a> Lexer<'a> {
 
     /// Text up to the next tag, and that tag.
     fn text(&mut self) -> Result<()> {
-        let begin = ["{{", "{%", "{#"].iter().filter_map(|tag| self.rest.find(tag)).min();
-        let Some(at) = begin else {
+        // Looked for together: a tag that never comes would be looked for to the end from every other.
+        let opens =
+            |at: &usize| matches!(self.rest.as_bytes().get(at + 1), Some(b'{' | b'%' | b'#'));
+        let Some(at) = self.rest.match_indices('{').map(|(at, _)| at).find(opens) else {
             let text = self.rest.to_owned();
             self.push(Token::Data(text));
             self.skip(self.rest.len());
