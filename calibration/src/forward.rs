@@ -5,7 +5,7 @@
 
 use crate::EvalError;
 use crate::pages::Pages;
-use backend::{Buffer, DeviceWeight, Embed, Interpreter, KvDType};
+use backend::{BackendExt, Buffer, DeviceWeight, Embed, Interpreter, KvDType};
 use ir::{Block, ModelSpec, Source, Spec, Weight, WeightId};
 use std::ops::Range;
 
@@ -196,7 +196,7 @@ fn prepare(
 ) -> Result<DeviceWeight, EvalError> {
     let tensor = source.read_rows(&spec.tensor, rows)?;
     let spec = Spec { shape: tensor.shape().to_vec(), ..spec.clone() };
-    Ok(interpreter.backend().prepare(Weight { spec, tensor })?)
+    Ok(interpreter.backend().prepare_dense(Weight { spec, tensor })?)
 }
 
 /// The embeddings of every token, by the embedding's program: a buffer `[rows, hidden]` a group. Of its

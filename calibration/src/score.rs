@@ -4,7 +4,7 @@
 use crate::EvalError;
 use crate::activations::Activations;
 use crate::forward::{Forward, Group, Model, bytes_a_token, hidden_states, slices};
-use backend::{Backend, Buffer, DivergenceRow, Interpreter, SoftmaxRow};
+use backend::{Backend, Buffer, DivergenceRow, Fold, Interpreter, SoftmaxRow};
 use std::ops::Range;
 
 /// Hidden states between blocks need no more memory than this: more sequences go through the model in
@@ -203,7 +203,7 @@ impl Chain<'_> {
             let head = forward.head_slice(self.interpreter, slice.clone())?;
             for (state, rows) in states.iter().zip(rows.chunks_mut(HEAD_ROWS)) {
                 let logits = self.interpreter.run(&head, backend.copy(state)?, &[])?;
-                backend.fold_softmax(&logits, slice.start as u32, rows)?;
+                backend.fold(slice.start as u32, Fold::Softmax { logits: &logits, rows })?;
             }
             step();
         }
@@ -249,7 +249,8 @@ impl Chain<'_> {
             for (rows, logits) in pairs.iter_mut().zip(logits.windows(2)) {
                 let end = rows.len().min((part + 1) * HEAD_ROWS);
                 let rows = &mut rows[part * HEAD_ROWS..end];
-                backend.fold_divergence([&logits[1], &logits[0]], slice.start as u32, rows)?;
+                let logits = [&logits[1], &logits[0]];
+                backend.fold(slice.start as u32, Fold::Divergence { logits, rows })?;
             }
         }
         Ok(())

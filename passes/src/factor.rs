@@ -84,7 +84,7 @@ fn factored(
             let diagonal = &mut matrix[i * n + i];
             *diagonal = if *diagonal > 0.0 { *diagonal } else { 1.0 } + damping;
         }
-        if backend.inverse_factor(&mut matrix, n)? {
+        if backend.algebra()?.inverse_factor(&mut matrix, n)? {
             let upper: Vec<f32> = matrix.iter().map(|&x| x as f32).collect();
             let sound =
                 (0..n).all(|i| upper[i * n + i] > 0.0) && upper.iter().all(|x| x.is_finite());

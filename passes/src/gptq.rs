@@ -5,7 +5,7 @@
 use crate::factor::Factor;
 use crate::fit::{Params, Range, assemble, fit, fit_rows};
 use crate::rtn::rtn;
-use backend::{Backend, BackendError, Buffer, Linear, RankUpdate};
+use backend::{Backend, BackendError, BackendExt, Buffer, Linear, RankUpdate};
 use ir::{Grid, Quantized, Spec, Weight};
 use rayon::prelude::*;
 use std::borrow::Cow;
@@ -140,7 +140,7 @@ impl Solve<'_> {
         let mut codes = vec![0i8; rows * width];
         for begin in (0..width).step_by(BLOCK) {
             let end = (begin + BLOCK).min(width);
-            let mut errors = self.backend.columns(&work, begin..end)?;
+            let mut errors = self.backend.algebra()?.columns(&work, begin..end)?;
             let chunks = codes.par_chunks_mut(LANES * width);
             let chunks = chunks.zip(errors.par_chunks_mut(LANES * (end - begin)));
             chunks.zip(params.par_chunks(LANES * groups)).for_each(|((codes, errors), params)| {
@@ -171,7 +171,7 @@ impl Solve<'_> {
                 let seen = match begin {
                     // Nothing was updated yet.
                     0 => Cow::Borrowed(self.weights),
-                    _ => Cow::Owned(self.backend.columns(&work, begin..last)?),
+                    _ => Cow::Owned(self.backend.algebra()?.columns(&work, begin..last)?),
                 };
                 let stride = if begin == 0 { width } else { last - begin };
                 let lanes = seen.par_chunks(stride.max(1)).zip(params.par_chunks_mut(groups));
@@ -179,7 +179,7 @@ impl Solve<'_> {
                     params[group] = fit(self.grid, self.range, &row[..last - begin]);
                 });
             }
-            let mut errors = self.backend.columns(&work, begin..end)?;
+            let mut errors = self.backend.algebra()?.columns(&work, begin..end)?;
             let chunks = codes.par_chunks_mut(LANES * width);
             let chunks = chunks.zip(errors.par_chunks_mut(LANES * (end - begin)));
             chunks.zip(params.par_chunks(LANES * groups)).for_each(|((codes, errors), params)| {
@@ -246,7 +246,7 @@ impl Solve<'_> {
         let upper: Vec<f32> = upper.collect();
         let (columns, depth) = (solved.end..width, solved.len());
         let args = RankUpdate { columns, a: errors, b: &upper, depth };
-        Ok(self.backend.rank_update(work, &args)?)
+        Ok(self.backend.algebra()?.rank_update(work, &args)?)
     }
 
     /// The weights with their columns in the factor's order.
@@ -300,7 +300,7 @@ impl Solve<'_> {
             let spec = Spec { tensor: "gram".into(), shape: shape.clone(), dtype: DType::F32 };
             let tensor = Tensor::from_f32(shape, part);
             let tensor = tensor.ok_or_else(|| BackendError::Internal("a Gram matrix".into()))?;
-            let weight = self.backend.prepare(Weight { spec, tensor })?;
+            let weight = self.backend.prepare_dense(Weight { spec, tensor })?;
             let linear = Linear { input: &input, weight: &weight, bias: None, decode: 0 };
             let product = self.backend.download(self.backend.linear(&linear)?)?;
             let rows = forms.par_iter_mut().zip(product.par_chunks(end - begin));

@@ -3,7 +3,7 @@
 
 #![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 
-use backend::{Backend, Reference};
+use backend::{Algebra, Backend, Reference};
 use backend_cpu::Cpu;
 use ir::{Grid, Quantized, Span};
 use passes::factor::Factor;

@@ -3,7 +3,7 @@
 
 #![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 
-use backend::{Backend, KvDType, Sharded};
+use backend::{Backend, Draws, KvDType, Origin, Sharded, Whole};
 use backend_cpu::Cpu;
 use backend_cuda::Cuda;
 use bench::{Arrival, Arrivals, Asked, Batching, Deal, Drive, Wall, Workload, in_order};
@@ -295,7 +295,7 @@ fn draws_are_those_of_the_reference_sampler() {
             let seek_changes: Vec<backend::SeekChange> = runtime::changes(&wish);
             let seek = runtime::seek(&wish, &seek_changes);
             let buffer = cuda.upload(vocab, row.clone()).unwrap();
-            let found = cuda.seek(&buffer, &[seek]).unwrap().unwrap().found().unwrap().remove(0);
+            let found = cuda.seek(&buffer, &[seek]).unwrap().found().unwrap().remove(0);
             assert_eq!(cuda.download(buffer).unwrap(), row, "logits are as they were");
             let mut scratch = engine::Scratch::default();
             let (mut row, history) = (row.clone(), (&history[..], 10));
@@ -322,7 +322,7 @@ fn draws_are_those_of_the_reference_sampler() {
     bad[5] = f32::NAN;
     let buffer = cuda.upload(3001, bad).unwrap();
     let wish = engine::wish((&history, 10), &plain(), None).unwrap();
-    let seeking = cuda.seek(&buffer, &[runtime::seek(&wish, &[])]).unwrap().unwrap();
+    let seeking = cuda.seek(&buffer, &[runtime::seek(&wish, &[])]).unwrap();
     let found = seeking.found().unwrap().remove(0);
     assert!(found.bad);
 }
@@ -360,7 +360,8 @@ fn layers_divided_between_devices() {
     let grid =
         ir::Grid::Int { bits: 4, symmetric: true, span: ir::Span::Group(32), scale: DType::BF16 };
     let params = ir::Params::Flat { scales: vec![1.0; 2 * 3], zeros: Vec::new() };
-    let weight = ir::Quantized { grid, shape: [2, 96], codes: vec![1; 2 * 96], params };
-    let error = cpu.prepare_quantized_cut("down", weight, backend::Cut::Inputs).unwrap_err();
+    let codes = ir::Quantized { grid, shape: [2, 96], codes: vec![1; 2 * 96], params };
+    let weight = Origin::Memory(Whole::On { tensor: "down", codes });
+    let error = cpu.prepare(weight, backend::Cut::Inputs).unwrap_err();
     assert!(error.to_string().contains("whole groups of 32"), "{error}");
 }

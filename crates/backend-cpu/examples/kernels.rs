@@ -10,7 +10,7 @@
     expect(unsafe_code, reason = "the bare loop is written in intrinsics")
 )]
 
-use backend::{Attend, Backend, BackendError, Linear, RankUpdate};
+use backend::{Algebra, Attend, Backend, BackendError, BackendExt, Linear, RankUpdate};
 use backend_cpu::{Cpu, Isa};
 use ir::{Heads, Spec, Weight};
 use std::hint::black_box;
@@ -66,7 +66,7 @@ fn linears(cpu: &Cpu, rows: &[usize]) -> Result<(), BackendError> {
             let bytes = inputs * out * dtype.bits() / 8;
             let copies = if rows[0] > 12 { 1 } else { (256 << 20) / bytes };
             let weights: Vec<_> = (0..copies)
-                .map(|seed| cpu.prepare(weight(dtype, [out, inputs], seed as u32)))
+                .map(|seed| cpu.prepare_dense(weight(dtype, [out, inputs], seed as u32)))
                 .collect::<Result<_, _>>()?;
             for &rows in rows {
                 let input = cpu.upload(inputs, noise(rows * inputs, 7))?;

@@ -6,7 +6,7 @@
 //! ```
 #![expect(clippy::print_stdout, reason = "a benchmark prints its figures")]
 
-use backend::{AttendPaged, Backend, BackendError, KvDType, Linear, Span};
+use backend::{AttendPaged, Backend, BackendError, BackendExt, KvDType, Linear, Span};
 use backend_cpu::{Cpu, Isa};
 use ir::{Grid, Heads, Params, Quantized};
 use std::hint::black_box;

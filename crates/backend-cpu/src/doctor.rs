@@ -3,8 +3,8 @@
 
 use crate::Cpu;
 use backend::{
-    Attend, AttendPaged, Backend, BackendError, Buffer, DivergenceRow, Embed, KV_BLOCK, KvDType,
-    Linear, RankUpdate, Reference, Rope, RopeTable, SoftmaxRow, Span,
+    Attend, AttendPaged, Backend, BackendError, BackendExt, Buffer, DivergenceRow, Embed, Fold,
+    KV_BLOCK, KvDType, Linear, RankUpdate, Reference, Rope, RopeTable, SoftmaxRow, Span,
 };
 use half::{bf16, f16};
 use ir::{Activation, Grid, Heads, Params, Quantized, Spec, Weight};
@@ -71,7 +71,7 @@ impl Trials<'_> {
         for dtype in [DType::F32, DType::BF16, DType::F16] {
             let Some(table) = self.noise.weight(dtype, &SHAPE) else { continue };
             self.hold(format!("embed {dtype}"), |backend| {
-                let weight = &backend.prepare(table.clone())?;
+                let weight = &backend.prepare_dense(table.clone())?;
                 let mut out = backend.zeros(4, SHAPE[1])?;
                 backend.embed(&Embed { tokens: &[0, 66, 13, 66], weight, first: 0 }, &mut out)?;
                 values(backend, out)
@@ -88,8 +88,8 @@ impl Trials<'_> {
                 let x = self.noise.values(rows * SHAPE[1]);
                 self.hold(format!("linear {dtype}, {rows} rows"), |backend| {
                     let input = &backend.upload(SHAPE[1], x.clone())?;
-                    let weight = &backend.prepare(weight.clone())?;
-                    let bias = Some(&backend.prepare(bias.clone())?);
+                    let weight = &backend.prepare_dense(weight.clone())?;
+                    let bias = Some(&backend.prepare_dense(bias.clone())?);
                     values(backend, backend.linear(&Linear { input, weight, bias, decode: 0 })?)
                 });
             }
@@ -151,7 +151,7 @@ impl Trials<'_> {
         });
         self.hold("gather and columns", |backend| {
             let [x, _] = with(backend)?;
-            let mut all = bits(&backend.columns(&x, 3..50)?);
+            let mut all = bits(&backend.algebra()?.columns(&x, 3..50)?);
             all.extend(values(backend, backend.gather(&x, &[36, 0, 7, 7])?)?);
             Ok(all)
         });
@@ -161,7 +161,7 @@ impl Trials<'_> {
                 let x = self.noise.values(37 * 96);
                 self.hold(format!("norm of {width}, {dtype}"), |backend| {
                     let input = backend.upload(96, x.clone())?;
-                    let weight = backend.prepare(weight.clone())?;
+                    let weight = backend.prepare_dense(weight.clone())?;
                     values(backend, backend.norm(&input, &weight, 1e-6)?)
                 });
             }
@@ -248,9 +248,9 @@ impl Trials<'_> {
         self.hold("soft-max and divergence", |backend| {
             let (p, q) = (backend.upload(500, p.clone())?, backend.upload(500, q.clone())?);
             let mut soft = targets.map(SoftmaxRow::new);
-            backend.fold_softmax(&p, 0, &mut soft)?;
+            backend.fold(0, Fold::Softmax { logits: &p, rows: &mut soft })?;
             let mut rows = targets.map(DivergenceRow::new);
-            backend.fold_divergence([&p, &q], 0, &mut rows)?;
+            backend.fold(0, Fold::Divergence { logits: [&p, &q], rows: &mut rows })?;
             let logprobs = soft.iter().map(SoftmaxRow::logprob);
             let divergences = rows.iter().map(DivergenceRow::divergence);
             Ok(logprobs.chain(divergences).flat_map(halves).collect())
@@ -262,14 +262,18 @@ impl Trials<'_> {
         let (x, before) = (self.noise.values(300 * n), self.noise.values(n * n));
         self.hold("gram matrix", |backend| {
             let mut sum = backend.upload(n, before.clone())?;
-            backend.gram(&backend.upload(n, x.clone())?, &[0..270, 280..300], &mut sum)?;
+            backend.algebra()?.gram(
+                &backend.upload(n, x.clone())?,
+                &[0..270, 280..300],
+                &mut sum,
+            )?;
             values(backend, sum)
         });
         let (a, b) = (self.noise.values(300 * depth), self.noise.values(depth * 30));
         self.hold("rank update", |backend| {
             let mut c = backend.upload(n, x.clone())?;
             let args = RankUpdate { columns: 20..50, a: &a, b: &b, depth };
-            backend.rank_update(&mut c, &args)?;
+            backend.algebra()?.rank_update(&mut c, &args)?;
             values(backend, c)
         });
         let mut h = vec![0.0; n * n];
@@ -281,7 +285,7 @@ impl Trials<'_> {
         }
         self.hold("factor of an inverse", |backend| {
             let mut matrix = h.clone();
-            let definite = backend.inverse_factor(&mut matrix, n)?;
+            let definite = backend.algebra()?.inverse_factor(&mut matrix, n)?;
             Ok([u32::from(definite)]
                 .into_iter()
                 .chain(matrix.into_iter().flat_map(halves))

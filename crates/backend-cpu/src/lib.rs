@@ -37,12 +37,12 @@ pub use isa::Isa;
 
 use backend::numerics::LINEAR_CHUNK;
 use backend::{
-    Attend, AttendPaged, Backend, BackendError, Buffer, DeviceWeight, DivergenceRow, Embed,
-    KvCache, KvDType, Linear, RankUpdate, Rope, SoftmaxRow, dense,
+    Algebra, Attend, AttendPaged, Backend, BackendError, Buffer, Cut, DeviceWeight, Draws, Embed,
+    Fold, KvCache, KvDType, Leaving, Linear, Origin, Peers, RankUpdate, Rope,
 };
 use cache::{Cache, new_pages};
 use half::{bf16, f16};
-use ir::{Activation, Grid, Heads, Quantized, Source, Spec, Weight};
+use ir::{Activation, Grid, Heads, Spec};
 use isa::Level;
 use panel::{Panels, Word};
 use quantized::{Packed, RoundedPool};
@@ -103,31 +103,41 @@ impl Backend for Cpu {
         "cpu"
     }
 
-    fn prepare(&self, weight: Weight) -> Result<DeviceWeight, BackendError> {
-        let prepared = load::prepare(&weight)?;
-        Ok(DeviceWeight::new(weight.spec.shape, prepared))
+    fn numerics(&self) -> &'static str {
+        "default"
     }
 
-    fn prepare_quantized(
-        &self,
-        tensor: &str,
-        weight: Quantized,
-    ) -> Result<DeviceWeight, BackendError> {
-        if weight.grid.int().is_none() {
-            return self.prepare(dense(tensor, &weight)?);
-        }
-        let packed = load::prepare_quantized(tensor, &weight)?;
-        Ok(DeviceWeight::new(weight.shape.to_vec(), Prepared::Quantized(packed)))
+    fn is_apart(&self) -> bool {
+        false
     }
 
-    fn load(
-        &self,
-        source: &dyn Source,
-        spec: &Spec,
-        integers: bool,
-    ) -> Result<Option<DeviceWeight>, BackendError> {
-        let prepared = load::load(source, spec, integers)?;
-        Ok(Some(DeviceWeight::new(spec.shape.clone(), prepared)))
+    fn free_memory(&self) -> Option<u64> {
+        None
+    }
+
+    fn finish(&self) -> Result<(), BackendError> {
+        Ok(())
+    }
+
+    fn awake(&self, steps: &mut dyn FnMut()) {
+        team::Team::lead(steps);
+    }
+
+    fn algebra(&self) -> Result<&dyn Algebra, BackendError> {
+        Ok(self)
+    }
+
+    fn draws(&self) -> Option<&dyn Draws> {
+        None
+    }
+
+    fn peers(&self) -> Option<&dyn Peers> {
+        None
+    }
+
+    fn prepare(&self, weight: Origin<'_>, _: Cut) -> Result<DeviceWeight, BackendError> {
+        let (shape, prepared) = load::prepare(weight)?;
+        Ok(DeviceWeight::new(shape, prepared))
     }
 
     fn laid_out_bytes(&self, spec: &Spec, grid: Option<Grid>) -> u64 {
@@ -140,8 +150,16 @@ impl Backend for Cpu {
         Ok(Buffer::new(rows, width, Rows::new(values, &self.pool)))
     }
 
+    fn zeros(&self, rows: usize, width: usize) -> Result<Buffer, BackendError> {
+        self.upload(width, vec![0.0; rows * width])
+    }
+
     fn download(&self, buffer: Buffer) -> Result<Vec<f32>, BackendError> {
         Ok(buffer.into_data::<Rows>()?.into_values())
+    }
+
+    fn leave(&self, buffer: Buffer) -> Result<Leaving, BackendError> {
+        Ok(Leaving::arrived(self.download(buffer)?))
     }
 
     fn copy(&self, buffer: &Buffer) -> Result<Buffer, BackendError> {
@@ -174,27 +192,10 @@ impl Backend for Cpu {
         }
     }
 
-    fn awake(&self, steps: &mut dyn FnMut()) {
-        team::Team::lead(steps);
-    }
-
     fn linears(&self, all: &[Linear<'_>]) -> Result<Vec<Buffer>, BackendError> {
         match all.iter().map(packed).collect::<Result<Option<Vec<_>>, _>>()? {
             Some(weights) => self.linears_quantized(all, &weights),
-            None => all.iter().map(|args| self.linear(args)).collect(),
-        }
-    }
-
-    fn linear(&self, args: &Linear<'_>) -> Result<Buffer, BackendError> {
-        match args.weight.data()? {
-            Prepared::F32(weight) => self.linear_over(args, weight),
-            Prepared::Bf16(weight) => self.linear_over(args, weight),
-            Prepared::F16(weight) => self.linear_over(args, weight),
-            Prepared::Quantized(weight) => {
-                let all = self.linears_quantized(std::slice::from_ref(args), &[weight])?;
-                all.into_iter().next().ok_or_else(|| internal("a linear has an output"))
-            }
-            Prepared::Vector(_) => Err(internal("a linear's weight is a matrix")),
+            None => all.iter().map(|args| self.one_linear(args)).collect(),
         }
     }
 
@@ -297,6 +298,23 @@ impl Backend for Cpu {
         Ok(())
     }
 
+    fn fold(&self, first: u32, slice: Fold<'_>) -> Result<(), BackendError> {
+        match slice {
+            Fold::Softmax { logits, rows } => {
+                check(logits.width() > 0, "there are logits")?;
+                score::softmax(self.level, (host(logits)?, logits.width()), first, rows);
+            }
+            Fold::Divergence { logits: [p, q], rows } => {
+                let same = p.width() > 0 && p.width() == q.width();
+                check(same, "both models have the same logits")?;
+                score::divergence(self.level, ([host(p)?, host(q)?], p.width()), first, rows);
+            }
+        }
+        Ok(())
+    }
+}
+
+impl Algebra for Cpu {
     fn gram(
         &self,
         input: &Buffer,
@@ -335,32 +353,22 @@ impl Backend for Cpu {
         rows.zip(from).for_each(|(to, row)| to.copy_from_slice(&row[columns.clone()]));
         Ok(some)
     }
-
-    fn fold_softmax(
-        &self,
-        logits: &Buffer,
-        first: u32,
-        rows: &mut [SoftmaxRow],
-    ) -> Result<(), BackendError> {
-        check(logits.width() > 0, "there are logits")?;
-        score::softmax(self.level, (host(logits)?, logits.width()), first, rows);
-        Ok(())
-    }
-
-    fn fold_divergence(
-        &self,
-        logits: [&Buffer; 2],
-        first: u32,
-        rows: &mut [DivergenceRow],
-    ) -> Result<(), BackendError> {
-        let [p, q] = logits;
-        check(p.width() > 0 && p.width() == q.width(), "both models have the same logits")?;
-        score::divergence(self.level, ([host(p)?, host(q)?], p.width()), first, rows);
-        Ok(())
-    }
 }
 
 impl Cpu {
+    fn one_linear(&self, args: &Linear<'_>) -> Result<Buffer, BackendError> {
+        match args.weight.data()? {
+            Prepared::F32(weight) => self.linear_over(args, weight),
+            Prepared::Bf16(weight) => self.linear_over(args, weight),
+            Prepared::F16(weight) => self.linear_over(args, weight),
+            Prepared::Quantized(weight) => {
+                let all = self.linears_quantized(std::slice::from_ref(args), &[weight])?;
+                all.into_iter().next().ok_or_else(|| internal("a linear has an output"))
+            }
+            Prepared::Vector(_) => Err(internal("a linear's weight is a matrix")),
+        }
+    }
+
     fn linear_over<T: Word>(
         &self,
         args: &Linear<'_>,
@@ -375,9 +383,7 @@ impl Cpu {
         linear.run(self.level, result.values_mut());
         Ok(Buffer::new(rows, out, result))
     }
-}
 
-impl Cpu {
     /// Linears over one input, whose rounding those of one cut share.
     fn linears_quantized(
         &self,

@@ -4,7 +4,7 @@
 use crate::Prepared;
 use crate::panel::{PANEL, Panels, Word, lay_out};
 use crate::quantized::Packed;
-use backend::BackendError;
+use backend::{BackendError, Origin, Whole, dense};
 use ir::{Grid, Quantized, Source, Spec, Weight};
 use rayon::prelude::*;
 use tensor::{DType, Tensor};
@@ -12,8 +12,28 @@ use tensor::{DType, Tensor};
 /// Elements that a thread reads at once.
 const PART: usize = 1 << 20;
 
+/// Lays out a weight: its shape, and what the kernels read.
+pub(crate) fn prepare(weight: Origin<'_>) -> Result<(Vec<usize>, Prepared), BackendError> {
+    Ok(match weight {
+        Origin::Stored { source, spec, integers } => {
+            (spec.shape.clone(), load(source, spec, integers)?)
+        }
+        Origin::Memory(Whole::Dense(weight)) => {
+            let prepared = prepare_dense(&weight)?;
+            (weight.spec.shape, prepared)
+        }
+        Origin::Memory(Whole::On { tensor, codes }) if codes.grid.int().is_none() => {
+            (codes.shape.to_vec(), prepare_dense(&dense(tensor, &codes)?)?)
+        }
+        Origin::Memory(Whole::On { tensor, codes }) => {
+            let packed = prepare_quantized(tensor, &codes)?;
+            (codes.shape.to_vec(), Prepared::Quantized(packed))
+        }
+    })
+}
+
 /// Lays out a dense weight.
-pub(crate) fn prepare(weight: &Weight) -> Result<Prepared, BackendError> {
+fn prepare_dense(weight: &Weight) -> Result<Prepared, BackendError> {
     let (spec, tensor) = (&weight.spec, &weight.tensor);
     if tensor.shape() != spec.shape {
         let (shape, planned) = (tensor.shape(), &spec.shape);
@@ -37,7 +57,7 @@ fn panels<T: Word>(spec: &Spec, tensor: &Tensor) -> Result<Panels<T>, BackendErr
 }
 
 /// Lays out a weight on an integer grid.
-pub(crate) fn prepare_quantized(tensor: &str, weight: &Quantized) -> Result<Packed, BackendError> {
+fn prepare_quantized(tensor: &str, weight: &Quantized) -> Result<Packed, BackendError> {
     let refuse = || unfit(tensor, weight.grid);
     if !weight.is_whole() {
         return Err(refuse());
@@ -49,11 +69,7 @@ pub(crate) fn prepare_quantized(tensor: &str, weight: &Quantized) -> Result<Pack
 }
 
 /// Reads a weight by rows and lays it out; one on an integer grid as that, if `integers`.
-pub(crate) fn load(
-    source: &dyn Source,
-    spec: &Spec,
-    integers: bool,
-) -> Result<Prepared, BackendError> {
+fn load(source: &dyn Source, spec: &Spec, integers: bool) -> Result<Prepared, BackendError> {
     let rows = spec.shape.first().copied().unwrap_or(0);
     let first = if integers { source.read_quantized(&spec.tensor, 0..rows.min(1))? } else { None };
     let first = first.filter(|first| first.grid.int().is_some());
@@ -66,7 +82,7 @@ pub(crate) fn load(
         ([_, _], DType::F16) => load_panels(source, spec).map(Prepared::F16),
         _ => {
             let tensor = source.read_rows(&spec.tensor, 0..rows)?;
-            prepare(&Weight { spec: spec.clone(), tensor })
+            prepare_dense(&Weight { spec: spec.clone(), tensor })
         }
     }
 }

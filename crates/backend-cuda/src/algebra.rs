@@ -5,7 +5,7 @@ use crate::Cuda;
 use crate::device::Memory;
 use backend::algebra::FACTOR_BLOCK;
 use backend::numerics::GRAM_CHUNK;
-use backend::{BackendError, Buffer, RankUpdate};
+use backend::{Algebra, BackendError, Buffer, RankUpdate};
 use bytemuck::{Pod, Zeroable};
 use std::ops::Range;
 
@@ -61,8 +61,8 @@ struct FactorArgs {
     unused: u32,
 }
 
-impl Cuda {
-    pub(crate) fn add_gram(
+impl Algebra for Cuda {
+    fn gram(
         &self,
         input: &Buffer,
         sequences: &[Range<usize>],
@@ -92,7 +92,7 @@ impl Cuda {
         self.launch("gram", [tiles, tiles, 1], 256, SHARED * 4, &args)
     }
 
-    pub(crate) fn factor(&self, matrix: &mut [f64], n: usize) -> Result<bool, BackendError> {
+    fn inverse_factor(&self, matrix: &mut [f64], n: usize) -> Result<bool, BackendError> {
         if n == 0 {
             return Ok(true);
         }
@@ -125,7 +125,7 @@ impl Cuda {
         Ok(failed.read::<u32>(1)? == [0])
     }
 
-    pub(crate) fn update(&self, c: &mut Buffer, args: &RankUpdate<'_>) -> Result<(), BackendError> {
+    fn rank_update(&self, c: &mut Buffer, args: &RankUpdate<'_>) -> Result<(), BackendError> {
         let (rows, width, depth) = (c.rows(), c.width(), args.depth);
         let columns = args.columns.len();
         let fits = args.columns.end <= width && args.a.len() == rows * depth;
@@ -156,11 +156,7 @@ impl Cuda {
         self.launch("rank_update", grid, 256, SHARED * 4, &raw)
     }
 
-    pub(crate) fn some_columns(
-        &self,
-        buffer: &Buffer,
-        columns: Range<usize>,
-    ) -> Result<Vec<f32>, BackendError> {
+    fn columns(&self, buffer: &Buffer, columns: Range<usize>) -> Result<Vec<f32>, BackendError> {
         let (rows, width, from) = (buffer.rows(), buffer.width(), self.plain(buffer)?);
         if columns.start > columns.end || columns.end > width {
             return Err(BackendError::Internal("columns are of the buffer".into()));

@@ -4,7 +4,9 @@
 use crate::Cuda;
 use crate::device::Memory;
 use crate::linear::LONG;
-use backend::{AttendPaged, Backend, BackendError, Buffer, KvDType, Linear, Reference, Span};
+use backend::{
+    AttendPaged, Backend, BackendError, BackendExt, Buffer, KvDType, Linear, Reference, Span,
+};
 use bytemuck::{Pod, Zeroable};
 use half::bf16;
 use ir::{Activation, Grid, Heads, Params, Quantized, Spec, Weight};
@@ -314,7 +316,7 @@ impl Cuda {
     fn dense_tried(&self, noise: &mut Noise, rows: usize) -> Result<Trial, BackendError> {
         let (out, width) = SHAPE;
         let (x, w) = (noise.values(rows * width), noise.values(out * width));
-        let prepared = self.prepare(weight(&[out, width], &w)?)?;
+        let prepared = self.prepare_dense(weight(&[out, width], &w)?)?;
         let input = self.upload(width, x.clone())?;
         let args = Linear { input: &input, weight: &prepared, bias: None, decode: 0 };
         let got = self.download(self.linear(&args)?)?;
@@ -360,12 +362,13 @@ impl Cuda {
             let mut noise = Noise(3);
             let mut x = || backend.upload(width, noise.values(rows * width));
             let (a, b, mut gate) = (x()?, x()?, x()?);
-            let norm = backend.prepare(weight(&[width], &Noise(4).values(width))?)?;
+            let norm = backend.prepare_dense(weight(&[width], &Noise(4).values(width))?)?;
             let normed = backend.download(backend.norm(&a, &norm, 1e-5)?)?;
             let mut sum = backend.copy(&a)?;
             backend.add(&mut sum, &b)?;
             let both = [backend.copy(&a)?, backend.copy(&b)?];
-            let among = match backend.sum_among(&[backend, backend], &both)? {
+            let peers = backend.peers().map(|peers| peers.sum_among(&[backend, backend], &both));
+            let among = match peers.transpose()?.flatten() {
                 Some(mut sums) => sums.swap_remove(1),
                 None => backend.copy(&sum)?,
             };
@@ -388,11 +391,11 @@ impl Cuda {
             let x = backend.upload(n, Noise(5).values(3 * n * n))?;
             let mut sum = backend.zeros(n, n)?;
             #[expect(clippy::single_range_in_vec_init, reason = "one sequence")]
-            backend.gram(&x, &[0..3 * n], &mut sum)?;
+            backend.algebra()?.gram(&x, &[0..3 * n], &mut sum)?;
             let sum = backend.download(sum)?;
             let mut h: Vec<f64> = sum.iter().map(|&x| f64::from(x) / n as f64).collect();
             (0..n).for_each(|i| h[i * n + i] += 0.1);
-            backend.inverse_factor(&mut h, n)?;
+            backend.algebra()?.inverse_factor(&mut h, n)?;
             Ok([sum, h.iter().map(|&x| x as f32).collect()])
         };
         let (got, want) = (run(self)?, run(&Reference)?);

@@ -36,21 +36,17 @@ pub use kernels::{FAMILIES, Family};
 
 use attend::Layout;
 use backend::{
-    Attend, AttendPaged, Backend, BackendError, Buffer, DeviceWeight, DivergenceRow, Embed,
-    KvCache, KvDType, Leaving, Linear, RankUpdate, Rope, RopeTable, Seek, Seeking, SoftmaxRow,
+    Algebra, Attend, AttendPaged, Backend, BackendError, Buffer, Cut, DeviceWeight, Draws, Embed,
+    Fold, KvCache, KvDType, Leaving, Linear, Origin, Peers, Rope, RopeTable, Whole, stored_bytes,
 };
 use bytemuck::{NoUninit, Pod, Zeroable};
 use device::Memory;
-use ir::{Activation, Heads, Quantized, Weight};
-use linear::{Matrix, Prepared};
+use ir::{Activation, Grid, Heads, Spec};
 use pool::Pool;
 use replay::Replaying;
 use rows::{Form, Pending, Rows, RowsArgs, Turn, blocks, stride};
-use std::any::Any;
 use std::collections::HashMap;
-use std::ops::Range;
 use std::sync::{Arc, Mutex, PoisonError};
-use tensor::Tensor;
 
 /// The backend of one GPU.
 pub struct Cuda {
@@ -300,24 +296,43 @@ impl Backend for Cuda {
         true
     }
 
-    fn as_any(&self) -> Option<&dyn Any> {
-        Some(self)
-    }
-
-    fn sum_among(
-        &self,
-        devices: &[&dyn Backend],
-        parts: &[Buffer],
-    ) -> Result<Option<Vec<Buffer>>, BackendError> {
-        Self::sum_of(devices, parts)
-    }
-
     fn free_memory(&self) -> Option<u64> {
         self.steps.memory().ok().map(|(free, _)| free)
     }
 
     fn finish(&self) -> Result<(), BackendError> {
         Ok(self.device.finish()?)
+    }
+
+    fn awake(&self, steps: &mut dyn FnMut()) {
+        steps();
+    }
+
+    fn algebra(&self) -> Result<&dyn Algebra, BackendError> {
+        Ok(self)
+    }
+
+    fn draws(&self) -> Option<&dyn Draws> {
+        Some(self)
+    }
+
+    fn peers(&self) -> Option<&dyn Peers> {
+        Some(self)
+    }
+
+    fn prepare(&self, weight: Origin<'_>, _: Cut) -> Result<DeviceWeight, BackendError> {
+        match weight.whole()? {
+            Whole::Dense(weight) => self.pack_weight(weight),
+            Whole::On { tensor, codes } => self.pack_quantized(tensor, &codes),
+        }
+    }
+
+    fn laid_out_bytes(&self, spec: &Spec, grid: Option<Grid>) -> u64 {
+        stored_bytes(spec, grid)
+    }
+
+    fn recycle(&self, values: Vec<f32>) {
+        drop(values);
     }
 
     fn gather(&self, buffer: &Buffer, rows: &[usize]) -> Result<Buffer, BackendError> {
@@ -336,49 +351,6 @@ impl Backend for Cuda {
         };
         self.launch("gather", [rows.len() as u32, 1, 1], 256, 0, &args)?;
         Ok(Buffer::new(rows.len(), width, Rows::f32(out)))
-    }
-
-    fn prepare(&self, weight: Weight) -> Result<DeviceWeight, BackendError> {
-        let refused = || BackendError::Weight {
-            tensor: weight.spec.tensor.clone(),
-            rule: format!("dtype {} is F32, F16 or BF16", weight.spec.dtype),
-        };
-        let prepared = match weight.spec.shape[..] {
-            [out, width] => {
-                let codes = self.pack_dense(&weight.tensor, [out, width])?;
-                Prepared::Matrix(Matrix::dense(codes.ok_or_else(refused)?, [out, width]))
-            }
-            _ => {
-                let values = weight.tensor.to_f32().ok_or_else(refused)?;
-                Prepared::Vector(Arc::new(Memory::of(&self.device, &values)?))
-            }
-        };
-        Ok(DeviceWeight::new(weight.spec.shape, prepared))
-    }
-
-    fn prepare_quantized(
-        &self,
-        tensor: &str,
-        weight: Quantized,
-    ) -> Result<DeviceWeight, BackendError> {
-        let shape = weight.shape;
-        let matrix = match pack::scales(&weight) {
-            Some((format, scales)) => {
-                let codes = self.pack_codes(&weight, format)?;
-                Matrix::quantized(self, (format, codes), &scales, shape)?
-            }
-            // Grids and groups that no kernel has are served as the bf16 nearest to what the weights stand for.
-            None => {
-                let dense = Tensor::from_f32(shape.to_vec(), &weight.dequantize());
-                let packed = dense.map(|dense| self.pack_dense(&dense, shape)).transpose()?;
-                let lost = || BackendError::Weight {
-                    tensor: tensor.into(),
-                    rule: "its values fill its shape".into(),
-                };
-                Matrix::dense(packed.flatten().ok_or_else(lost)?, shape)
-            }
-        };
-        Ok(DeviceWeight::new(shape.to_vec(), Prepared::Matrix(matrix)))
     }
 
     fn upload(&self, width: usize, values: Vec<f32>) -> Result<Buffer, BackendError> {
@@ -413,12 +385,6 @@ impl Backend for Cuda {
         self.step_begins();
         let tokens = Memory::of(&self.steps, args.tokens)?;
         self.embed_into(&tokens, (args.weight, args.first), (&memory, count, width))
-    }
-
-    fn linear(&self, args: &Linear<'_>) -> Result<Buffer, BackendError> {
-        let &Linear { input, weight, bias, decode } = args;
-        let mut outputs = self.all_linears(&[Linear { input, weight, bias, decode }])?;
-        outputs.pop().ok_or_else(|| BackendError::Internal("a linear has an output".into()))
     }
 
     fn linears(&self, all: &[Linear<'_>]) -> Result<Vec<Buffer>, BackendError> {
@@ -505,62 +471,11 @@ impl Backend for Cuda {
         Ok(())
     }
 
-    fn gram(
-        &self,
-        input: &Buffer,
-        sequences: &[Range<usize>],
-        sum: &mut Buffer,
-    ) -> Result<(), BackendError> {
-        self.add_gram(input, sequences, sum)
-    }
-
-    fn inverse_factor(&self, matrix: &mut [f64], n: usize) -> Result<bool, BackendError> {
-        self.factor(matrix, n)
-    }
-
-    fn rank_update(&self, c: &mut Buffer, args: &RankUpdate<'_>) -> Result<(), BackendError> {
-        self.update(c, args)
-    }
-
-    fn columns(&self, buffer: &Buffer, columns: Range<usize>) -> Result<Vec<f32>, BackendError> {
-        self.some_columns(buffer, columns)
-    }
-
-    fn fold_softmax(
-        &self,
-        logits: &Buffer,
-        first: u32,
-        rows: &mut [SoftmaxRow],
-    ) -> Result<(), BackendError> {
-        self.fold_rows(logits, first, rows)
-    }
-
-    fn seek(
-        &self,
-        logits: &Buffer,
-        rows: &[Seek<'_>],
-    ) -> Result<Option<Box<dyn Seeking>>, BackendError> {
-        Ok(Some(Box::new(self.begin(logits, rows)?)))
-    }
-
-    fn embed_sought(
-        &self,
-        sought: &dyn Seeking,
-        weight: &DeviceWeight,
-    ) -> Result<Option<Buffer>, BackendError> {
-        let underway = sought.data().downcast_ref::<sample::Underway>();
-        let underway =
-            underway.ok_or_else(|| BackendError::Internal("a search of another backend".into()))?;
-        self.embed_underway(underway, weight).map(Some)
-    }
-
-    fn fold_divergence(
-        &self,
-        logits: [&Buffer; 2],
-        first: u32,
-        rows: &mut [DivergenceRow],
-    ) -> Result<(), BackendError> {
-        self.fold_pairs(logits, first, rows)
+    fn fold(&self, first: u32, slice: Fold<'_>) -> Result<(), BackendError> {
+        match slice {
+            Fold::Softmax { logits, rows } => self.fold_rows(logits, first, rows),
+            Fold::Divergence { logits, rows } => self.fold_pairs(logits, first, rows),
+        }
     }
 }
 

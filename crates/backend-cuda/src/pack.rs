@@ -2,11 +2,12 @@
 
 use crate::Cuda;
 use crate::device::Memory;
-use backend::BackendError;
+use crate::linear::{Matrix, Prepared};
+use backend::{BackendError, DeviceWeight};
 use bytemuck::{Pod, Zeroable};
 use half::{bf16, f16};
-use ir::Quantized;
-use std::sync::PoisonError;
+use ir::{Quantized, Weight};
+use std::sync::{Arc, PoisonError};
 use tensor::{DType, Tensor};
 
 /// Outputs of a stripe.
@@ -71,6 +72,51 @@ impl Format {
 }
 
 impl Cuda {
+    /// A dense weight for the kernels, a matrix as bf16.
+    pub(crate) fn pack_weight(&self, weight: Weight) -> Result<DeviceWeight, BackendError> {
+        let refused = || BackendError::Weight {
+            tensor: weight.spec.tensor.clone(),
+            rule: format!("dtype {} is F32, F16 or BF16", weight.spec.dtype),
+        };
+        let prepared = match weight.spec.shape[..] {
+            [out, width] => {
+                let codes = self.pack_dense(&weight.tensor, [out, width])?;
+                Prepared::Matrix(Matrix::dense(codes.ok_or_else(refused)?, [out, width]))
+            }
+            _ => {
+                let values = weight.tensor.to_f32().ok_or_else(refused)?;
+                Prepared::Vector(Arc::new(Memory::of(&self.device, &values)?))
+            }
+        };
+        Ok(DeviceWeight::new(weight.spec.shape, prepared))
+    }
+
+    /// A weight on an integer grid for the kernels; `tensor` names it in errors.
+    pub(crate) fn pack_quantized(
+        &self,
+        tensor: &str,
+        weight: &Quantized,
+    ) -> Result<DeviceWeight, BackendError> {
+        let shape = weight.shape;
+        let matrix = match scales(weight) {
+            Some((format, scales)) => {
+                let codes = self.pack_codes(weight, format)?;
+                Matrix::quantized(self, (format, codes), &scales, shape)?
+            }
+            // Grids and groups that no kernel has are served as the bf16 nearest to what the weights stand for.
+            None => {
+                let dense = Tensor::from_f32(shape.to_vec(), &weight.dequantize());
+                let packed = dense.map(|dense| self.pack_dense(&dense, shape)).transpose()?;
+                let lost = || BackendError::Weight {
+                    tensor: tensor.into(),
+                    rule: "its values fill its shape".into(),
+                };
+                Matrix::dense(packed.flatten().ok_or_else(lost)?, shape)
+            }
+        };
+        Ok(DeviceWeight::new(shape.to_vec(), Prepared::Matrix(matrix)))
+    }
+
     /// Packs a dense matrix as bf16; `None` for an element type that is not read.
     pub(crate) fn pack_dense(
         &self,

@@ -4,8 +4,9 @@
 use crate::Cuda;
 use crate::device::Memory;
 use crate::rows::Rows;
-use backend::{Backend, BackendError, Buffer};
+use backend::{Backend, BackendError, Buffer, Peers};
 use bytemuck::{Pod, Zeroable};
+use std::any::Any;
 use std::ops::Range;
 use std::sync::{Arc, PoisonError};
 
@@ -33,14 +34,17 @@ struct Sum<'a> {
     count: usize,
 }
 
-impl Cuda {
-    /// The sum of `parts`, one of each of `devices`, for each of them; `None` if that cannot be done
-    /// without the host.
-    pub(crate) fn sum_of(
+impl Peers for Cuda {
+    fn as_any(&self) -> &dyn Any {
+        self
+    }
+
+    fn sum_among(
+        &self,
         devices: &[&dyn Backend],
         parts: &[Buffer],
     ) -> Result<Option<Vec<Buffer>>, BackendError> {
-        let all = devices.iter().map(|device| device.as_any()?.downcast_ref::<Self>());
+        let all = devices.iter().map(|device| device.peers()?.as_any().downcast_ref::<Self>());
         let (Some(all), Some(first)) = (all.collect::<Option<Vec<_>>>(), parts.first()) else {
             return Ok(None);
         };
@@ -63,7 +67,9 @@ impl Cuda {
         }
         Ok(Some(out.into_iter().map(|out| Buffer::new(rows, width, Rows::f32(out))).collect()))
     }
+}
 
+impl Cuda {
     /// Whether this GPU reads the memory of another; found out once.
     fn reaches(&self, other: &Self) -> bool {
         let key = Arc::as_ptr(&other.replaying) as usize;

@@ -3,7 +3,9 @@
 use crate::Cuda;
 use crate::device::{Later, Memory};
 use crate::rows::Rows;
-use backend::{BackendError, Buffer, DeviceWeight, SHORTLIST, Seek, Seeking, Shortlist, Sought};
+use backend::{
+    BackendError, Buffer, DeviceWeight, Draws, SHORTLIST, Seek, Seeking, Shortlist, Sought,
+};
 use bytemuck::{Pod, Zeroable};
 use std::any::Any;
 
@@ -100,12 +102,25 @@ impl Ask {
     }
 }
 
-impl Cuda {
-    pub(crate) fn begin(
+impl Draws for Cuda {
+    fn seek(&self, logits: &Buffer, rows: &[Seek<'_>]) -> Result<Box<dyn Seeking>, BackendError> {
+        Ok(Box::new(self.begin(logits, rows)?))
+    }
+
+    fn embed_sought(
         &self,
-        logits: &Buffer,
-        rows: &[Seek<'_>],
-    ) -> Result<Underway, BackendError> {
+        sought: &dyn Seeking,
+        weight: &DeviceWeight,
+    ) -> Result<Buffer, BackendError> {
+        let underway = sought.data().downcast_ref();
+        let underway =
+            underway.ok_or_else(|| BackendError::Internal("a search of another backend".into()))?;
+        self.embed_underway(underway, weight)
+    }
+}
+
+impl Cuda {
+    fn begin(&self, logits: &Buffer, rows: &[Seek<'_>]) -> Result<Underway, BackendError> {
         let width = logits.width() as u32;
         let changes = || rows.iter().flat_map(|row| row.changes);
         let outside = changes().any(|change| change.token >= width);
@@ -156,7 +171,7 @@ impl Cuda {
     }
 
     /// The embeddings of the tokens of a search.
-    pub(crate) fn embed_underway(
+    fn embed_underway(
         &self,
         underway: &Underway,
         weight: &DeviceWeight,
@@ -173,7 +188,7 @@ impl Cuda {
 }
 
 /// A search that was launched.
-pub(crate) struct Underway {
+struct Underway {
     /// `[rows]`, on the device.
     tokens: Memory,
     later: Later,

@@ -10,10 +10,11 @@ use crate::numerics::{
 };
 use crate::pages::Pages;
 use crate::{
-    Attend, AttendPaged, Backend, BackendError, Buffer, DeviceWeight, DivergenceRow, Embed,
-    KvCache, KvDType, Linear, RankUpdate, Rope, SoftmaxRow, algebra,
+    Algebra, Attend, AttendPaged, Backend, BackendError, Buffer, Cut, DeviceWeight, Draws, Embed,
+    Fold, KvCache, KvDType, Leaving, Linear, Origin, Peers, RankUpdate, Rope, Whole, algebra,
+    stored_bytes,
 };
-use ir::{Activation, Heads, Quantized, Weight};
+use ir::{Activation, Grid, Heads, Quantized, Spec};
 use std::ops::Range;
 use std::sync::{PoisonError, RwLock};
 
@@ -26,7 +27,44 @@ impl Backend for Reference {
         "reference"
     }
 
-    fn prepare(&self, weight: Weight) -> Result<DeviceWeight, BackendError> {
+    fn numerics(&self) -> &'static str {
+        "default"
+    }
+
+    fn is_apart(&self) -> bool {
+        false
+    }
+
+    fn free_memory(&self) -> Option<u64> {
+        None
+    }
+
+    fn finish(&self) -> Result<(), BackendError> {
+        Ok(())
+    }
+
+    fn awake(&self, steps: &mut dyn FnMut()) {
+        steps();
+    }
+
+    fn algebra(&self) -> Result<&dyn Algebra, BackendError> {
+        Ok(self)
+    }
+
+    fn draws(&self) -> Option<&dyn Draws> {
+        None
+    }
+
+    fn peers(&self) -> Option<&dyn Peers> {
+        None
+    }
+
+    fn prepare(&self, weight: Origin<'_>, _: Cut) -> Result<DeviceWeight, BackendError> {
+        let weight = match weight.whole()? {
+            Whole::On { tensor, codes } if codes.grid.int().is_none() => dense(tensor, &codes)?,
+            Whole::On { codes, .. } => return Ok(DeviceWeight::new(codes.shape.to_vec(), codes)),
+            Whole::Dense(weight) => weight,
+        };
         let values = weight.tensor.to_f32().ok_or_else(|| BackendError::Weight {
             tensor: weight.spec.tensor.clone(),
             rule: format!("dtype {} is F32, F16 or BF16", weight.spec.dtype),
@@ -34,27 +72,38 @@ impl Backend for Reference {
         Ok(DeviceWeight::new(weight.spec.shape, values))
     }
 
-    fn prepare_quantized(
-        &self,
-        tensor: &str,
-        weight: Quantized,
-    ) -> Result<DeviceWeight, BackendError> {
-        if weight.grid.int().is_none() {
-            return self.prepare(dense(tensor, &weight)?);
-        }
-        Ok(DeviceWeight::new(weight.shape.to_vec(), weight))
+    fn laid_out_bytes(&self, spec: &Spec, grid: Option<Grid>) -> u64 {
+        stored_bytes(spec, grid)
     }
 
     fn upload(&self, width: usize, values: Vec<f32>) -> Result<Buffer, BackendError> {
         Ok(Buffer::new(values.len() / width.max(1), width, values))
     }
 
+    fn zeros(&self, rows: usize, width: usize) -> Result<Buffer, BackendError> {
+        self.upload(width, vec![0.0; rows * width])
+    }
+
     fn download(&self, buffer: Buffer) -> Result<Vec<f32>, BackendError> {
         buffer.into_data()
     }
 
+    fn leave(&self, buffer: Buffer) -> Result<Leaving, BackendError> {
+        Ok(Leaving::arrived(self.download(buffer)?))
+    }
+
+    fn recycle(&self, values: Vec<f32>) {
+        drop(values);
+    }
+
     fn copy(&self, buffer: &Buffer) -> Result<Buffer, BackendError> {
         self.upload(buffer.width(), host(buffer)?.clone())
+    }
+
+    fn gather(&self, buffer: &Buffer, rows: &[usize]) -> Result<Buffer, BackendError> {
+        let (width, values) = (buffer.width(), host(buffer)?);
+        let some = rows.iter().flat_map(|row| &values[row * width..(row + 1) * width]);
+        self.upload(width, some.copied().collect())
     }
 
     fn embed(&self, args: &Embed<'_>, out: &mut Buffer) -> Result<(), BackendError> {
@@ -69,21 +118,8 @@ impl Backend for Reference {
         Ok(())
     }
 
-    fn linear(&self, args: &Linear<'_>) -> Result<Buffer, BackendError> {
-        let bias = args.bias.map(weights).transpose()?;
-        if let Ok(weight) = args.weight.data::<Quantized>() {
-            let y = rounded(host(args.input)?, weight, bias.map(Vec::as_slice));
-            return self.upload(weight.shape[0], y);
-        }
-        let (x, w) = (host(args.input)?, weights(args.weight)?);
-        let (k, out) = (args.input.width(), args.weight.shape()[0]);
-        let mut y = Vec::with_capacity(args.input.rows() * out);
-        for row in x.chunks_exact(k) {
-            for (o, column) in w.chunks_exact(k).enumerate() {
-                y.push(dot(row, column) + bias.map_or(0.0, |b| b[o]));
-            }
-        }
-        self.upload(out, y)
+    fn linears(&self, all: &[Linear<'_>]) -> Result<Vec<Buffer>, BackendError> {
+        all.iter().map(linear).collect()
     }
 
     fn norm(
@@ -181,6 +217,23 @@ impl Backend for Reference {
         Ok(())
     }
 
+    fn fold(&self, first: u32, slice: Fold<'_>) -> Result<(), BackendError> {
+        match slice {
+            Fold::Softmax { logits, rows } => {
+                let all = host(logits)?.chunks_exact(logits.width());
+                rows.iter_mut().zip(all).for_each(|(row, logits)| row.fold(logits, first));
+            }
+            Fold::Divergence { logits: [p, q], rows } => {
+                let p = host(p)?.chunks_exact(p.width());
+                let q = host(q)?.chunks_exact(q.width());
+                rows.iter_mut().zip(p.zip(q)).for_each(|(row, (p, q))| row.fold(p, q, first));
+            }
+        }
+        Ok(())
+    }
+}
+
+impl Algebra for Reference {
     fn gram(
         &self,
         input: &Buffer,
@@ -205,29 +258,23 @@ impl Backend for Reference {
         let rows = host(buffer)?.chunks_exact(buffer.width().max(1));
         Ok(rows.flat_map(|row| &row[columns.clone()]).copied().collect())
     }
+}
 
-    fn fold_softmax(
-        &self,
-        logits: &Buffer,
-        first: u32,
-        rows: &mut [SoftmaxRow],
-    ) -> Result<(), BackendError> {
-        let all = host(logits)?.chunks_exact(logits.width());
-        rows.iter_mut().zip(all).for_each(|(row, logits)| row.fold(logits, first));
-        Ok(())
+fn linear(args: &Linear<'_>) -> Result<Buffer, BackendError> {
+    let bias = args.bias.map(weights).transpose()?;
+    if let Ok(weight) = args.weight.data::<Quantized>() {
+        let y = rounded(host(args.input)?, weight, bias.map(Vec::as_slice));
+        return Reference.upload(weight.shape[0], y);
     }
-
-    fn fold_divergence(
-        &self,
-        logits: [&Buffer; 2],
-        first: u32,
-        rows: &mut [DivergenceRow],
-    ) -> Result<(), BackendError> {
-        let p = host(logits[0])?.chunks_exact(logits[0].width());
-        let q = host(logits[1])?.chunks_exact(logits[1].width());
-        rows.iter_mut().zip(p.zip(q)).for_each(|(row, (p, q))| row.fold(p, q, first));
-        Ok(())
+    let (x, w) = (host(args.input)?, weights(args.weight)?);
+    let (k, out) = (args.input.width(), args.weight.shape()[0]);
+    let mut y = Vec::with_capacity(args.input.rows() * out);
+    for row in x.chunks_exact(k) {
+        for (o, column) in w.chunks_exact(k).enumerate() {
+            y.push(dot(row, column) + bias.map_or(0.0, |b| b[o]));
+        }
     }
+    Reference.upload(out, y)
 }
 
 fn host(buffer: &Buffer) -> Result<&Vec<f32>, BackendError> {

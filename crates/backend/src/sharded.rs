@@ -4,10 +4,10 @@
 //! one device.
 
 use crate::{
-    Attend, AttendPaged, Backend, BackendError, Buffer, DeviceWeight, DivergenceRow, Embed,
-    KvCache, KvDType, Linear, RankUpdate, Rope, SoftmaxRow,
+    Algebra, Attend, AttendPaged, Backend, BackendError, BackendExt, Buffer, DeviceWeight, Draws,
+    Embed, Fold, KvCache, KvDType, Leaving, Linear, Origin, Peers, Rope, Whole, stored_bytes,
 };
-use ir::{Activation, Block, Heads, Op, Quantized, Value, Weight};
+use ir::{Activation, Block, Grid, Heads, Op, Quantized, Spec, Value, Weight};
 use std::ops::Range;
 use tensor::{Bytes, Tensor};
 
@@ -116,7 +116,8 @@ impl<'a> Sharded<'a> {
     /// The sum of what every device has, on every device: in the order of the devices.
     fn sum(&self, all: Vec<Buffer>, rows: usize, width: usize) -> Result<Buffer, BackendError> {
         let first = self.devices.first().ok_or_else(missing)?;
-        if let Some(sums) = first.sum_among(&self.devices, &all)? {
+        let among = first.peers().map(|peers| peers.sum_among(&self.devices, &all));
+        if let Some(sums) = among.transpose()?.flatten() {
             return Ok(self.buffer(rows, width, sums, true));
         }
         let leaving = self.devices.iter().zip(all).map(|(device, part)| device.leave(part));
@@ -148,6 +149,36 @@ impl<'a> Sharded<'a> {
         let all = self.devices.iter().enumerate().map(one).collect::<Result<_, _>>()?;
         Ok(DeviceWeight::new(shape, Shards { all, cut }))
     }
+
+    fn prepare_dense_cut(&self, weight: &Weight, cut: Cut) -> Result<DeviceWeight, BackendError> {
+        let shape = weight.spec.shape.clone();
+        self.shards(shape.clone(), cut, |i, device| {
+            let [rows, columns] = match (cut, &shape[..]) {
+                (Cut::Outputs, [out, rest @ ..]) => [self.share(i, *out), 0..rest.iter().product()],
+                (Cut::Inputs, &[out, width]) => [0..out, self.share(i, width)],
+                (_, [out, rest @ ..]) => [0..*out, 0..rest.iter().product()],
+                (_, []) => [0..1, 0..1],
+            };
+            device.prepare_dense(part_of(weight, rows, columns)?)
+        })
+    }
+
+    fn prepare_codes_cut(
+        &self,
+        tensor: &str,
+        codes: &Quantized,
+        cut: Cut,
+    ) -> Result<DeviceWeight, BackendError> {
+        let [out, width] = codes.shape;
+        self.shards(vec![out, width], cut, |i, device| {
+            let [rows, columns] = match cut {
+                Cut::Outputs => [self.share(i, out), 0..width],
+                Cut::Inputs => [0..out, self.share(i, width)],
+                Cut::Whole | Cut::First => [0..out, 0..width],
+            };
+            device.prepare_quantized(tensor, codes_of(tensor, codes, rows, columns)?)
+        })
+    }
 }
 
 impl Backend for Sharded<'_> {
@@ -171,51 +202,41 @@ impl Backend for Sharded<'_> {
         self.devices.iter().try_for_each(|device| device.finish())
     }
 
-    fn prepare(&self, weight: Weight) -> Result<DeviceWeight, BackendError> {
-        self.prepare_cut(weight, Cut::Whole)
+    fn awake(&self, steps: &mut dyn FnMut()) {
+        steps();
     }
 
-    fn prepare_quantized(
-        &self,
-        tensor: &str,
-        weight: Quantized,
-    ) -> Result<DeviceWeight, BackendError> {
-        self.prepare_quantized_cut(tensor, weight, Cut::Whole)
+    fn algebra(&self) -> Result<&dyn Algebra, BackendError> {
+        Err(BackendError::Refused("the compiler runs on one device".into()))
     }
 
-    fn prepare_cut(&self, weight: Weight, cut: Cut) -> Result<DeviceWeight, BackendError> {
-        let shape = weight.spec.shape.clone();
-        self.shards(shape.clone(), cut, |i, device| {
-            let [rows, columns] = match (cut, &shape[..]) {
-                (Cut::Outputs, [out, rest @ ..]) => [self.share(i, *out), 0..rest.iter().product()],
-                (Cut::Inputs, &[out, width]) => [0..out, self.share(i, width)],
-                (_, [out, rest @ ..]) => [0..*out, 0..rest.iter().product()],
-                (_, []) => [0..1, 0..1],
-            };
-            device.prepare(part_of(&weight, rows, columns)?)
-        })
+    fn draws(&self) -> Option<&dyn Draws> {
+        None
     }
 
-    fn prepare_quantized_cut(
-        &self,
-        tensor: &str,
-        weight: Quantized,
-        cut: Cut,
-    ) -> Result<DeviceWeight, BackendError> {
-        let [out, width] = weight.shape;
-        self.shards(vec![out, width], cut, |i, device| {
-            let [rows, columns] = match cut {
-                Cut::Outputs => [self.share(i, out), 0..width],
-                Cut::Inputs => [0..out, self.share(i, width)],
-                Cut::Whole | Cut::First => [0..out, 0..width],
-            };
-            device.prepare_quantized(tensor, codes_of(tensor, &weight, rows, columns)?)
-        })
+    fn peers(&self) -> Option<&dyn Peers> {
+        None
+    }
+
+    fn prepare(&self, weight: Origin<'_>, cut: Cut) -> Result<DeviceWeight, BackendError> {
+        match weight.whole()? {
+            Whole::Dense(weight) => self.prepare_dense_cut(&weight, cut),
+            Whole::On { tensor, codes } => self.prepare_codes_cut(tensor, &codes, cut),
+        }
+    }
+
+    fn laid_out_bytes(&self, spec: &Spec, grid: Option<Grid>) -> u64 {
+        stored_bytes(spec, grid)
     }
 
     fn upload(&self, width: usize, values: Vec<f32>) -> Result<Buffer, BackendError> {
         let rows = values.len() / width.max(1);
         let all = self.devices.iter().map(|device| device.upload(width, values.clone()));
+        Ok(self.buffer(rows, width, all.collect::<Result<_, _>>()?, true))
+    }
+
+    fn zeros(&self, rows: usize, width: usize) -> Result<Buffer, BackendError> {
+        let all = self.devices.iter().map(|device| device.zeros(rows, width));
         Ok(self.buffer(rows, width, all.collect::<Result<_, _>>()?, true))
     }
 
@@ -239,6 +260,16 @@ impl Backend for Sharded<'_> {
         Ok(joined)
     }
 
+    fn leave(&self, buffer: Buffer) -> Result<Leaving, BackendError> {
+        Ok(Leaving::arrived(self.download(buffer)?))
+    }
+
+    fn recycle(&self, values: Vec<f32>) {
+        if let Some(first) = self.devices.first() {
+            first.recycle(values);
+        }
+    }
+
     fn copy(&self, buffer: &Buffer) -> Result<Buffer, BackendError> {
         self.each(buffer, buffer.width(), |_, device, part| device.copy(part))
     }
@@ -258,12 +289,6 @@ impl Backend for Sharded<'_> {
             device.embed(&Embed { tokens: args.tokens, weight, first: args.first }, part)?;
         }
         Ok(())
-    }
-
-    fn linear(&self, args: &Linear<'_>) -> Result<Buffer, BackendError> {
-        let &Linear { input, weight, bias, decode } = args;
-        let mut outputs = self.linears(&[Linear { input, weight, bias, decode }])?;
-        outputs.pop().ok_or_else(missing)
     }
 
     fn linears(&self, all: &[Linear<'_>]) -> Result<Vec<Buffer>, BackendError> {
@@ -379,64 +404,36 @@ impl Backend for Sharded<'_> {
         all.into_iter().try_for_each(|((device, a), b)| device.add(a, b))
     }
 
-    fn gram(&self, _: &Buffer, _: &[Range<usize>], _: &mut Buffer) -> Result<(), BackendError> {
-        Err(one_device())
-    }
-
-    fn inverse_factor(&self, _: &mut [f64], _: usize) -> Result<bool, BackendError> {
-        Err(one_device())
-    }
-
-    fn rank_update(&self, _: &mut Buffer, _: &RankUpdate<'_>) -> Result<(), BackendError> {
-        Err(one_device())
-    }
-
-    fn columns(&self, _: &Buffer, _: Range<usize>) -> Result<Vec<f32>, BackendError> {
-        Err(one_device())
-    }
-
-    fn fold_softmax(
-        &self,
-        logits: &Buffer,
-        first: u32,
-        rows: &mut [SoftmaxRow],
-    ) -> Result<(), BackendError> {
-        let parts: &Parts = logits.data()?;
+    fn fold(&self, first: u32, slice: Fold<'_>) -> Result<(), BackendError> {
+        // The vocabulary is divided among the devices; where all is on each, the first does.
         let mut first = first;
-        for (device, part) in self.devices.iter().zip(&parts.all) {
-            device.fold_softmax(part, first, rows)?;
-            if parts.whole {
-                break;
+        match slice {
+            Fold::Softmax { logits, rows } => {
+                let parts: &Parts = logits.data()?;
+                for (device, part) in self.devices.iter().zip(&parts.all) {
+                    device.fold(first, Fold::Softmax { logits: part, rows })?;
+                    if parts.whole {
+                        break;
+                    }
+                    first += part.width() as u32;
+                }
             }
-            first += part.width() as u32;
+            Fold::Divergence { logits, rows } => {
+                let [p, q]: [&Parts; 2] = [logits[0].data()?, logits[1].data()?];
+                if p.whole != q.whole {
+                    return Err(BackendError::Internal("both logits lie alike".into()));
+                }
+                for ((device, a), b) in self.devices.iter().zip(&p.all).zip(&q.all) {
+                    device.fold(first, Fold::Divergence { logits: [a, b], rows })?;
+                    if p.whole {
+                        break;
+                    }
+                    first += a.width() as u32;
+                }
+            }
         }
         Ok(())
     }
-
-    fn fold_divergence(
-        &self,
-        logits: [&Buffer; 2],
-        first: u32,
-        rows: &mut [DivergenceRow],
-    ) -> Result<(), BackendError> {
-        let [p, q]: [&Parts; 2] = [logits[0].data()?, logits[1].data()?];
-        if p.whole != q.whole {
-            return Err(BackendError::Internal("both logits lie alike".into()));
-        }
-        let mut first = first;
-        for ((device, a), b) in self.devices.iter().zip(&p.all).zip(&q.all) {
-            device.fold_divergence([a, b], first, rows)?;
-            if p.whole {
-                break;
-            }
-            first += a.width() as u32;
-        }
-        Ok(())
-    }
-}
-
-fn one_device() -> BackendError {
-    BackendError::Refused("the compiler runs on one device".into())
 }
 
 fn missing() -> BackendError {

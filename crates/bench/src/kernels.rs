@@ -3,8 +3,8 @@
 
 use crate::noise::Noise;
 use backend::{
-    AttendPaged, Backend, BackendError, Buffer, DeviceWeight, KV_BLOCK, KvCache, KvDType, Linear,
-    RankUpdate, Span,
+    AttendPaged, Backend, BackendError, BackendExt, Buffer, DeviceWeight, KV_BLOCK, KvCache,
+    KvDType, Linear, RankUpdate, Span,
 };
 use ir::{Block, Grid, Heads, Op, Params, Quantized, Spec, Weight};
 use std::cell::RefCell;
@@ -207,7 +207,7 @@ impl Bench<'_> {
                     tensor.ok_or_else(|| BackendError::Internal("a weight of noise".into()))?;
                 let spec =
                     Spec { tensor: "noise".into(), shape: vec![out, width], dtype: DType::F32 };
-                return self.backend.prepare(Weight { spec, tensor });
+                return self.backend.prepare_dense(Weight { spec, tensor });
             }
         };
         let grid = Grid::Int { bits, symmetric: true, span, scale: DType::BF16 };
@@ -287,6 +287,7 @@ impl Bench<'_> {
 
     fn algebra(&mut self) -> Result<(), BackendError> {
         let (backend, n) = (self.backend, self.scale.columns);
+        let algebra = backend.algebra()?;
         let rows = 4 * n.min(1024);
         let values = self.values(rows * n);
         let (x, sum) = (backend.upload(n, values)?, RefCell::new(backend.zeros(n, n)?));
@@ -295,14 +296,14 @@ impl Bench<'_> {
         let work =
             Work { bytes: ((rows * n + n * n) * 4) as f64, operations: (rows * n * n) as f64 };
         self.time(format!("gram of {n} columns, {rows} rows"), work, 1, |_| {
-            backend.gram(&x, &sequences, &mut sum.borrow_mut())
+            algebra.gram(&x, &sequences, &mut sum.borrow_mut())
         })?;
         let sum = backend.download(sum.into_inner())?;
         let mut h: Vec<f64> = sum.iter().map(|&x| f64::from(x)).collect();
         (0..n).for_each(|i| h[i * n + i] += rows as f64);
         let work = Work { bytes: (n * n * 16) as f64, operations: (n * n * n) as f64 };
         self.time(format!("factor of an inverse of {n} columns"), work, 1, |_| {
-            backend.inverse_factor(&mut h.clone(), n).map(drop)
+            algebra.inverse_factor(&mut h.clone(), n).map(drop)
         })?;
         let depth = 128.min(n);
         let (a, b) = (self.values(n * depth), self.values(depth * n));
@@ -311,7 +312,7 @@ impl Bench<'_> {
         let work = Work { bytes: (n * n * 8) as f64, operations: 2.0 * (n * n * depth) as f64 };
         self.time(format!("update of {n} by {n}, depth {depth}"), work, 1, |_| {
             let args = RankUpdate { columns: 0..n, a: &a, b: &b, depth };
-            backend.rank_update(&mut c.borrow_mut(), &args)
+            algebra.rank_update(&mut c.borrow_mut(), &args)
         })
     }
 }

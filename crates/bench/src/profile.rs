@@ -1,10 +1,10 @@
 //! A backend over another that writes down what each kind of op took, read and computed.
 
 use backend::{
-    Attend, AttendPaged, Backend, BackendError, Buffer, Cut, DeviceWeight, DivergenceRow, Embed,
-    KvCache, KvDType, Leaving, Linear, RankUpdate, Rope, Seek, Seeking, SoftmaxRow, Span,
+    Algebra, Attend, AttendPaged, Backend, BackendError, Buffer, Cut, DeviceWeight, Draws, Embed,
+    Fold, KvCache, KvDType, Leaving, Linear, Origin, Peers, Rope, Seek, Seeking, Span, Whole,
 };
-use ir::{Activation, Heads, Quantized, Weight};
+use ir::{Activation, Grid, Heads, Spec};
 use std::collections::BTreeMap;
 use std::ops::Range;
 use std::sync::{Mutex, MutexGuard, PoisonError};
@@ -72,7 +72,10 @@ pub struct Profiled<'a> {
 #[derive(Default)]
 struct State {
     enabled: bool,
+    /// What the step is that was asked for.
     phase: Option<Phase>,
+    /// What its ops count as: those of a step that is launched ahead are that step's.
+    of_ops: Option<Phase>,
     /// Seconds of the step's ops.
     within: f64,
     steps: BTreeMap<Phase, usize>,
@@ -153,12 +156,14 @@ impl<'a> Profiled<'a> {
     /// A step begins.
     pub(crate) fn begin(&self, phase: Phase) {
         let mut state = self.lock();
-        (state.phase, state.within) = (state.enabled.then_some(phase), 0.0);
+        state.phase = state.enabled.then_some(phase);
+        (state.of_ops, state.within) = (state.phase, 0.0);
     }
 
     /// The step has ended, after so many seconds.
     pub(crate) fn end(&self, seconds: f64) {
         let mut state = self.lock();
+        state.of_ops = None;
         let Some(phase) = state.phase.take() else { return };
         *state.steps.entry(phase).or_default() += 1;
         let rest = Tally { seconds: (seconds - state.within).max(0.0), ..Tally::default() };
@@ -189,13 +194,27 @@ impl<'a> Profiled<'a> {
     ) -> Result<T, BackendError> {
         let begun = Instant::now();
         let done = work().and_then(|done| self.inner.finish().map(|()| done));
-        let seconds = begun.elapsed().as_secs_f64();
+        self.note(kind, tally, begun.elapsed().as_secs_f64());
+        done
+    }
+
+    fn note(&self, kind: Kind, tally: Tally, seconds: f64) {
         let mut state = self.lock();
-        if let Some(phase) = state.phase {
+        if let Some(phase) = state.of_ops {
             state.within += seconds;
             add(&mut state, (phase, kind), Tally { seconds, ..tally });
         }
-        done
+    }
+
+    /// What comes now is a step of tokens that the device has drawn, launched before the host asks for it.
+    fn step_ahead(&self) {
+        let mut state = self.lock();
+        state.of_ops = state.of_ops.map(|_| Phase::Decode);
+    }
+
+    fn inner_draws(&self) -> Result<&dyn Draws, BackendError> {
+        let none = || BackendError::Internal("the device does not search".into());
+        self.inner.draws().ok_or_else(none)
     }
 }
 
@@ -228,11 +247,6 @@ fn seen(spans: &[Span<'_>], window: Option<u32>, heads: Heads) -> (f64, f64) {
     (4.0 * pairs * (heads.query * heads.dim) as f64, read)
 }
 
-/// Bytes of a weight on a grid, as it is stored.
-fn packed(weight: &Quantized) -> f64 {
-    weight.grid.bytes(weight.shape) as f64
-}
-
 impl Profiled<'_> {
     /// What a linear is, what it takes, and its arguments for the inner backend.
     fn linear_of<'a>(&self, args: &Linear<'a>) -> Result<(Kind, Tally, Linear<'a>), BackendError> {
@@ -260,40 +274,57 @@ impl Backend for Profiled<'_> {
         self.inner.name()
     }
 
-    fn prepare(&self, weight: Weight) -> Result<DeviceWeight, BackendError> {
-        self.prepare_cut(weight, Cut::Whole)
+    fn numerics(&self) -> &'static str {
+        self.inner.numerics()
     }
 
-    fn prepare_quantized(
-        &self,
-        tensor: &str,
-        weight: Quantized,
-    ) -> Result<DeviceWeight, BackendError> {
-        self.prepare_quantized_cut(tensor, weight, Cut::Whole)
+    fn is_apart(&self) -> bool {
+        self.inner.is_apart()
     }
 
-    fn prepare_cut(&self, weight: Weight, cut: Cut) -> Result<DeviceWeight, BackendError> {
-        let bytes = weight.tensor.bytes().len() as f64;
-        let inner = self.inner.prepare_cut(weight, cut)?;
+    fn free_memory(&self) -> Option<u64> {
+        self.inner.free_memory()
+    }
+
+    fn finish(&self) -> Result<(), BackendError> {
+        self.inner.finish()
+    }
+
+    fn awake(&self, steps: &mut dyn FnMut()) {
+        self.inner.awake(steps);
+    }
+
+    fn algebra(&self) -> Result<&dyn Algebra, BackendError> {
+        self.inner.algebra()
+    }
+
+    fn draws(&self) -> Option<&dyn Draws> {
+        self.inner.draws().map(|_| self as &dyn Draws)
+    }
+
+    fn peers(&self) -> Option<&dyn Peers> {
+        self.inner.peers()
+    }
+
+    fn prepare(&self, weight: Origin<'_>, cut: Cut) -> Result<DeviceWeight, BackendError> {
+        let (bytes, integers) = taken(&weight)?;
+        let inner = self.inner.prepare(weight, cut)?;
         let shape = inner.shape().to_vec();
-        Ok(DeviceWeight::new(shape, Weighed { inner, bytes, integers: false }))
+        Ok(DeviceWeight::new(shape, Weighed { inner, bytes, integers }))
     }
 
-    fn prepare_quantized_cut(
-        &self,
-        tensor: &str,
-        weight: Quantized,
-        cut: Cut,
-    ) -> Result<DeviceWeight, BackendError> {
-        let bytes = packed(&weight);
-        let inner = self.inner.prepare_quantized_cut(tensor, weight, cut)?;
-        let shape = inner.shape().to_vec();
-        Ok(DeviceWeight::new(shape, Weighed { inner, bytes, integers: true }))
+    fn laid_out_bytes(&self, spec: &Spec, grid: Option<Grid>) -> u64 {
+        self.inner.laid_out_bytes(spec, grid)
     }
 
     fn upload(&self, width: usize, values: Vec<f32>) -> Result<Buffer, BackendError> {
         let tally = each(values.len() as f64, 2.0, 0.0);
         self.count(Kind::Copy, tally, || self.inner.upload(width, values))
+    }
+
+    fn zeros(&self, rows: usize, width: usize) -> Result<Buffer, BackendError> {
+        let tally = each(rows as f64 * width as f64, 1.0, 0.0);
+        self.count(Kind::Copy, tally, || self.inner.zeros(rows, width))
     }
 
     fn download(&self, buffer: Buffer) -> Result<Vec<f32>, BackendError> {
@@ -315,11 +346,6 @@ impl Backend for Profiled<'_> {
         self.count(Kind::Embed, tally, || self.inner.embed(&args, out))
     }
 
-    fn linear(&self, args: &Linear<'_>) -> Result<Buffer, BackendError> {
-        let (kind, tally, args) = self.linear_of(args)?;
-        self.count(kind, tally, || self.inner.linear(&args))
-    }
-
     fn linears(&self, all: &[Linear<'_>]) -> Result<Vec<Buffer>, BackendError> {
         let (mut kind, mut sum, mut inner) = (Kind::Linear, each(0.0, 0.0, 0.0), Vec::new());
         for args in all {
@@ -331,30 +357,6 @@ impl Backend for Profiled<'_> {
             inner.push(args);
         }
         self.count(kind, sum, || self.inner.linears(&inner))
-    }
-
-    fn numerics(&self) -> &'static str {
-        self.inner.numerics()
-    }
-
-    fn is_apart(&self) -> bool {
-        self.inner.is_apart()
-    }
-
-    fn free_memory(&self) -> Option<u64> {
-        self.inner.free_memory()
-    }
-
-    fn finish(&self) -> Result<(), BackendError> {
-        self.inner.finish()
-    }
-
-    fn seek(
-        &self,
-        logits: &Buffer,
-        rows: &[Seek<'_>],
-    ) -> Result<Option<Box<dyn Seeking>>, BackendError> {
-        self.inner.seek(logits, rows)
     }
 
     fn recycle(&self, values: Vec<f32>) {
@@ -369,10 +371,6 @@ impl Backend for Profiled<'_> {
         let bytes = 2.0 * FLOAT * (rows.len() * buffer.width()) as f64;
         let tally = Tally { bytes, ..Tally::default() };
         self.count(Kind::Copy, tally, || self.inner.gather(buffer, rows))
-    }
-
-    fn awake(&self, steps: &mut dyn FnMut()) {
-        self.inner.awake(steps);
     }
 
     fn norm(
@@ -444,51 +442,53 @@ impl Backend for Profiled<'_> {
         self.count(Kind::Add, tally, || self.inner.add(a, b))
     }
 
-    fn gram(
+    fn fold(&self, first: u32, slice: Fold<'_>) -> Result<(), BackendError> {
+        self.inner.fold(first, slice)
+    }
+}
+
+impl Draws for Profiled<'_> {
+    fn seek(&self, logits: &Buffer, rows: &[Seek<'_>]) -> Result<Box<dyn Seeking>, BackendError> {
+        self.inner_draws()?.seek(logits, rows)
+    }
+
+    fn embed_sought(
         &self,
-        input: &Buffer,
-        sequences: &[Range<usize>],
-        sum: &mut Buffer,
-    ) -> Result<(), BackendError> {
-        self.inner.gram(input, sequences, sum)
+        sought: &dyn Seeking,
+        weight: &DeviceWeight,
+    ) -> Result<Buffer, BackendError> {
+        self.step_ahead();
+        let draws = self.inner_draws()?;
+        let weight = weight.data::<Weighed>()?;
+        let [rows, width] = weight.inner.shape()[..] else {
+            return draws.embed_sought(sought, &weight.inner);
+        };
+        let begun = Instant::now();
+        let out = draws.embed_sought(sought, &weight.inner)?;
+        self.inner.finish()?;
+        let mut tally = each(elements(&out), 1.0, 0.0);
+        tally.bytes += weight.bytes / rows.max(1) as f64 * elements(&out) / width.max(1) as f64;
+        self.note(Kind::Embed, tally, begun.elapsed().as_secs_f64());
+        Ok(out)
     }
+}
 
-    fn inverse_factor(&self, matrix: &mut [f64], n: usize) -> Result<bool, BackendError> {
-        self.inner.inverse_factor(matrix, n)
-    }
-
-    fn rank_update(&self, c: &mut Buffer, args: &RankUpdate<'_>) -> Result<(), BackendError> {
-        self.inner.rank_update(c, args)
-    }
-
-    fn columns(&self, buffer: &Buffer, columns: Range<usize>) -> Result<Vec<f32>, BackendError> {
-        self.inner.columns(buffer, columns)
-    }
-
-    fn fold_softmax(
-        &self,
-        logits: &Buffer,
-        first: u32,
-        rows: &mut [SoftmaxRow],
-    ) -> Result<(), BackendError> {
-        self.inner.fold_softmax(logits, first, rows)
-    }
-
-    fn fold_divergence(
-        &self,
-        logits: [&Buffer; 2],
-        first: u32,
-        rows: &mut [DivergenceRow],
-    ) -> Result<(), BackendError> {
-        self.inner.fold_divergence(logits, first, rows)
-    }
+/// The bytes of a weight as it is computed with, and whether it is on a grid.
+fn taken(weight: &Origin<'_>) -> Result<(f64, bool), BackendError> {
+    let grid = weight.grid()?;
+    let bytes = match weight {
+        Origin::Memory(Whole::On { codes, .. }) => codes.grid.bytes(codes.shape),
+        Origin::Memory(Whole::Dense(weight)) => weight.tensor.bytes().len() as u64,
+        Origin::Stored { spec, .. } => backend::stored_bytes(spec, grid),
+    };
+    Ok((bytes as f64, grid.is_some()))
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use backend::Reference;
-    use ir::Spec;
+    use backend::{BackendExt, Reference};
+    use ir::{Quantized, Weight};
     use tensor::{DType, Tensor};
 
     fn dense(shape: &[usize]) -> Weight {
@@ -506,7 +506,7 @@ mod tests {
     #[test]
     fn ops_are_counted_within_a_step_and_give_the_same() {
         let profiled = Profiled::new(&Reference, 5);
-        let weight = profiled.prepare(dense(&[3, 4])).unwrap();
+        let weight = profiled.prepare_dense(dense(&[3, 4])).unwrap();
         let input = profiled.upload(4, vec![1.0; 8]).unwrap();
         let linear = Linear { input: &input, weight: &weight, bias: None, decode: 0 };
         profiled.enable(true);

@@ -7,7 +7,7 @@ use crate::memory::Compilation;
 use crate::output::{grouped, print, print_table, seconds, size};
 use crate::readers::{self, Refusal};
 use crate::tokens::{held_out_window, sample_len};
-use backend::{Backend, Linear};
+use backend::{Backend, BackendExt, Linear};
 use compiler::{Choice, Gate, Plan, Recipe, WeightReport};
 use ir::{Spec, Weight};
 use runtime::Opened;
@@ -161,7 +161,7 @@ fn rate(backend: &dyn Backend) -> Result<f64, Failure> {
     let tensor = Tensor::from_f32(spec.shape.clone(), &vec![0.5; WIDTH * WIDTH]);
     let tensor = tensor.ok_or_else(|| Failure::refused("no trial weight"))?;
     let prepared =
-        backend.prepare(Weight { spec, tensor }).map_err(calibration::EvalError::from)?;
+        backend.prepare_dense(Weight { spec, tensor }).map_err(calibration::EvalError::from)?;
     let input =
         backend.upload(WIDTH, vec![0.5; ROWS * WIDTH]).map_err(calibration::EvalError::from)?;
     let mut best = f64::INFINITY;

@@ -6,7 +6,7 @@ use crate::drive::{Driver, Event};
 use crate::pass::{Outcome, PassCx, PassError, Rewrite, Stage};
 use crate::plan::{Choice, PlannedWeight};
 use crate::report::WeightReport;
-use backend::{Buffer, DeviceWeight};
+use backend::{BackendExt, Buffer, DeviceWeight};
 use calibration::{Activations, Group};
 use checkpoint::Sink;
 use ir::{Block, BlockId, Op, Quantized, Spec, Value, Weight};
@@ -138,7 +138,7 @@ impl Driver<'_> {
                 _ => weight.tensor,
             };
             let spec = Spec { dtype: tensor.dtype(), ..weight.spec };
-            Ok(self.job.backend.prepare(Weight { spec, tensor })?)
+            Ok(self.job.backend.prepare_dense(Weight { spec, tensor })?)
         })
     }
 
@@ -156,6 +156,7 @@ impl Driver<'_> {
         };
         let clock = Instant::now();
         let backend = self.job.backend;
+        let algebra = backend.algebra()?;
         let mut grams: Vec<(usize, Value, Buffer)> = Vec::new();
         for &op in &stage.linears {
             let Some(Op::Linear { input, weight, .. }) = block.ops.get(op) else { continue };
@@ -167,7 +168,7 @@ impl Driver<'_> {
         let end = stage.linears.iter().copied().max().unwrap_or(0);
         let mut see = |group: &Group, op: usize, input: &Buffer| {
             let gram = grams.iter_mut().find(|(first, ..)| *first == op);
-            gram.map_or(Ok(()), |(_, _, sum)| backend.gram(input, &group.sequences, sum))
+            gram.map_or(Ok(()), |(_, _, sum)| algebra.gram(input, &group.sequences, sum))
         };
         samples.observe(&self.interpreter, device, end, &mut see)?;
         let host = |(_, value, sum)| Ok((value, backend.download(sum)?));
@@ -212,7 +213,7 @@ impl Driver<'_> {
         let tensor = Tensor::from_f32(shape.clone(), &dequantized(codes));
         let tensor = tensor.ok_or_else(|| CompileError::Internal("codes".into()))?;
         let spec = Spec { shape, dtype: DType::F32, ..planned.spec.clone() };
-        device.weights[index] = self.job.backend.prepare(Weight { spec, tensor })?;
+        device.weights[index] = self.job.backend.prepare_dense(Weight { spec, tensor })?;
         Ok(())
     }
 

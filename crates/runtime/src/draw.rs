@@ -24,9 +24,7 @@ pub(crate) fn begin(
     wanted: &[Wanted],
 ) -> Result<Result<Underway, Buffer>, BackendError> {
     // The host's logits are where they are needed.
-    if !backend.is_apart() {
-        return Ok(Err(logits));
-    }
+    let Some(draws) = backend.draws() else { return Ok(Err(logits)) };
     let wish_of = |wanted: &Wanted| {
         let row = &step.rows[wanted.row];
         let history = (&row.context[..=wanted.position], row.prompt);
@@ -37,10 +35,8 @@ pub(crate) fn begin(
     };
     let changes: Vec<Vec<SeekChange>> = wishes.iter().map(changes).collect();
     let rows: Vec<Seek<'_>> = wishes.iter().zip(&changes).map(|(w, c)| seek(w, c)).collect();
-    Ok(match backend.seek(&logits, &rows)? {
-        Some(seeking) => Ok(Underway { seeking, wishes, logits }),
-        None => Err(logits),
-    })
+    let seeking = draws.seek(&logits, &rows)?;
+    Ok(Ok(Underway { seeking, wishes, logits }))
 }
 
 impl Underway {

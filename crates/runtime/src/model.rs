@@ -1,8 +1,8 @@
 //! A model whole on its devices.
 
 use crate::error::LoadError;
-use backend::{Backend, Cut, DeviceWeight};
-use ir::{Block, ModelSpec, Quantized, Source, Spec, Weight, WeightId};
+use backend::{Backend, Cut, DeviceWeight, Origin};
+use ir::{Block, ModelSpec, Source, Spec, WeightId};
 use rayon::prelude::*;
 use std::collections::HashMap;
 use std::ops::Range;
@@ -95,9 +95,6 @@ pub(crate) struct Embedding {
     pub(crate) block: Block<DeviceWeight>,
 }
 
-/// Codes that one thread reads of a large weight.
-const PART: usize = 1 << 23;
-
 struct Loader<'a> {
     backend: &'a dyn Backend,
     source: &'a dyn Source,
@@ -133,42 +130,7 @@ impl Loader<'_> {
 
     /// A weight laid out for its device, one on an integer grid for that if `integers`.
     fn weight(&self, spec: &Spec, cut: Cut, integers: bool) -> Result<DeviceWeight, LoadError> {
-        if let Some(weight) = self.backend.load(self.source, spec, integers)? {
-            return Ok(weight);
-        }
-        let rows = spec.shape.first().copied().unwrap_or(0);
-        match if integers { self.quantized(spec, rows)? } else { None } {
-            Some(weight) => Ok(self.backend.prepare_quantized_cut(&spec.tensor, weight, cut)?),
-            None => self.dense(spec, cut),
-        }
-    }
-
-    /// The codes of a weight on an integer grid, a large one read by several threads; `None` if it
-    /// is dense. Beside the whole there is only a part a thread.
-    fn quantized(&self, spec: &Spec, rows: usize) -> Result<Option<Quantized>, LoadError> {
-        let read = |rows: Range<usize>| self.source.read_quantized(&spec.tensor, rows);
-        if read(0..rows.min(1))?.is_none_or(|first| first.grid.int().is_none()) {
-            return Ok(None);
-        }
-        let width = spec.shape.get(1).copied().unwrap_or(1).max(1);
-        let step = (PART / width).next_multiple_of(32).max(32);
-        let parts: Vec<usize> = (0..rows).step_by(step).collect();
-        let mut whole: Option<Quantized> = None;
-        for some in parts.chunks(rayon::current_num_threads()) {
-            let some = some.par_iter().map(|&first| read(first..rows.min(first + step)));
-            for part in some.collect::<Result<Vec<_>, _>>()?.into_iter().flatten() {
-                match &mut whole {
-                    None => whole.insert(part).reserve_rows(rows),
-                    Some(whole) => whole.append(&part),
-                }
-            }
-        }
-        Ok(whole)
-    }
-
-    fn dense(&self, spec: &Spec, cut: Cut) -> Result<DeviceWeight, LoadError> {
-        let rows = spec.shape.first().copied().unwrap_or(0);
-        let tensor = self.source.read_rows(&spec.tensor, 0..rows)?;
-        Ok(self.backend.prepare_cut(Weight { spec: spec.clone(), tensor }, cut)?)
+        let weight = Origin::Stored { source: self.source, spec, integers };
+        Ok(self.backend.prepare(weight, cut)?)
     }
 }

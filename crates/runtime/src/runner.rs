@@ -380,9 +380,9 @@ impl<'m> Runner<'m> {
         let [interpreter] = &self.interpreters[..] else { return Ok(None) };
         let Some(rows) = ahead::next(step, self.limits.context) else { return Ok(None) };
         let backend = interpreter.backend();
+        let Some(draws) = backend.draws() else { return Ok(None) };
         let embedding = &self.model.embedding;
-        let sought = backend.embed_sought(&*underway.seeking, &embedding.table)?;
-        let Some(gathered) = sought else { return Ok(None) };
+        let gathered = draws.embed_sought(&*underway.seeking, &embedding.table)?;
         let input = interpreter.run_gathered(&embedding.block, gathered)?;
         let next = Step { rows: rows.iter().map(Next::row).collect() };
         let tables = self.tables(&next);

@@ -3,7 +3,7 @@
 #![expect(clippy::single_range_in_vec_init, reason = "a sequence is a range of rows")]
 
 use crate::common::{Noise, cpus, equal, on_threads, upload};
-use backend::{Backend, RankUpdate, Reference};
+use backend::{Algebra, Backend, RankUpdate, Reference};
 use backend_cpu::Cpu;
 use std::ops::Range;
 
@@ -37,7 +37,11 @@ fn gram_matrices() {
             everywhere(&format!("{width} columns, {sequences:?}"), |backend| {
                 // What lies above the diagonal is not touched: all of the matrix is compared.
                 let mut sum = upload(backend, width, &before);
-                backend.gram(&upload(backend, width, &x), sequences, &mut sum).unwrap();
+                backend
+                    .algebra()
+                    .unwrap()
+                    .gram(&upload(backend, width, &x), sequences, &mut sum)
+                    .unwrap();
                 backend.download(sum).unwrap()
             });
         }
@@ -52,7 +56,11 @@ fn gram_matrices_of_many_pieces() {
     let x = noise.values(rows * width);
     everywhere("many pieces", |backend| {
         let mut sum = backend.zeros(width, width).unwrap();
-        backend.gram(&upload(backend, width, &x), &[0..9000, 9000..rows], &mut sum).unwrap();
+        backend
+            .algebra()
+            .unwrap()
+            .gram(&upload(backend, width, &x), &[0..9000, 9000..rows], &mut sum)
+            .unwrap();
         backend.download(sum).unwrap()
     });
 }
@@ -73,7 +81,7 @@ fn definite(noise: &mut Noise, n: usize) -> Vec<f64> {
 /// A factor's bits, as one value for every NaN; nothing if there is none.
 fn factored(backend: &dyn Backend, h: &[f64], n: usize) -> Option<Vec<u64>> {
     let mut matrix = h.to_vec();
-    let definite = backend.inverse_factor(&mut matrix, n).unwrap();
+    let definite = backend.algebra().unwrap().inverse_factor(&mut matrix, n).unwrap();
     definite.then(|| matrix.iter().map(|x| x.to_bits()).collect())
 }
 
@@ -123,9 +131,9 @@ fn rank_updates() {
             everywhere(&format!("{rows} rows, {depth} deep, {columns:?} of {width}"), |backend| {
                 let mut c = upload(backend, width, &c);
                 let args = RankUpdate { columns: columns.clone(), a: &a, b: &b, depth };
-                backend.rank_update(&mut c, &args).unwrap();
+                backend.algebra().unwrap().rank_update(&mut c, &args).unwrap();
                 // What is read of it is some columns of all rows.
-                let some = backend.columns(&c, columns.clone()).unwrap();
+                let some = backend.algebra().unwrap().columns(&c, columns.clone()).unwrap();
                 let all = backend.download(c).unwrap();
                 let rows = all.chunks(width).flat_map(|row| &row[columns.clone()]);
                 assert!(rows.copied().eq(some));

@@ -1,7 +1,7 @@
 //! Norms, rotations, element-wise ops and the folding of logits give the reference's bits.
 
 use crate::common::{DTYPES, Noise, cpus, on_threads, same_bits, upload};
-use backend::{Backend, DivergenceRow, Reference, Rope, RopeTable, SoftmaxRow};
+use backend::{Backend, BackendExt, DivergenceRow, Fold, Reference, Rope, RopeTable, SoftmaxRow};
 
 #[test]
 fn norms_over_rows_and_heads() {
@@ -14,7 +14,8 @@ fn norms_over_rows_and_heads() {
         let weight = noise.weight(DTYPES[case % 3], &[*len]);
         let x = noise.values(rows * heads * len);
         same_bits(&format!("{rows} rows of {heads} times {len}"), |backend| {
-            let (input, w) = (upload(backend, heads * len, &x), backend.prepare(weight.clone()));
+            let (input, w) =
+                (upload(backend, heads * len, &x), backend.prepare_dense(weight.clone()));
             backend.norm(&input, &w.unwrap(), 1e-6).unwrap()
         });
     }
@@ -83,8 +84,10 @@ fn folded(backend: &dyn Backend, p: &[f32], q: &[f32], slice: usize) -> Vec<Dive
             upload(backend, width, &rows.collect::<Vec<f32>>())
         };
         let (p, q) = (cut(p), cut(q));
-        backend.fold_divergence([&p, &q], first as u32, &mut divergences).unwrap();
-        backend.fold_softmax(&p, first as u32, &mut soft).unwrap();
+        backend
+            .fold(first as u32, Fold::Divergence { logits: [&p, &q], rows: &mut divergences })
+            .unwrap();
+        backend.fold(first as u32, Fold::Softmax { logits: &p, rows: &mut soft }).unwrap();
     }
     for (soft, divergence) in soft.iter().zip(&divergences) {
         assert_eq!((soft.best, soft.max), (divergence.p.best, divergence.p.max));

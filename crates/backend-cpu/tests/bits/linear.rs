@@ -2,15 +2,15 @@
 //! shape, the number of threads and the rest of the batch.
 
 use crate::common::{DTYPES, Noise, cpus, equal, on_threads, same_bits, upload};
-use backend::{Backend, Embed, Linear, Reference};
+use backend::{Backend, BackendExt, Embed, Linear, Reference};
 use backend_cpu::Cpu;
 use ir::Weight;
 use tensor::DType;
 
 fn linear(backend: &dyn Backend, x: &[f32], w: &Weight, b: Option<&Weight>) -> backend::Buffer {
     let input = upload(backend, w.spec.shape[1], x);
-    let weight = backend.prepare(w.clone()).unwrap();
-    let bias = b.map(|b| backend.prepare(b.clone()).unwrap());
+    let weight = backend.prepare_dense(w.clone()).unwrap();
+    let bias = b.map(|b| backend.prepare_dense(b.clone()).unwrap());
     backend
         .linear(&Linear { input: &input, weight: &weight, bias: bias.as_ref(), decode: 0 })
         .unwrap()
@@ -102,7 +102,7 @@ fn embeddings_gather_from_slices() {
             let before = noise.values(tokens.len() * hidden);
             same_bits(&format!("{n} of {hidden}, {dtype}"), |backend| {
                 let mut out = upload(backend, hidden, &before);
-                let weight = backend.prepare(w.clone()).unwrap();
+                let weight = backend.prepare_dense(w.clone()).unwrap();
                 backend
                     .embed(&Embed { tokens: &tokens, weight: &weight, first: 20 }, &mut out)
                     .unwrap();
@@ -118,11 +118,11 @@ fn dtypes_that_are_not_computed_with_are_refused() {
     let mut weight = noise.weight(DType::F32, &[2, 2]);
     weight.tensor = tensor::Tensor::new(DType::I32, vec![2, 2], tensor::Bytes::zeroed(16)).unwrap();
     weight.spec.dtype = DType::I32;
-    let message = Cpu::new().prepare(weight).unwrap_err().to_string();
+    let message = Cpu::new().prepare_dense(weight).unwrap_err().to_string();
     assert_eq!(message, "tensor \"w\": dtype I32 is F32, F16 or BF16");
     for shape in [vec![0, 4], vec![4, 0], vec![1, 2, 3], vec![]] {
         let weight = noise.weight(DType::F32, &shape);
-        assert!(Cpu::new().prepare(weight).is_err(), "{shape:?}");
+        assert!(Cpu::new().prepare_dense(weight).is_err(), "{shape:?}");
     }
 }
 
@@ -130,8 +130,8 @@ fn dtypes_that_are_not_computed_with_are_refused() {
 fn shapes_that_do_not_fit_are_errors() {
     let mut noise = Noise(8);
     let cpu = Cpu::new();
-    let weight = cpu.prepare(noise.weight(DType::F32, &[3, 4])).unwrap();
-    let bias = cpu.prepare(noise.weight(DType::F32, &[2])).unwrap();
+    let weight = cpu.prepare_dense(noise.weight(DType::F32, &[3, 4])).unwrap();
+    let bias = cpu.prepare_dense(noise.weight(DType::F32, &[2])).unwrap();
     let (narrow, wide) = (upload(&cpu, 3, &[0.0; 6]), upload(&cpu, 4, &[0.0; 8]));
     assert!(
         cpu.linear(&Linear { input: &narrow, weight: &weight, bias: None, decode: 0 }).is_err()

@@ -2,7 +2,7 @@
 //! instruction set, whatever the sizes, groups, zero points and scales.
 
 use crate::common::{Noise, cpus, equal, on_threads, same_bits, upload};
-use backend::{Backend, BackendError, Buffer, DeviceWeight, Linear};
+use backend::{Backend, BackendError, BackendExt, Buffer, DeviceWeight, Linear};
 use ir::{Grid, Params, Quantized, Span};
 use tensor::DType;
 
@@ -108,7 +108,7 @@ fn neither_threads_nor_the_batch_change_a_row() {
     for cpu in cpus() {
         let (prepared, bias) = (
             cpu.prepare_quantized("w", weight.clone()).unwrap(),
-            cpu.prepare(bias.clone()).unwrap(),
+            cpu.prepare_dense(bias.clone()).unwrap(),
         );
         let on = |threads, x: &[f32]| {
             let x = upload(&cpu, 320, x);

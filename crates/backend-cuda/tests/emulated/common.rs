@@ -1,6 +1,6 @@
 //! The backend on the emulator, and what it is compared with.
 
-use backend::{Backend, Buffer, DeviceWeight};
+use backend::{Backend, BackendExt, Buffer, DeviceWeight};
 use backend_cuda::{Cuda, FAMILIES};
 use cuda_emulator::{BuildError, Check, Emulated, Library, Order};
 use half::bf16;
@@ -122,7 +122,7 @@ impl Noise {
 pub(crate) fn dense(backend: &dyn Backend, shape: &[usize], values: &[f32]) -> DeviceWeight {
     let tensor = Tensor::from_f32(shape.to_vec(), values).unwrap();
     let spec = Spec { tensor: "w".into(), shape: shape.to_vec(), dtype: DType::F32 };
-    backend.prepare(Weight { spec, tensor }).unwrap()
+    backend.prepare_dense(Weight { spec, tensor }).unwrap()
 }
 
 pub(crate) fn upload(backend: &dyn Backend, width: usize, values: &[f32]) -> Buffer {

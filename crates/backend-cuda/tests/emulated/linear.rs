@@ -3,7 +3,7 @@
 use crate::common::{
     Noise, checked, close, dense, emulated, hopper, hopper_checked, library, upload,
 };
-use backend::{Backend, Linear, Reference};
+use backend::{Backend, BackendExt, Linear, Reference};
 use backend_cuda::{Cuda, Device};
 use cuda_emulator::{Check, Emulated, Order};
 use ir::{Grid, Quantized, Span};

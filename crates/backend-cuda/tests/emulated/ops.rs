@@ -2,8 +2,8 @@
 
 use crate::common::{Noise, checked, close, dense, emulated, upload};
 use backend::{
-    Backend, Buffer, DivergenceRow, Embed, RankUpdate, Reference, Rope, RopeTable, SHORTLIST, Seek,
-    SeekChange, SoftmaxRow, Sought,
+    Backend, Buffer, DivergenceRow, Draws, Embed, Fold, RankUpdate, Reference, Rope, RopeTable,
+    SHORTLIST, Seek, SeekChange, SoftmaxRow, Sought,
 };
 use backend_cuda::Cuda;
 use ir::Activation;
@@ -146,8 +146,10 @@ fn statistics_of_logits_fold_as_the_reference() {
                     upload(backend, end - first, &cut(&p)),
                     upload(backend, end - first, &cut(&q)),
                 );
-                backend.fold_softmax(&p, first as u32, &mut soft).unwrap();
-                backend.fold_divergence([&p, &q], first as u32, &mut pairs).unwrap();
+                backend.fold(first as u32, Fold::Softmax { logits: &p, rows: &mut soft }).unwrap();
+                backend
+                    .fold(first as u32, Fold::Divergence { logits: [&p, &q], rows: &mut pairs })
+                    .unwrap();
             }
             (soft, pairs)
         };
@@ -181,7 +183,7 @@ fn algebra(cuda: &Cuda, sizes: &[usize]) {
             let mut sum = upload(backend, n, &vec![0.25; n * n]);
             // A copy is of what it was.
             let before = backend.copy(&sum).unwrap();
-            backend.gram(&upload(backend, n, &x), &sequences, &mut sum).unwrap();
+            backend.algebra().unwrap().gram(&upload(backend, n, &x), &sequences, &mut sum).unwrap();
             assert_eq!(backend.download(before).unwrap(), vec![0.25; n * n]);
             backend.download(sum).unwrap()
         };
@@ -190,7 +192,7 @@ fn algebra(cuda: &Cuda, sizes: &[usize]) {
         let mut h: Vec<f64> = sum.iter().map(|&x| f64::from(x) / n as f64).collect();
         (0..n).for_each(|i| h[i * n + i] += 0.1);
         let factor = |backend: &dyn Backend, mut h: Vec<f64>| {
-            let done = backend.inverse_factor(&mut h, n).unwrap();
+            let done = backend.algebra().unwrap().inverse_factor(&mut h, n).unwrap();
             done.then(|| h.into_iter().map(f64::to_bits).collect::<Vec<_>>())
         };
         assert!(factor(cuda, h.clone()).is_some_and(|u| Some(u) == factor(&Reference, h.clone())));
@@ -205,8 +207,8 @@ fn algebra(cuda: &Cuda, sizes: &[usize]) {
         let update = |backend: &dyn Backend| {
             let mut c = upload(backend, n, &c);
             let args = RankUpdate { columns: columns.clone(), a: &a, b: &b, depth };
-            backend.rank_update(&mut c, &args).unwrap();
-            let some = backend.columns(&c, 1.min(n - 1)..n).unwrap();
+            backend.algebra().unwrap().rank_update(&mut c, &args).unwrap();
+            let some = backend.algebra().unwrap().columns(&c, 1.min(n - 1)..n).unwrap();
             [backend.download(c).unwrap(), some]
         };
         assert_eq!(update(cuda), update(&Reference), "update of {n}");
@@ -267,7 +269,7 @@ fn shortlists_touch_only_what_is_theirs() {
             raw: Some(3),
         };
         let rows = [Sought::Best, Sought::NearWinner, Sought::Largest].map(seek);
-        let found = cuda.seek(&buffer, &rows).unwrap().unwrap().found().unwrap();
+        let found = cuda.seek(&buffer, &rows).unwrap().found().unwrap();
         for (found, row) in found.iter().zip(logits.chunks(width)) {
             assert_eq!(found.best, (699, row[699] + 9.0));
             assert_eq!(found.originals, [row[699]]);
@@ -313,7 +315,7 @@ fn same_shortlists(cuda: &Cuda, width: usize) {
     };
     let find = |rows: &[Vec<f32>], seeks: &[Seek<'_>]| {
         let buffer = upload(cuda, width, &rows.concat());
-        cuda.seek(&buffer, seeks).unwrap().unwrap().found().unwrap()
+        cuda.seek(&buffer, seeks).unwrap().found().unwrap()
     };
     let found = find(&rows, &[0, 1, 2, 3, 4, 5, 6].map(seek));
     for (i, (found, row)) in found.iter().zip(&rows).enumerate() {

@@ -1,7 +1,7 @@
 //! Sums among devices that read each other's memory, each of which works through a queue of its own.
 
 use crate::common::{Noise, library, upload};
-use backend::{Backend, Buffer};
+use backend::{Backend, Buffer, Peers};
 use backend_cuda::Cuda;
 use cuda_emulator::{Check, Emulated, Order, Queued};
 use std::sync::Arc;
@@ -29,7 +29,7 @@ fn sums(all: &[Cuda], rows: usize, width: usize) {
             part
         };
         let parts: Vec<Buffer> = all.iter().enumerate().map(part).collect();
-        let sums = backends[0].sum_among(&backends, &parts).unwrap().unwrap();
+        let sums = backends[0].peers().unwrap().sum_among(&backends, &parts).unwrap().unwrap();
         drop(parts);
         // What is allocated next may lie where the parts lay.
         let others: Vec<Buffer> =
