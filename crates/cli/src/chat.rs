@@ -4,7 +4,6 @@ use crate::args::Common;
 use crate::args::serve::Chat;
 use crate::device::{Devices, Sums, Wanted};
 use crate::failure::{Code, Failure};
-use crate::generation::{Generation, special};
 use crate::output::{colours, counted, remark, write_stream};
 use crate::run::{report, speed};
 use crate::serve::Service;
@@ -12,7 +11,7 @@ use crate::written::{has_a_place, write_whole};
 use command::{Command, HELP, Wrong, parse};
 use engine::Request;
 use input::{Input, Interrupt};
-use runtime::{Answer, Answerer, Question};
+use runtime::{Answer, Answerer, Generation, Question};
 use screen::{Screen, Shown};
 use serde_json::{Value, json};
 use settings::{KEYS, Settings};
@@ -43,16 +42,10 @@ pub(crate) fn run(args: &Chat) -> Result<(), Failure> {
     // What the template refuses is refused before the weights are read.
     ask(&mut template, settings.asks)?;
     template.render(&Value::Array(messages(args.system.as_deref(), &[turn("Hello")])), true)?;
-    let generation = Generation::new(
-        &args.sampling,
-        &args.common,
-        &served.opened.checkpoint,
-        &served.tokenizer,
-        template.eos(),
-    )?;
+    let generation = served.generation(&args.sampling, &args.common, template.eos())?;
     let marks = thinking::marks();
     let spelled = marks.filter_map(|text| {
-        let token = special(&served.tokenizer, text)?;
+        let token = served.tokenizer.special(text)?;
         Some(Spelled { token, text })
     });
     let mut talk = Talk {
@@ -312,13 +305,8 @@ impl Talk<'_> {
     fn set(&mut self, key: &str, value: &str) -> Result<Obeyed, Failure> {
         let mut settings = self.settings.clone();
         settings.set(key, value, &self.first)?;
-        let generation = Generation::new(
-            &settings.sampling,
-            &self.common,
-            &self.served.opened.checkpoint,
-            &self.served.tokenizer,
-            self.template.eos(),
-        )?;
+        let generation =
+            self.served.generation(&settings.sampling, &self.common, self.template.eos())?;
         generation.sampling.check(self.served.opened.spec.vocab)?;
         if settings.asks != self.settings.asks {
             ask(&mut self.template, settings.asks)?;

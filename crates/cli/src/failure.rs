@@ -260,6 +260,14 @@ impl From<runtime::ServeError> for Failure {
     }
 }
 
+impl From<runtime::GenerationError> for Failure {
+    fn from(error: runtime::GenerationError) -> Self {
+        Self::new(Code::Refused, error).with_hint(
+            "repair the file, or give the options on the command line and remove the key",
+        )
+    }
+}
+
 impl From<runtime::AnswerError> for Failure {
     fn from(error: runtime::AnswerError) -> Self {
         use runtime::AnswerError as E;

@@ -11,7 +11,6 @@ mod eval;
 mod failure;
 mod fault;
 mod fold;
-mod generation;
 mod host;
 mod inspect;
 mod measure;

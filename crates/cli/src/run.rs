@@ -3,7 +3,6 @@
 use crate::args::serve::Run;
 use crate::device::{Devices, Sums, Wanted};
 use crate::failure::Failure;
-use crate::generation::Generation;
 use crate::memory;
 use crate::output::{print, remark, write_stream};
 use crate::serve::{Service, Stream};
@@ -19,13 +18,7 @@ pub(crate) fn run(args: &Run) -> Result<(), Failure> {
     let devices = Devices::open(&args.common, Wanted::Fastest, Sums::of(args.serving.invariant))?;
     let served = Service::open(&args.model, &args.serving, &args.common, &devices)?;
     let prompt = Prompt::of(args, &served)?;
-    let generation = Generation::new(
-        &args.sampling,
-        &args.common,
-        &served.opened.checkpoint,
-        &served.tokenizer,
-        prompt.turn_end.as_deref(),
-    )?;
+    let generation = served.generation(&args.sampling, &args.common, prompt.turn_end.as_deref())?;
     let prompt = prompt.ids;
     let tokens = prompt.len();
     let max_tokens = generation.max_tokens(tokens, served.room());

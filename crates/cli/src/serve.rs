@@ -1,7 +1,7 @@
 //! A model that answers: what `run` and `chat` share.
 
 use crate::args::Common;
-use crate::args::serve::{Serving, Speculate};
+use crate::args::serve::{Sampling, Serving, Speculate};
 use crate::device::Devices;
 use crate::eval::tokenizer;
 use crate::failure::Failure;
@@ -10,7 +10,9 @@ use crate::{allocator, memory, model};
 use backend::KvDType;
 use compiler::BASE_BYTES;
 use engine::Engine;
-use runtime::{Answerer, Listener, Opened, Origin, Ready, ServeError, Taken, Terms, foresee};
+use runtime::{
+    Answerer, Generation, Listener, Opened, Origin, Ready, ServeError, Taken, Terms, foresee,
+};
 use serde_json::Value;
 use std::io::{self, IsTerminal};
 use text::Tokenizer;
@@ -51,6 +53,23 @@ impl Service {
     /// An engine for the model.
     pub(crate) fn engine(&self) -> Engine {
         self.ready.engine(&self.opened.spec)
+    }
+
+    /// How tokens are drawn; says what of the file is not supported. `turn_end` is the token with which
+    /// the tokenizer ends a turn, in a conversation.
+    pub(crate) fn generation(
+        &self,
+        args: &Sampling,
+        common: &Common,
+        turn_end: Option<&str>,
+    ) -> Result<Generation, Failure> {
+        let (checkpoint, tokenizer) = (&self.opened.checkpoint, &self.tokenizer);
+        let generation = Generation::new(&args.overrides(), checkpoint, tokenizer, turn_end)?;
+        if !generation.unsupported.is_empty() && !common.quiet {
+            let keys = generation.unsupported.join(", ");
+            remark(&format!("warning: generation_config.json: {keys}: not supported, left out"));
+        }
+        Ok(generation)
     }
 
     /// Loads the weights and hands what answers to `use_it`.

@@ -105,6 +105,20 @@ pub enum ServeError {
     OneDevice,
 }
 
+/// A file of the model says of a key what it cannot be.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("{file}: {key} is {found}, not {rule}")]
+pub struct GenerationError {
+    /// generation_config.json or config.json.
+    pub file: &'static str,
+    /// The key.
+    pub key: String,
+    /// What it must be.
+    pub rule: &'static str,
+    /// Its value, cut.
+    pub found: String,
+}
+
 /// Why there is no answer.
 #[derive(Debug, thiserror::Error)]
 pub enum AnswerError {

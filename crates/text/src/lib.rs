@@ -124,6 +124,12 @@ impl Tokenizer {
         self
     }
 
+    /// The id of a text that is one special token: it decodes to nothing.
+    pub fn special(&self, text: &str) -> Option<u32> {
+        let id = self.id(text)?;
+        self.decode(&[id]).is_ok_and(|shown| shown.is_empty()).then_some(id)
+    }
+
     /// Whether both give every token the same id.
     pub fn has_vocabulary_of(&self, other: &Self) -> bool {
         self.inner.get_vocab(true) == other.inner.get_vocab(true)

@@ -2,6 +2,7 @@
 
 use super::{Common, size};
 use clap::{Args, ValueEnum};
+use runtime::Overrides;
 
 /// Arguments of `run`.
 #[derive(Debug, Args)]
@@ -122,6 +123,23 @@ pub(crate) struct Sampling {
     /// Add BIAS to the logit of the token ID; repeatable. Use -inf to ban a token.
     #[arg(long, value_name = "ID=BIAS", value_parser = bias, allow_hyphen_values = true)]
     pub(crate) logit_bias: Vec<(u32, f32)>,
+}
+
+impl Sampling {
+    /// The same for the runtime.
+    pub(crate) fn overrides(&self) -> Overrides {
+        Overrides {
+            max_tokens: self.max_tokens,
+            temperature: self.temperature,
+            top_p: self.top_p,
+            top_k: self.top_k,
+            min_p: self.min_p,
+            repetition_penalty: self.repetition_penalty,
+            seed: self.seed,
+            stop: self.stop.clone(),
+            logit_bias: self.logit_bias.clone(),
+        }
+    }
 }
 
 /// How a model is run. Only the device, `--kv-dtype` and `--exact` can change the text, and on a GPU

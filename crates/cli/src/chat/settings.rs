@@ -2,8 +2,8 @@
 
 use super::command::Wrong;
 use crate::args::serve::{Sampling, Think};
-use crate::generation::Generation;
 use crate::words::near;
+use runtime::Generation;
 use std::str::FromStr;
 
 /// What can be set.

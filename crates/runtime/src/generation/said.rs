@@ -1,7 +1,7 @@
 //! What generation_config.json says, key by key.
 
 use super::wrong;
-use crate::failure::Failure;
+use crate::error::GenerationError;
 use serde_json::{Map, Value};
 
 const FILE: &str = "generation_config.json";
@@ -124,7 +124,7 @@ impl<'a> Said<'a> {
         }
     }
 
-    pub(super) fn number(&self, key: &str) -> Result<Option<f32>, Failure> {
+    pub(super) fn number(&self, key: &str) -> Result<Option<f32>, GenerationError> {
         let number = |value: &Value| {
             let number = value.as_f64().map(|x| x as f32);
             number.ok_or_else(|| wrong(FILE, key, "a number", value))
@@ -133,7 +133,7 @@ impl<'a> Said<'a> {
     }
 
     /// A count; 0 and less mean that there is no such rule.
-    pub(super) fn count(&self, key: &str) -> Result<Option<usize>, Failure> {
+    pub(super) fn count(&self, key: &str) -> Result<Option<usize>, GenerationError> {
         let Some(value) = self.get(key) else { return Ok(None) };
         let number = value.as_f64().filter(|x| x.fract() == 0.0);
         let number = number.ok_or_else(|| wrong(FILE, key, "a whole number", value))?;
@@ -141,19 +141,19 @@ impl<'a> Said<'a> {
     }
 
     /// One id, or a list of them; -1 is none.
-    pub(super) fn tokens(&self, key: &str) -> Result<Vec<u32>, Failure> {
+    pub(super) fn tokens(&self, key: &str) -> Result<Vec<u32>, GenerationError> {
         self.get(key).map_or(Ok(Vec::new()), |value| ids(FILE, key, value))
     }
 
     /// Lists of ids.
-    pub(super) fn sequences(&self, key: &str) -> Result<Vec<Vec<u32>>, Failure> {
+    pub(super) fn sequences(&self, key: &str) -> Result<Vec<Vec<u32>>, GenerationError> {
         let Some(value) = self.get(key) else { return Ok(Vec::new()) };
         let all = value.as_array().ok_or_else(|| wrong(FILE, key, "a list of lists", value))?;
         all.iter().map(|one| ids(FILE, key, one)).collect()
     }
 
     /// Lists of ids, each with what is added: `[[[5, 6], -2.0]]`.
-    pub(super) fn biases(&self, key: &str) -> Result<Vec<(Vec<u32>, f32)>, Failure> {
+    pub(super) fn biases(&self, key: &str) -> Result<Vec<(Vec<u32>, f32)>, GenerationError> {
         let Some(value) = self.get(key) else { return Ok(Vec::new()) };
         let rule = "a list of pairs of ids and a number";
         let pair = |one: &Value| match one.as_array().map(Vec::as_slice) {
@@ -168,7 +168,7 @@ impl<'a> Said<'a> {
     }
 
     /// From where on, and the factor: `[20, 1.05]`.
-    pub(super) fn decay(&self, key: &str) -> Result<Option<(usize, f32)>, Failure> {
+    pub(super) fn decay(&self, key: &str) -> Result<Option<(usize, f32)>, GenerationError> {
         let Some(value) = self.get(key) else { return Ok(None) };
         let pair = match value.as_array().map(Vec::as_slice) {
             Some([start, factor]) => start.as_u64().zip(factor.as_f64()),
@@ -180,7 +180,7 @@ impl<'a> Said<'a> {
     }
 
     /// One string, or a list of them.
-    pub(super) fn strings(&self, key: &str) -> Result<Vec<String>, Failure> {
+    pub(super) fn strings(&self, key: &str) -> Result<Vec<String>, GenerationError> {
         let Some(value) = self.get(key) else { return Ok(Vec::new()) };
         let string = |one: &Value| {
             let text = one.as_str().map(String::from);
@@ -194,7 +194,11 @@ impl<'a> Said<'a> {
 }
 
 /// One id, or a list of them; null and -1 are none.
-pub(super) fn ids(file: &str, key: &str, value: &Value) -> Result<Vec<u32>, Failure> {
+pub(super) fn ids(
+    file: &'static str,
+    key: &str,
+    value: &Value,
+) -> Result<Vec<u32>, GenerationError> {
     let id = |value: &Value| match value.as_i64() {
         Some(-1) => Ok(None),
         Some(id) if u32::try_from(id).is_ok() => Ok(u32::try_from(id).ok()),
