@@ -4,21 +4,18 @@
 
 use crate::factor::Factor;
 use crate::fit::{Params, Range, assemble, fit, fit_rows};
+use crate::quadratic::{self, forms};
 use crate::rtn::rtn;
-use backend::{Backend, BackendError, BackendExt, Buffer, Linear, RankUpdate};
-use ir::{Grid, Quantized, Spec, Weight};
+use backend::{Backend, BackendError, Buffer, RankUpdate};
+use ir::{Grid, Quantized};
 use rayon::prelude::*;
 use std::borrow::Cow;
-use tensor::{DType, Tensor};
 
 /// Columns between two updates of all that follow.
 const BLOCK: usize = 128;
 
 /// Rows that are solved side by side.
 const LANES: usize = 16;
-
-/// Rows of the Gram matrix that are laid out at once for the losses.
-const LOSS_ROWS: usize = 2048;
 
 /// How GPTQ solves.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -28,6 +25,19 @@ pub struct Settings {
     pub act_order: bool,
     /// Added to the diagonal, as a share of its mean.
     pub damping: f64,
+}
+
+impl Settings {
+    /// The most bytes that solving a weight `[out, in]` holds beside it and the Gram matrix.
+    pub fn bytes(&self, [rows, width]: [usize; 2]) -> u64 {
+        let square = (width * width) as u64;
+        let measured = (width * width.min(quadratic::ROWS)) as u64;
+        let weights = (rows * width) as u64;
+        // While it is factored: the matrix in f64, its source, the factor. Then the last two, some rows
+        // of the source as the device wants them, and of the weights the originals, what is left of
+        // them, and their errors.
+        (square * 16).max(square * 8 + measured * 8 + weights * 24)
+    }
 }
 
 impl Default for Settings {
@@ -290,25 +300,7 @@ impl Solve<'_> {
 
     /// `x^T H x` of each row of `x` `[out, in]`.
     fn forms(&self, x: Vec<f32>) -> Result<Vec<f64>, SolveError> {
-        let [rows, width] = self.shape;
-        let mut forms = vec![0f64; rows];
-        let input = self.backend.upload(width, x.clone())?;
-        for begin in (0..width).step_by(LOSS_ROWS) {
-            let end = (begin + LOSS_ROWS).min(width);
-            let part = &self.factor.gram[begin * width..end * width];
-            let shape = vec![end - begin, width];
-            let spec = Spec { tensor: "gram".into(), shape: shape.clone(), dtype: DType::F32 };
-            let tensor = Tensor::from_f32(shape, part);
-            let tensor = tensor.ok_or_else(|| BackendError::Internal("a Gram matrix".into()))?;
-            let weight = self.backend.prepare_dense(Weight { spec, tensor })?;
-            let linear = Linear { input: &input, weight: &weight, bias: None, decode: 0 };
-            let product = self.backend.download(self.backend.linear(&linear)?)?;
-            let rows = forms.par_iter_mut().zip(product.par_chunks(end - begin));
-            rows.zip(x.par_chunks(width.max(1))).for_each(|((form, product), x)| {
-                let pairs = product.iter().zip(&x[begin..end]);
-                *form += pairs.fold(0.0, |s, (&p, &x)| s + f64::from(p) * f64::from(x));
-            });
-        }
+        let mut forms = forms(self.backend, &self.factor.gram, self.shape[1], x)?;
         forms.iter_mut().for_each(|form| *form *= self.factor.mean);
         Ok(forms)
     }

@@ -1,13 +1,16 @@
 //! What rewrites weights: fits of a grid to given values, solvers that choose codes, the passes
 //! built from them, and the recipes that are built in.
 
+pub mod awq;
 pub mod factor;
 pub mod fit;
+pub mod fold;
 pub mod gptq;
 mod pattern;
-mod quantize;
+mod quadratic;
 mod recipe;
 pub mod rtn;
+mod rule;
 mod solve;
 
-pub use recipe::{builtin, meant, modules, names, passes, resolved, text, unmatched};
+pub use recipe::{builtin, meant, modules, names, pipeline, resolved, text, unmatched};

@@ -1,19 +1,18 @@
 //! Built-in recipes, and the passes that recipes name.
 
 use crate::pattern::Pattern;
-use crate::quantize::Made;
-use compiler::{Pass, PassRecipe, Recipe, Refusal, Wrong};
+use crate::rule::Rule;
+use compiler::{Output, OutputRecipe, Pass, PassRecipe, Pipeline, Recipe, Refusal, Wrong};
 use ir::{ModelSpec, Op};
 use std::collections::BTreeSet;
+
+/// A pass, and every setting of it.
+type Made = (Box<dyn Pass>, toml::Table);
 
 /// A pass by its name: what makes it from its settings.
 type Make = fn(&toml::Table) -> Result<Made, Wrong>;
 
-const PASSES: &[(&str, Make)] = &[
-    ("rtn", crate::quantize::rtn),
-    ("gptq", crate::quantize::gptq),
-    ("head", crate::quantize::head),
-];
+const PASSES: &[(&str, Make)] = &[("awq", crate::awq::make)];
 
 const RECIPES: &[(&str, &str)] = &[
     ("int2", include_str!("../recipes/int2.toml")),
@@ -93,44 +92,82 @@ pub fn text(name: &str) -> Option<&'static str> {
     RECIPES.iter().find(|(n, _)| *n == name).map(|(_, text)| *text)
 }
 
-/// Makes a recipe's passes.
+/// What a recipe comes to: its passes, and its outputs with their rules.
 ///
 /// # Errors
-/// Every pass that is unknown, or whose settings are.
-pub fn passes(recipe: &Recipe) -> Result<Vec<Box<dyn Pass>>, Vec<Wrong>> {
-    Ok(made(recipe)?.into_iter().map(|(pass, _)| pass).collect())
+/// Every pass or rule that is unknown, or whose settings are.
+pub fn pipeline(recipe: &Recipe) -> Result<Pipeline, Vec<Wrong>> {
+    let Parts { passes, rules } = Parts::of(recipe)?;
+    let passes = passes.into_iter().map(|(pass, _)| pass).collect();
+    let outputs = recipe.outputs.iter().zip(recipe.output_names()).zip(rules);
+    let output = |((output, name), rules): ((&OutputRecipe, String), Vec<Rule>)| Output {
+        name,
+        format: output.format.clone(),
+        dtype: output.dtype,
+        head: output.head,
+        rules: rules.into_iter().map(|rule| Box::new(rule) as Box<dyn compiler::Rule>).collect(),
+    };
+    Ok(Pipeline { passes, outputs: outputs.map(output).collect() })
 }
 
-/// The recipe with every setting of every pass, those included that it leaves to their defaults: the
-/// record of what runs.
+/// The recipe with every setting of every pass and rule, those included that it leaves to their
+/// defaults: the record of what runs.
 ///
 /// # Errors
-/// As [`passes`].
+/// As [`pipeline`].
 pub fn resolved(recipe: &Recipe) -> Result<Recipe, Vec<Wrong>> {
-    let made = made(recipe)?;
-    let passes = recipe.passes.iter().zip(made).map(|(pass, (_, settings))| {
+    let Parts { passes, rules } = Parts::of(recipe)?;
+    let passes = recipe.passes.iter().zip(passes).map(|(pass, (_, settings))| {
         let name = pass.name.clone();
         PassRecipe { name, settings }
     });
-    Ok(Recipe { passes: passes.collect(), ..recipe.clone() })
+    let outputs = recipe.outputs.iter().zip(rules).map(|(output, rules)| {
+        let rules = rules.iter().map(Rule::whole).collect();
+        OutputRecipe { rules, ..output.clone() }
+    });
+    Ok(Recipe { passes: passes.collect(), outputs: outputs.collect(), ..recipe.clone() })
 }
 
-fn made(recipe: &Recipe) -> Result<Vec<Made>, Vec<Wrong>> {
-    let mut refusals = Vec::new();
-    let mut passes = Vec::new();
-    for (number, pass) in recipe.passes.iter().enumerate() {
-        match make(pass) {
-            Ok(pass) => passes.push(pass),
-            Err(wrong) => refusals.push(wrong.within(["pass".into(), number.to_string()])),
+/// What a recipe's tables say.
+struct Parts {
+    passes: Vec<Made>,
+    /// Of each output.
+    rules: Vec<Vec<Rule>>,
+}
+
+impl Parts {
+    fn of(recipe: &Recipe) -> Result<Self, Vec<Wrong>> {
+        let mut wrongs = Vec::new();
+        let mut parts = Self { passes: Vec::new(), rules: Vec::new() };
+        for (number, pass) in recipe.passes.iter().enumerate() {
+            match make(pass) {
+                Ok(pass) => parts.passes.push(pass),
+                Err(wrong) => wrongs.push(wrong.within(["pass".into(), number.to_string()])),
+            }
         }
+        for (output, recipe) in recipe.outputs.iter().enumerate() {
+            let mut rules = Vec::new();
+            for (number, table) in recipe.rules.iter().enumerate() {
+                let at = ["output".into(), output.to_string(), "rule".into(), number.to_string()];
+                match Rule::new(table) {
+                    Ok(rule) => rules.push(rule),
+                    Err(wrong) => wrongs.push(wrong.within(at)),
+                }
+            }
+            parts.rules.push(rules);
+        }
+        if wrongs.is_empty() { Ok(parts) } else { Err(wrongs) }
     }
-    if refusals.is_empty() { Ok(passes) } else { Err(refusals) }
 }
 
 fn make(pass: &PassRecipe) -> Result<Made, Wrong> {
     let Some((_, make)) = PASSES.iter().find(|(name, _)| *name == pass.name) else {
         let all: Vec<&str> = PASSES.iter().map(|(name, _)| *name).collect();
-        let rule = format!("{:?} is no pass; they are {}", pass.name, all.join(", "));
+        let rule = format!(
+            "{:?} is no pass; they are {} (gptq and rtn are solvers of a rule)",
+            pass.name,
+            all.join(", ")
+        );
         return Err(Wrong { at: vec!["name".into()], rule });
     };
     make(&pass.settings)
@@ -152,9 +189,10 @@ pub fn modules(model: &ModelSpec) -> BTreeSet<&str> {
     linears.map(|spec| &spec.tensor[..name(&spec.tensor)]).chain(["lm_head"]).collect()
 }
 
-/// Each pattern of a recipe's `ignore` that names no module of a model.
+/// Each pattern of a recipe's `ignore` and `names` that names no module of a model.
 pub fn unmatched<'r>(recipe: &'r Recipe, modules: &BTreeSet<&str>) -> Vec<&'r str> {
-    let lists = recipe.passes.iter().filter_map(|pass| pass.settings.get("ignore"));
+    let rules = recipe.outputs.iter().flat_map(|output| &output.rules);
+    let lists = rules.flat_map(|rule| [rule.get("names"), rule.get("ignore")]).flatten();
     let patterns =
         lists.filter_map(toml::Value::as_array).flatten().filter_map(toml::Value::as_str);
     let names_none = |pattern: &&str| {

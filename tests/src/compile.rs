@@ -27,24 +27,25 @@ pub fn int4(model: &Path, out: &Path, backend: &dyn Backend, windows: Windows<'_
     let checkpoint = Checkpoint::open(model).expect("it compiles and runs");
     let spec = arch::load(checkpoint.config(), &checkpoint).expect("it compiles and runs").model;
     let recipe = passes::builtin("int4").expect("it compiles and runs");
-    let passes = passes::passes(&recipe).expect("it compiles and runs");
+    let pipeline = passes::pipeline(&recipe).expect("it compiles and runs");
     let mut all = ids.chunks_exact(length).map(<[u32]>::to_vec);
     let sample: Vec<Vec<u32>> = all.by_ref().take(samples).collect();
     let held_out: Vec<Vec<u32>> = all.take(1).collect();
     let tokens = Tokens { calibration: samples * length, held_out: length, longest: length };
-    let plan = Plan::new(&spec, &recipe, &passes, tokens).expect("it compiles and runs");
+    let plan = Plan::new(&spec, &pipeline, tokens).expect("it compiles and runs");
     let job = Job {
         checkpoint: &checkpoint,
         model: calibration::Model { spec: &spec, source: &checkpoint },
         ignored_keys: &[],
         recipe: &recipe,
-        passes: &passes,
+        pipeline: &pipeline,
         plan: &plan,
         backend,
         samples: Text { from: "test", sequences: &sample },
         held_out: Text { from: "test", sequences: &held_out },
         activations: u64::MAX,
         allow_zero: false,
+        dump: None,
     };
     let destination =
         Destination::claim(out, Claim::new(checkpoint.folder())).expect("it compiles and runs");

@@ -187,9 +187,9 @@ fn recipes_are_the_general_form() {
     assert_eq!(result["report"]["weights"].as_array().unwrap().len(), 32);
     assert_eq!(result["report"]["recipe"]["calibration"]["seed"], 3);
     for (text, rule) in [
-        ("", "is [[pass]] with a name"),
-        ("pass = []", "has no pass"),
-        ("[[pass]]\nname = \"magic\"", "\"magic\" is no pass; they are rtn, gptq"),
+        ("", "has nothing to do: [[output]]"),
+        ("pass = []", "has nothing to do"),
+        ("[[pass]]\nname = \"magic\"", "\"magic\" is no pass; they are awq"),
         ("[[pass]]\nname = \"rtn\"\nbits = 9", "9 is not 2 to 8"),
         ("[[pass]]\nname = \"rtn\"\nbits = 4\nwidth = 1", "width: is unknown"),
         ("[[pass]]\nname = \"rtn\"\nbits = 4\ngroup = 48", "48 is not 32, 64, 128"),
@@ -202,6 +202,57 @@ fn recipes_are_the_general_form() {
         bench.refuses(&stories(), &["--recipe", "bad.toml"], 2, rule);
         assert!(!bench.path("stories260k-bad.partial").exists(), "{text}");
     }
+}
+
+#[test]
+fn several_outputs_are_written_from_one_calibration() {
+    let bench = Bench::new();
+    let rule =
+        |bits: u8, solver: &str| format!("[[output.rule]]\nbits = {bits}\nsolver = \"{solver}\"\n");
+    let alone = |name: &str, text: &str| {
+        fs::write(bench.path("one.toml"), format!("[[output]]\n{text}")).unwrap();
+        bench.make(&stories(), &["--recipe", "one.toml", "-o", name]);
+    };
+    let (int4, int8) = (rule(4, "gptq"), rule(8, "rtn"));
+    alone("int4", &int4);
+    alone("int8", &int8);
+    let both = format!("[[output]]\nname = \"four\"\n{int4}[[output]]\nname = \"eight\"\n{int8}");
+    fs::write(bench.path("both.toml"), both).unwrap();
+    let result = bench.make(&stories(), &["--recipe", "both.toml", "-o", "both"]);
+    let report = &result["report"];
+    let same = |one: &str, of: &str| {
+        let (mut one, mut of) = (files(&bench.path(one)), files(&bench.path(of)));
+        let own = of.remove("report.json").unwrap();
+        one.remove("report.json");
+        assert_eq!(one, of);
+        serde_json::from_slice::<Value>(&own).unwrap()
+    };
+    // What does not lead is the same too, since its codes need no statistics.
+    let four = same("int4", "both/four");
+    let eight = same("int8", "both/eight");
+    assert_eq!(report["outputs"]["four"], four);
+    assert_eq!(report["outputs"]["eight"], eight);
+    assert_eq!(report["quality"], four["quality"]);
+    let perplexity = |report: &Value| report["quality"]["perplexity"].as_f64().unwrap();
+    let alone: Value =
+        serde_json::from_slice(&fs::read(bench.path("int8/report.json")).unwrap()).unwrap();
+    let (ours, expected) = (perplexity(&eight), perplexity(&alone));
+    assert!((ours / expected - 1.0).abs() < 1e-6, "{ours} {expected}");
+    // The whole is verified, and so is each output alone; it is not done again.
+    for folder in ["both", "both/four", "both/eight"] {
+        let out = optimize().args(["verify", folder]).current_dir(bench.0.path()).output().unwrap();
+        assert!(out.status.success(), "{}", String::from_utf8_lossy(&out.stderr));
+    }
+    let again = bench.make(&stories(), &["--recipe", "both.toml", "-o", "both"]);
+    assert_eq!(again["up_to_date"], true);
+    let weights = bench.path("both/eight/model.safetensors");
+    let mut bytes = fs::read(&weights).unwrap();
+    *bytes.last_mut().unwrap() ^= 1;
+    fs::write(&weights, bytes).unwrap();
+    let out = optimize().args(["verify", "both"]).current_dir(bench.0.path()).output().unwrap();
+    let said =
+        String::from_utf8_lossy(&out.stdout).into_owned() + &String::from_utf8_lossy(&out.stderr);
+    assert!(!out.status.success() && said.contains("eight/model.safetensors"), "{said}");
 }
 
 #[test]

@@ -2,7 +2,7 @@
 
 #![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 
-use serde_json::Value;
+use serde_json::{Value, json};
 use std::fs;
 use tests::{optimize, root};
 
@@ -35,7 +35,7 @@ fn a_printed_recipe_makes_what_its_name_makes() {
     assert!(report("a") == report("b") && report("a") == report("c"));
     // The report says every setting, and is a recipe.
     let read: Value = serde_json::from_slice(&report("a")).unwrap();
-    assert_eq!(read["recipe"]["pass"][0]["damping"], 0.01, "{}", read["recipe"]);
+    assert_eq!(read["recipe"]["output"][0]["rule"][0]["damping"], 0.01, "{}", read["recipe"]);
     assert_eq!(read["recipe"]["calibration"]["samples"], 4);
     let (code, text, said) =
         outcome(at.path(), &["--recipe", "a", "-o", "a", "--no-gate", &stories()]);
@@ -51,7 +51,11 @@ fn what_is_wrong_in_a_recipe_is_said_with_its_line_and_key() {
             "[[pass]]\nname = \"gptq\"\nbits = 4\ngroup = 65\n",
             "line 4, pass 1, group: 65 is not 32",
         ),
-        ("[[pass]]\nname = \"awq\"\n", "line 2, pass 1, name: \"awq\" is no pass"),
+        ("[[pass]]\nname = \"magic\"\n", "line 2, pass 1, name: \"magic\" is no pass"),
+        (
+            "[[output]]\n[[output.rule]]\nbits = 4\nsolver = \"awq\"\n",
+            "line 4, output 1, rule 1, solver: \"awq\" is not \"gptq\" or \"rtn\"",
+        ),
         ("[[pass]]\nname = \"gptq\"\nbits = 4\ndampin = 1\n", "line 4, pass 1, dampin: is unknown"),
         (
             "[[pass]]\nname = \"rtn\"\nbits = 4\nignore = \"x\"\n",
@@ -84,8 +88,9 @@ fn a_head_and_a_share_are_written_as_options_have_them() {
     assert_eq!(code, 0, "{said}");
     let plan: Value = serde_json::from_str(&text).unwrap();
     assert_eq!(plan["recipe"]["gate"]["max-ppl-increase"], 0.02);
-    assert_eq!(plan["recipe"]["pass"][1]["name"], "head");
-    assert_eq!(plan["recipe"]["pass"][1]["bits"], 8);
+    let rules = &plan["recipe"]["output"][0]["rule"];
+    assert_eq!(rules[1]["of"], json!(["head"]));
+    assert_eq!(rules[1]["bits"], 8);
 }
 
 #[test]

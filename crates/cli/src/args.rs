@@ -176,6 +176,10 @@ pub(crate) struct Compile {
     /// pruned on purpose.
     #[arg(long)]
     pub(crate) allow_zero: bool,
+    /// Write each block as text, before and after each pass, to files in this folder. Use it to see
+    /// what a pass does.
+    #[arg(long, value_name = "DIR")]
+    pub(crate) dump_ir: Option<PathBuf>,
     /// Who is to load the artifact: transformers, dequantized (transformers with dequantize=True), vllm
     /// or mlx; repeatable [default: transformers and vllm]. Use it to be told before the work what
     /// will not load there, and what helps.

@@ -26,7 +26,7 @@ pub(crate) fn run(args: &Compile) -> Result<(), Failure> {
     let started = Instant::now();
     let mut request = Request::of(args)?;
     let refused = |all| Failure::from(compiler::CompileError::Refused(all));
-    let passes = passes::passes(&request.recipe)
+    let pipeline = passes::pipeline(&request.recipe)
         .map_err(|all| refused(all.into_iter().map(Into::into).collect()))?;
     let opened = model::open(&args.model, &args.common)?;
     already_quantized(args, &opened)?;
@@ -37,7 +37,7 @@ pub(crate) fn run(args: &Compile) -> Result<(), Failure> {
     }
     let out = request.output(args)?;
     let make = |tokens: Tokens| {
-        let plan = Plan::new(&opened.spec, &request.recipe, &passes, tokens);
+        let plan = Plan::new(&opened.spec, &pipeline, tokens);
         let plan = plan.map_err(refused)?;
         plan.with_stored(&opened.checkpoint, &opened.spec).map_err(|one| refused(vec![one]))
     };
@@ -64,13 +64,14 @@ pub(crate) fn run(args: &Compile) -> Result<(), Failure> {
             model: Model { source: &source, ..model::streamed(&opened) },
             ignored_keys: &args.common.ignore_config_key,
             recipe: &request.recipe,
-            passes: &passes,
+            pipeline: &pipeline,
             plan: &plan,
             backend: devices.backend(),
             samples: streams.samples(),
             held_out: streams.held_out(),
             activations: memory.resident,
             allow_zero: args.allow_zero,
+            dump: args.dump_ir.as_deref(),
         };
         if args.dry_run {
             compiler::precheck(&job, &destination)?;
@@ -143,7 +144,7 @@ fn unfitting(args: &Compile, spec: &ModelSpec, plan: &Plan) -> Vec<String> {
     let size = args.group_size.as_ref().and_then(|size| size.parse::<usize>().ok());
     let Some(asked) = size else { return said };
     let mut others: BTreeMap<(usize, String), usize> = BTreeMap::new();
-    for (id, weights) in &plan.blocks {
+    for (id, weights) in &plan.lead().blocks {
         for weight in weights.iter().filter(|_| matches!(id, BlockId::Layer(_))) {
             let Some(span) = weight.grid().map(|grid| grid.span()) else { continue };
             if span != Span::Group(asked) {

@@ -54,15 +54,17 @@ fn table(cx: &Context<'_>, plan: &Plan, peak: u64, [time, replay]: [f64; 2]) -> 
         text += &fold("calibrate", &words);
     }
     for pass in &cx.recipe.passes {
-        let given =
-            pass.settings.iter().filter(|(_, v)| v.as_array().is_none_or(|a| !a.is_empty()));
-        let settings: Vec<String> = given.map(|(k, v)| format!("{k} {v}")).collect();
-        text += &fold("pass", &format!("{}: {}", pass.name, settings.join(", ")));
+        text += &fold("pass", &format!("{}: {}", pass.name, settings(&pass.settings)));
+    }
+    for (output, name) in cx.recipe.outputs.iter().zip(cx.recipe.output_names()) {
+        let only = cx.recipe.outputs.len() == 1;
+        let label = if only { "rule".into() } else { format!("rule of {name}") };
+        output.rules.iter().for_each(|rule| text += &fold(&label, &settings(rule)));
     }
     for ((choice, _), (count, bytes)) in by_choice(plan) {
         text += &fold("weights", &format!("{count} {choice}, from {}", size(bytes)));
     }
-    for tensor in &plan.carried {
+    for tensor in &plan.lead().carried {
         let bytes = size(tensor.bytes().unwrap_or(0));
         let words = format!("{} as it is, {bytes}: nothing reads it", tensor.name);
         text += &fold("carried", &words);
@@ -72,8 +74,8 @@ fn table(cx: &Context<'_>, plan: &Plan, peak: u64, [time, replay]: [f64; 2]) -> 
         text += &fold("measured", &format!("on held-out tokens, in windows of {window}"));
     }
     text += &fold("gate", &gate(&cx.recipe.gate));
-    let share = 100.0 * plan.artifact_bytes as f64 / plan.source_bytes.max(1) as f64;
-    let (from, to) = (size(plan.source_bytes), size(plan.artifact_bytes));
+    let share = 100.0 * plan.artifact_bytes() as f64 / plan.source_bytes.max(1) as f64;
+    let (from, to) = (size(plan.source_bytes), size(plan.artifact_bytes()));
     text += &fold("size", &format!("{from} -> {to}  ({share:.1} %)"));
     text += &fold("memory", &format!("about {} at peak", size(peak)));
     let spilled = plan.activation_bytes.saturating_sub(cx.memory.resident);
@@ -101,6 +103,12 @@ fn table(cx: &Context<'_>, plan: &Plan, peak: u64, [time, replay]: [f64; 2]) -> 
     text
 }
 
+/// Settings in a line; lists that are empty say nothing.
+fn settings(table: &toml::Table) -> String {
+    let given = table.iter().filter(|(_, v)| v.as_array().is_none_or(|a| !a.is_empty()));
+    given.map(|(k, v)| format!("{k} {v}")).collect::<Vec<_>>().join(", ")
+}
+
 /// What the result must keep to be published.
 fn gate(gate: &Gate) -> String {
     let increase = gate.max_ppl_increase;
@@ -123,7 +131,7 @@ fn percent(share: f64) -> f64 {
 /// Tensors and source bytes by what becomes of them.
 fn by_choice(plan: &Plan) -> BTreeMap<(String, bool), (usize, u64)> {
     let mut kinds = BTreeMap::new();
-    for weight in plan.blocks.iter().flat_map(|(_, weights)| weights) {
+    for weight in plan.lead().blocks.iter().flat_map(|(_, weights)| weights) {
         let what = match weight.choice {
             Choice::Dense(dtype) => (format!("stay {dtype}"), false),
             Choice::Quantized { grid, .. } => (format!("to {grid}"), true),
@@ -136,7 +144,7 @@ fn by_choice(plan: &Plan) -> BTreeMap<(String, bool), (usize, u64)> {
 }
 
 fn head_advice(plan: &Plan) -> Option<String> {
-    let (_, head) = plan.blocks.last()?;
+    let (_, head) = plan.lead().blocks.last()?;
     let weight = head.last()?;
     let stored = match weight.choice {
         Choice::Quantized { .. } => return None,
@@ -146,7 +154,7 @@ fn head_advice(plan: &Plan) -> Option<String> {
     // A tied head becomes a tensor of its own, so that the artifact would grow.
     let codes = weight.spec.shape.iter().product::<usize>();
     let saved = stored.checked_sub(codes + codes / 32)?;
-    let share = stored as f64 / plan.artifact_bytes.max(1) as f64;
+    let share = stored as f64 / plan.lead().artifact_bytes.max(1) as f64;
     (share > HEAD_SHARE && weight.choice != Choice::Shared).then(|| {
         let (percent, saved) = (100.0 * share, size(saved as u64));
         format!("the head is {percent:.0} % of the artifact: --head int8 saves about {saved}")
@@ -176,6 +184,7 @@ fn rate(backend: &dyn Backend) -> Result<f64, Failure> {
 
 fn as_json(cx: &Context<'_>, plan: &Plan, peak: u64, seconds: [f64; 2]) -> Value {
     let tensors: Vec<Value> = plan
+        .lead()
         .tensors
         .iter()
         .map(|t| json!({ "name": t.name, "dtype": t.dtype.to_string(), "shape": t.shape }))
@@ -184,7 +193,7 @@ fn as_json(cx: &Context<'_>, plan: &Plan, peak: u64, seconds: [f64; 2]) -> Value
         "output": cx.out.display().to_string(),
         "recipe": cx.recipe,
         "tensors": tensors,
-        "bytes": { "source": plan.source_bytes, "artifact": plan.artifact_bytes },
+        "bytes": { "source": plan.source_bytes, "artifact": plan.artifact_bytes() },
         "peak_memory": peak,
         "activation_bytes": plan.activation_bytes,
         "operations": plan.operations,
@@ -192,7 +201,7 @@ fn as_json(cx: &Context<'_>, plan: &Plan, peak: u64, seconds: [f64; 2]) -> Value
         "replay_seconds": seconds[1],
         "advice": head_advice(plan),
         "readers": readers::refusals(plan, &cx.args.readers).iter().map(Refusal::json).collect::<Vec<_>>(),
-        "carried": plan.carried.iter().map(|t| t.name.as_str()).collect::<Vec<_>>(),
+        "carried": plan.lead().carried.iter().map(|t| t.name.as_str()).collect::<Vec<_>>(),
         "window": held_out_window(cx.opened.spec.context),
     })
 }

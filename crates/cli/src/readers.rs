@@ -59,8 +59,8 @@ impl Reader {
 impl Kind {
     /// What is planned, as readers see it.
     pub(crate) fn of(plan: &Plan) -> Self {
-        let mut kind = Self { carries: !plan.carried.is_empty(), ..Self::default() };
-        for (id, weights) in &plan.blocks {
+        let mut kind = Self { carries: !plan.lead().carried.is_empty(), ..Self::default() };
+        for (id, weights) in &plan.lead().blocks {
             let grids = weights.iter().filter_map(|w| w.grid()?.int());
             for IntGrid { bits, symmetric, span, .. } in grids {
                 let size = match span {

@@ -4,7 +4,7 @@ use crate::args::{Compile, HeadGrid, Method, StoreDtype, Switch};
 use crate::eval::read;
 use crate::failure::Failure;
 use crate::words;
-use compiler::{Dtype, PassRecipe, Recipe};
+use compiler::{Dtype, Recipe, head_rule};
 use ir::ModelSpec;
 use std::path::{Path, PathBuf};
 use toml::{Table, Value};
@@ -54,7 +54,7 @@ impl Named {
         Ok(Self { recipe, name: stem(), file: Some((given.to_string(), text)) })
     }
 
-    /// The recipe with every setting of its passes.
+    /// The recipe with every setting of its passes and rules.
     pub(crate) fn resolved(&self) -> Result<Recipe, Failure> {
         passes::resolved(&self.recipe).map_err(|all| {
             let refusals = all.into_iter().map(|wrong| match &self.file {
@@ -86,7 +86,7 @@ impl Request {
         // What is wrong in the file is said before options change it.
         named.resolved()?;
         let recipe = &mut named.recipe;
-        override_passes(args, recipe)?;
+        override_rules(args, recipe)?;
         let calibration = &mut recipe.calibration;
         calibration.samples = args.samples.unwrap_or(calibration.samples);
         calibration.seq_len = args.seq_len.unwrap_or(calibration.seq_len);
@@ -94,7 +94,7 @@ impl Request {
         recipe.gate.max_ppl_increase = args.max_ppl_increase.or(recipe.gate.max_ppl_increase);
         recipe.gate.max_kl = args.max_kl.or(recipe.gate.max_kl);
         if let Some(StoreDtype::Bf16) = args.dtype {
-            recipe.dtype = Dtype::Bf16;
+            recipe.outputs.iter_mut().for_each(|output| output.dtype = Dtype::Bf16);
         }
         recipe.check()?;
         let builtin = passes::names().any(|name| name == named.name) && named.file.is_none();
@@ -133,8 +133,8 @@ impl Request {
     }
 }
 
-/// Changes the settings of the passes that quantize layers, and adds or removes `head`.
-fn override_passes(args: &Compile, recipe: &mut Recipe) -> Result<(), Failure> {
+/// Changes the settings of the rules that are about layers, and adds or removes those of the head.
+fn override_rules(args: &Compile, recipe: &mut Recipe) -> Result<(), Failure> {
     let mut changed = Table::new();
     if let Some(group) = &args.group_size {
         let value = group.parse().map_or(Value::String(group.clone()), Value::Integer);
@@ -146,32 +146,41 @@ fn override_passes(args: &Compile, recipe: &mut Recipe) -> Result<(), Failure> {
     if let Some(order) = args.act_order {
         changed.insert("act-order".into(), Value::Boolean(order == Switch::On));
     }
-    let layers = |p: &&mut PassRecipe| matches!(p.name.as_str(), "gptq" | "rtn");
-    for pass in recipe.passes.iter_mut().filter(layers) {
-        match args.method {
-            Some(Method::Gptq) => pass.name = "gptq".into(),
-            Some(Method::Rtn) => pass.name = "rtn".into(),
-            None => {}
+    let method = args.method.map(|method| match method {
+        Method::Gptq => "gptq",
+        Method::Rtn => "rtn",
+    });
+    changed.extend(method.map(|method| ("solver".to_string(), method.into())));
+    for output in &mut recipe.outputs {
+        for rule in output.rules.iter_mut().filter(|rule| is_of(rule, "layers")) {
+            rule.extend(changed.clone());
+            if !args.ignore.is_empty() {
+                let list = rule.entry("ignore").or_insert(Value::Array(Vec::new()));
+                let list = list
+                    .as_array_mut()
+                    .ok_or_else(|| Failure::refused("recipe: ignore of a rule is no list"))?;
+                list.extend(args.ignore.iter().cloned().map(Value::String));
+            }
         }
-        pass.settings.extend(changed.clone());
-        if !args.ignore.is_empty() {
-            let list = pass.settings.entry("ignore").or_insert(Value::Array(Vec::new()));
-            let list = list.as_array_mut().ok_or_else(|| {
-                Failure::refused(format!("recipe: ignore of pass {} is no list", pass.name))
-            })?;
-            list.extend(args.ignore.iter().cloned().map(Value::String));
-        }
+        let bits = match args.head {
+            None => continue,
+            Some(HeadGrid::AsSource | HeadGrid::Bf16) => None,
+            Some(HeadGrid::Int8) => Some(8),
+            Some(HeadGrid::Int4) => Some(4),
+        };
+        output.rules.retain(|rule| !is_of(rule, "head"));
+        output.head = if args.head == Some(HeadGrid::Bf16) { Dtype::Bf16 } else { output.head };
+        output.rules.extend(bits.map(head_rule));
     }
-    let bits = match args.head {
-        None => return Ok(()),
-        Some(HeadGrid::AsSource | HeadGrid::Bf16) => None,
-        Some(HeadGrid::Int8) => Some(8),
-        Some(HeadGrid::Int4) => Some(4),
-    };
-    recipe.passes.retain(|p| p.name != "head");
-    recipe.head = if args.head == Some(HeadGrid::Bf16) { Dtype::Bf16 } else { recipe.head };
-    recipe.passes.extend(bits.map(PassRecipe::head));
     Ok(())
+}
+
+/// Whether a rule is about a part of the model; about layers where it does not say.
+fn is_of(rule: &Table, part: &str) -> bool {
+    match rule.get("of").and_then(Value::as_array) {
+        Some(of) => of.iter().any(|word| word.as_str() == Some(part)),
+        None => part == "layers",
+    }
 }
 
 /// `optimize MODEL` alone: says what could be done with it.

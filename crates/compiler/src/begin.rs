@@ -2,15 +2,20 @@
 //! or not at all, because its artifact is there.
 
 use crate::CompileError;
-use crate::drive::Job;
 use crate::identity;
+use crate::job::Job;
 use crate::journal::Journal;
 use crate::output;
+use crate::plan::PlannedOutput;
 use crate::publish::Destination;
 use crate::report::Report;
 use crate::verify::{Difference, differences};
-use checkpoint::Sink;
+use crate::writer::Writer;
+use checkpoint::disk::Disk;
+use checkpoint::{Layout, Sink};
 use serde_json::Value;
+use std::path::Path;
+use std::sync::Arc;
 
 /// The report of the artifact at the output's place, if it is what this job would make.
 pub(crate) fn up_to_date(
@@ -66,8 +71,18 @@ pub(crate) fn kept(
 ) -> Result<Option<Report>, CompileError> {
     let Some(report) = destination.kept() else { return Ok(None) };
     let artifact = destination.artifact();
-    let missing = report.files.keys().any(|name| !artifact.join(name).is_file());
-    if missing || !differences(&report, &artifact)?.iter().all(Difference::is_unknown) {
+    let is_missing = |folder: &Path, report: &Report| {
+        report.files.keys().any(|name| !folder.join(name).is_file())
+    };
+    let mut outputs = report.outputs.iter();
+    let missing = is_missing(&artifact, &report)
+        || outputs.any(|(name, output)| is_missing(&artifact.join(name), output));
+    let damaged = |difference: &Difference| match difference {
+        // The reports of several outputs are written when all is published.
+        Difference::Changed { name, .. } => !name.ends_with("/report.json"),
+        difference => !difference.is_unknown(),
+    };
+    if missing || differences(&report, &artifact)?.iter().any(damaged) {
         return Ok(None);
     }
     let source = identity::source_hashes(job)?;
@@ -80,28 +95,44 @@ pub(crate) fn kept(
 }
 
 /// The work of an earlier process if it can be gone on with, or a new beginning.
-pub(crate) fn begin(
-    job: &Job<'_>,
+pub(crate) fn begin<'a>(
+    job: &'a Job<'a>,
     destination: &Destination,
     journal: Option<Journal>,
     settings: &Value,
-) -> Result<(Journal, Sink), CompileError> {
-    let (disk, folder) = (destination.disk(), destination.artifact());
-    let layout = output::layout(job)?;
+) -> Result<(Journal, Vec<Writer<'a>>), CompileError> {
+    let disk = destination.disk();
     if let Some(journal) = journal {
-        match Sink::resume_on(disk.clone(), &folder, layout.clone()) {
-            Ok(sink) => return Ok((journal, sink)),
-            Err(error) if error.is_machine() => return Err(error.into()),
+        match writers(job, destination, Sink::resume_on) {
+            Ok(writers) => return Ok((journal, writers)),
             // The files are gone or damaged: there is nothing to go on with.
-            Err(_) => {}
+            Err(CompileError::Checkpoint(error)) if !error.is_machine() => {}
+            Err(error) => return Err(error),
         }
     }
     destination.clear()?;
     room(job, destination)?;
-    let sink = Sink::create_on(disk.clone(), &folder, layout)?;
+    destination.make_folders(job.plan)?;
+    let writers = writers(job, destination, Sink::create_on)?;
     let journal = Journal::create(&**disk, destination.partial(), settings)?;
     disk.reached("begun");
-    Ok((journal, sink))
+    Ok((journal, writers))
+}
+
+/// What opens the files of an output.
+type Open = fn(Arc<dyn Disk>, &Path, Layout) -> Result<Sink, checkpoint::Error>;
+
+fn writers<'a>(
+    job: &'a Job<'a>,
+    destination: &Destination,
+    open: Open,
+) -> Result<Vec<Writer<'a>>, CompileError> {
+    let writer = |output: &'a PlannedOutput| {
+        let folder = destination.artifact_of(job.plan, output);
+        let layout = output::layout(job.checkpoint.config(), output)?;
+        Ok(Writer::new(output, open(destination.disk().clone(), &folder, layout)?))
+    };
+    job.plan.outputs.iter().map(writer).collect()
 }
 
 /// Refuses an artifact at the output's place that stays there, as far as its report tells.
@@ -135,7 +166,7 @@ fn stays(destination: &Destination, changes: &[String]) -> CompileError {
 /// Whether the disk has room for the artifact and for what is spilled.
 pub(crate) fn room(job: &Job<'_>, destination: &Destination) -> Result<(), CompileError> {
     let spilled = job.plan.activation_bytes.saturating_sub(job.activations);
-    let needed = job.plan.artifact_bytes.saturating_add(spilled);
+    let needed = job.plan.artifact_bytes().saturating_add(spilled);
     match checkpoint::disk::free_bytes(destination.partial()) {
         Some(free) if free < needed => {
             Err(CompileError::NoRoom { path: destination.partial().into(), needed, free })

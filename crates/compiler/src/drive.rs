@@ -1,100 +1,30 @@
-//! The streaming driver: block by block from the source to the artifact.
+//! The streaming driver: block by block from the source to the artifacts.
 
 use crate::CompileError;
 use crate::begin::{begin, gives_way, kept, open_journal, room, up_to_date};
 use crate::identity;
+use crate::job::{Event, Job, Progress, Spent};
 use crate::journal::Journal;
-use crate::layer::Streams;
+use crate::layer::layer;
 use crate::output;
-use crate::pass::Pass;
-use crate::plan::Plan;
+use crate::plan::PlannedOutput;
 use crate::proof;
 use crate::publish::Destination;
 use crate::recipe::Recipe;
-use crate::report::{FileHash, Report, Sizes, WeightReport};
-use backend::{Backend, Interpreter};
-use calibration::{Activations, Model, Room};
+use crate::report::{FileHash, Report, Sizes};
+use crate::resume::{entry, intact, keep, replay};
+use crate::streams::Streams;
+use crate::table::{carry, table};
+use crate::turn::{Hashes, Turn};
+use crate::writer::Writer;
+use backend::Interpreter;
 use checkpoint::disk::Disk;
-use checkpoint::{Checkpoint, Sink, write_file_on};
+use checkpoint::write_file_on;
 use ir::BlockId;
 use serde_json::Value;
 use std::collections::BTreeMap;
 use std::path::Path;
-use std::time::{Duration, Instant};
-
-/// A compilation to be run.
-pub struct Job<'a> {
-    /// The source.
-    pub checkpoint: &'a Checkpoint,
-    /// Its programs and weights.
-    pub model: Model<'a>,
-    /// Keys of its `config.json` that its user said not to mind.
-    pub ignored_keys: &'a [String],
-    /// What was asked for.
-    pub recipe: &'a Recipe,
-    /// The recipe's passes.
-    pub passes: &'a [Box<dyn Pass>],
-    /// What it comes to.
-    pub plan: &'a Plan,
-    /// Where to compute.
-    pub backend: &'a dyn Backend,
-    /// The calibration samples; empty if no pass observes.
-    pub samples: Text<'a>,
-    /// The held-out tokens; empty if the result is not to be measured.
-    pub held_out: Text<'a>,
-    /// Bytes of hidden states that may stay in memory.
-    pub activations: u64,
-    /// Whether weights may be zero or constant, whole or over many rows.
-    pub allow_zero: bool,
-}
-
-/// Token sequences and where they came from.
-#[derive(Clone, Copy)]
-pub struct Text<'a> {
-    /// `built-in`, or the name of a file.
-    pub from: &'a str,
-    /// The sequences.
-    pub sequences: &'a [Vec<u32>],
-}
-
-/// What a compilation is doing.
-#[derive(Debug)]
-pub enum Event<'a> {
-    /// A block begins: which, of how many.
-    Block(BlockId, usize, usize),
-    /// A block that an earlier process finished is gone through: which, of how many.
-    Replay(BlockId, usize, usize),
-    /// A block that an earlier process finished is damaged, and is done again.
-    Damaged(BlockId),
-    /// A stage of a pass begins.
-    Stage {
-        /// On which block.
-        block: BlockId,
-        /// Which pass.
-        pass: &'static str,
-    },
-    /// A weight was rewritten.
-    Weight(&'a WeightReport),
-    /// The result is being measured.
-    Measure,
-    /// An earlier run had finished the work; it is only judged again.
-    Kept,
-}
-
-/// Where the time went. It is of the run, not of the artifact.
-#[derive(Clone, Copy, Debug, Default)]
-pub struct Spent {
-    /// Reading, hashing and laying out weights.
-    pub load: Duration,
-    /// Forwards and Gram matrices.
-    pub forward: Duration,
-    /// Choosing codes.
-    pub solve: Duration,
-    /// Encoding, writing, and laying out what was written.
-    pub write: Duration,
-    /// Measuring the result.
-    pub measure: Duration,
-}
+use std::time::Instant;
 
 /// What a compilation came to.
 #[derive(Debug)]
@@ -123,20 +53,6 @@ impl Made {
     pub fn publish(self, log: &str) -> Result<(), CompileError> {
         self.destination.publish(&self.report, log)
     }
-}
-
-/// The state of a run.
-pub(crate) struct Driver<'a> {
-    pub(crate) job: &'a Job<'a>,
-    pub(crate) interpreter: Interpreter<'a>,
-    pub(crate) disk: &'a dyn Disk,
-    pub(crate) sink: Sink,
-    pub(crate) journal: Journal,
-    pub(crate) hashes: BTreeMap<String, String>,
-    pub(crate) weights: Vec<WeightReport>,
-    pub(crate) spent: Spent,
-    destination: &'a Destination,
-    events: &'a mut dyn FnMut(Event<'_>),
 }
 
 /// Refuses what [`compile`] would, as far as that shows before a weight is read.
@@ -170,161 +86,173 @@ pub fn compile(
         destination.clear()?;
     }
     let journal = open_journal(&destination, &settings)?;
-    let mut spent = Spent::default();
+    let mut progress = Progress { events, spent: Spent::default() };
     let kept = if journal.is_some() { kept(job, &destination, &settings)? } else { None };
     let report = match kept {
         Some(report) => {
-            events(Event::Kept);
+            progress.tell(Event::Kept);
             report
         }
         None => {
-            let work = begin(job, &destination, journal, &settings)?;
-            let report = build(job, &destination, work, &settings, &mut spent, events)?;
+            let report = build(job, &destination, journal, &settings, &mut progress)?;
             destination.keep(&report)?;
             report
         }
     };
     judge(job.recipe, &report, &destination)?;
     // The limits are part of the recipe that the report states; the work may be older than they.
-    let report = Report { recipe: job.recipe.clone(), ..report }.sealed();
+    let spent = progress.spent;
+    let mut report = Report { recipe: job.recipe.clone(), ..report };
+    report.outputs.values_mut().for_each(|output| output.recipe = job.recipe.clone());
+    let report = report.sealed();
     Ok(Compiled::Made(Box::new(Made { report, spent, destination })))
+}
+
+/// The work of a run: what it writes, and what it has noted of it.
+struct Work<'a> {
+    journal: Journal,
+    writers: Vec<Writer<'a>>,
+    hashes: Hashes,
 }
 
 fn build<'a>(
     job: &'a Job<'a>,
-    destination: &'a Destination,
-    (journal, sink): (Journal, Sink),
+    destination: &Destination,
+    journal: Option<Journal>,
     settings: &Value,
-    spent: &mut Spent,
-    events: &'a mut dyn FnMut(Event<'_>),
+    progress: &mut Progress<'a>,
 ) -> Result<Report, CompileError> {
-    let (folder, disk) = (destination.artifact(), &**destination.disk());
-    let mut driver = Driver {
-        job,
-        interpreter: Interpreter::new(job.backend),
-        disk,
-        sink,
-        journal,
-        hashes: BTreeMap::new(),
-        weights: Vec::new(),
-        spent: Spent::default(),
-        destination,
-        events,
-    };
-    let mut streams = driver.start()?;
-    driver.blocks(&mut streams)?;
-    driver.carry()?;
-    let Driver { interpreter, sink, hashes, weights, spent: used, events, .. } = driver;
-    *spent = used;
+    let interpreter = Interpreter::new(job.backend);
+    let (journal, writers) = begin(job, destination, journal, settings)?;
+    let mut work = Work { journal, writers, hashes: Hashes::new() };
     let clock = Instant::now();
-    destination.retain(&sink.files().collect::<Vec<_>>())?;
-    sink.finish()?;
-    disk.reached("weights-finished");
-    side_files(job, disk, &folder)?;
+    let mut streams = Streams::start(job, &interpreter, destination)?;
+    progress.spent.forward += clock.elapsed();
+    blocks(job, destination, &interpreter, &mut streams, &mut work, progress)?;
+    work.hashes.extend(carry(job, &work.writers)?);
+    let Work { writers, hashes, .. } = work;
+    let (clock, disk) = (Instant::now(), &**destination.disk());
+    let mut weights = Vec::new();
+    for Writer { planned, sink, weights: own } in writers {
+        let folder = destination.artifact_of(job.plan, planned);
+        destination.retain(&folder, &sink.files().collect::<Vec<_>>())?;
+        sink.finish()?;
+        disk.reached("weights-finished");
+        side_files(job, planned, disk, &folder)?;
+        weights.push(own);
+    }
     disk.reached("files-finished");
-    spent.write += clock.elapsed();
-    let clock = Instant::now();
-    let quality = match streams.held {
-        None => None,
-        Some(held) => {
-            events(Event::Measure);
-            Some(proof::measure(job, &interpreter, &folder, held)?)
-        }
-    };
-    disk.reached("measured");
-    spent.measure = clock.elapsed();
-    let files = manifest(disk, &folder)?;
-    let folders =
-        Sizes { source: source_files(job)?, artifact: files.values().map(|file| file.bytes).sum() };
-    let report = Report {
-        tool: "optimize".into(),
-        version: env!("CARGO_PKG_VERSION").into(),
-        numerics: job.backend.numerics().into(),
-        recipe: job.recipe.clone(),
-        identity: identity::identity(settings, &hashes),
-        family: job.model.spec.family.into(),
-        source: hashes,
-        calibration: identity::tokens_report(&job.samples),
-        held_out: identity::tokens_report(&job.held_out),
-        weights,
-        carried: job.plan.carried.iter().map(|tensor| tensor.name.clone()).collect(),
-        sizes: Sizes { source: job.plan.source_bytes, artifact: job.plan.artifact_bytes },
-        quality,
-        folders: Some(folders),
-        files,
-        seal: String::new(),
-    };
-    Ok(report)
-}
-
-impl Driver<'_> {
-    pub(crate) fn progress(&mut self, event: Event<'_>) {
-        (self.events)(event);
-    }
-
-    /// The embeddings of all token streams.
-    fn start(&mut self) -> Result<Streams, CompileError> {
-        let job = self.job;
+    progress.spent.write += clock.elapsed();
+    let identity = identity::identity(settings, &hashes);
+    let (mut held, mut reports) = (streams.into_held(), Vec::new());
+    for (planned, weights) in job.plan.outputs.iter().zip(weights) {
+        let folder = destination.artifact_of(job.plan, planned);
         let clock = Instant::now();
-        let spills = job.plan.activation_bytes > job.activations;
-        // Shares of the room, by tokens; the held-out stream goes in two forms.
-        let tokens = |text: &Text<'_>| text.sequences.iter().map(Vec::len).sum::<usize>();
-        let (samples, held) = (tokens(&job.samples), tokens(&job.held_out));
-        let share = |n: usize| {
-            (job.activations as u128 * n as u128 / (samples + 2 * held).max(1) as u128) as usize
-        };
-        let start = |text: &Text<'_>, name| -> Result<Activations, CompileError> {
-            let spill = spills.then(|| self.destination.spill(name)).transpose()?;
-            let room = Room { bytes: share(tokens(text)), spill };
-            let sequences = text.sequences.iter().map(|s| &s[..]);
-            Ok(Activations::start(&self.interpreter, job.model, sequences, room)?)
-        };
-        let samples = match job.samples.sequences {
+        let quality = match job.held_out.sequences {
             [] => None,
-            _ => Some(start(&job.samples, "samples")?),
-        };
-        let held = match job.held_out.sequences {
-            [] => None,
-            _ => Some([start(&job.held_out, "held-out")?, start(&job.held_out, "original")?]),
-        };
-        self.spent.forward += clock.elapsed();
-        Ok(Streams { samples, held })
-    }
-
-    fn blocks(&mut self, streams: &mut Streams) -> Result<(), CompileError> {
-        let (job, spec) = (self.job, self.job.model.spec);
-        let total = job.plan.blocks.len();
-        for (index, (block, (id, planned))) in spec.blocks().zip(&job.plan.blocks).enumerate() {
-            let last = matches!(id, BlockId::Layer(i) if *i as usize + 1 == spec.layers.len());
-            if !self.replay(index, block, planned, streams, last)? {
-                self.progress(Event::Block(*id, index, total));
-                let reports = self.weights.len();
-                match id {
-                    BlockId::Layer(_) => self.layer(planned, block, streams, last)?,
-                    BlockId::Embedding | BlockId::Head => {
-                        let clock = Instant::now();
-                        self.sliced(block, planned)?;
-                        self.spent.write += clock.elapsed();
-                    }
-                }
-                self.finished(block, planned, reports)?;
+            _ => {
+                progress.tell(Event::Measure);
+                Some(proof::measure(job, &interpreter, &folder, held.take())?)
             }
-            if last {
-                streams.samples = None;
-            }
-        }
-        Ok(())
+        };
+        disk.reached("measured");
+        progress.spent.measure += clock.elapsed();
+        let files = manifest(disk, &folder)?;
+        let artifact = files.values().map(|file| file.bytes).sum();
+        reports.push(Report {
+            tool: "optimize".into(),
+            version: env!("CARGO_PKG_VERSION").into(),
+            numerics: job.backend.numerics().into(),
+            recipe: job.recipe.clone(),
+            identity: identity.clone(),
+            family: job.model.spec.family.into(),
+            source: hashes.clone(),
+            calibration: identity::tokens_report(&job.samples),
+            held_out: identity::tokens_report(&job.held_out),
+            weights,
+            carried: planned.carried.iter().map(|tensor| tensor.name.clone()).collect(),
+            sizes: Sizes { source: job.plan.source_bytes, artifact: planned.artifact_bytes },
+            quality,
+            folders: Some(Sizes { source: source_files(job)?, artifact }),
+            files,
+            outputs: BTreeMap::new(),
+            seal: String::new(),
+        });
     }
-
-    /// The unfinished work is of another job.
-    pub(crate) fn changed(&self, changes: &str) -> CompileError {
-        CompileError::Changed { path: self.destination.partial().into(), changes: changes.into() }
-    }
+    together(job, reports)
 }
 
-/// Everything of the artifact but weights and report.
-fn side_files(job: &Job<'_>, disk: &dyn Disk, folder: &Path) -> Result<(), CompileError> {
-    for file in output::layout(job)?.manifest() {
+/// One report of all outputs: of several, that of the first, with those of all in it.
+fn together(job: &Job<'_>, reports: Vec<Report>) -> Result<Report, CompileError> {
+    let first = reports.first().cloned();
+    let first = first.ok_or_else(|| CompileError::Internal("a recipe has an output".into()))?;
+    if reports.len() == 1 {
+        return Ok(first);
+    }
+    let names = job.plan.outputs.iter().map(|output| output.name.clone());
+    let outputs = names.zip(reports).collect();
+    Ok(Report { files: BTreeMap::new(), outputs, ..first })
+}
+
+/// Goes through the blocks, those that are finished and those that are not.
+fn blocks<'a>(
+    job: &'a Job<'a>,
+    destination: &Destination,
+    interpreter: &Interpreter<'a>,
+    streams: &mut Streams,
+    work: &mut Work<'a>,
+    progress: &mut Progress<'a>,
+) -> Result<(), CompileError> {
+    let (total, disk) = (job.plan.blocks.len(), destination.disk());
+    let Work { journal, writers, hashes } = work;
+    for (index, planned) in job.plan.blocks.iter().enumerate() {
+        let mut turn = Turn { job, interpreter, index, streams, writers, progress };
+        let found = match journal.entry(index) {
+            None => None,
+            Some(found) if intact(&turn, found)? => Some(found.clone()),
+            Some(_) => {
+                journal.cut(index)?;
+                turn.progress.tell(Event::Damaged(planned.id));
+                None
+            }
+        };
+        if let Some(found) = found {
+            turn.progress.tell(Event::Replay(planned.id, index, total));
+            let source = replay(&mut turn)?;
+            let changed = identity::source_changes(&found.source, &source);
+            if !changed.is_empty() {
+                let (path, changes) = (destination.partial().into(), identity::listed(&changed));
+                return Err(CompileError::Changed { path, changes });
+            }
+            keep(&mut turn, &found)?;
+            hashes.extend(source);
+            continue;
+        }
+        turn.progress.tell(Event::Block(planned.id, index, total));
+        let source = match planned.id {
+            BlockId::Layer(_) => layer(&mut turn)?,
+            BlockId::Embedding | BlockId::Head => table(&mut turn)?,
+        };
+        hashes.extend(source.clone());
+        let clock = Instant::now();
+        disk.reached("block-written");
+        turn.writers.iter().try_for_each(|writer| writer.sink.sync())?;
+        disk.reached("block-flushed");
+        journal.append(entry(&turn, source)?)?;
+        disk.reached("block-noted");
+        turn.progress.spent.write += clock.elapsed();
+    }
+    Ok(())
+}
+
+/// Everything of an output but weights and report.
+fn side_files(
+    job: &Job<'_>,
+    planned: &PlannedOutput,
+    disk: &dyn Disk,
+    folder: &Path,
+) -> Result<(), CompileError> {
+    for file in output::layout(job.checkpoint.config(), planned)?.manifest() {
         write_file_on(disk, folder, &file.name, &file.bytes)?;
     }
     for name in job.checkpoint.side_files() {
@@ -357,6 +285,10 @@ fn manifest(disk: &dyn Disk, folder: &Path) -> Result<BTreeMap<String, FileHash>
 }
 
 fn judge(recipe: &Recipe, report: &Report, destination: &Destination) -> Result<(), CompileError> {
+    // Each output must keep the limits; the first of several is also what the report says beside.
+    for output in report.outputs.values() {
+        judge(recipe, output, destination)?;
+    }
     let Some(quality) = report.quality else { return Ok(()) };
     let mut reasons = Vec::new();
     let gated = recipe.gate.max_ppl_increase.is_some() || recipe.gate.max_kl.is_some();

@@ -1,6 +1,7 @@
 //! Why a compilation ended without an artifact.
 
-use crate::pass::{PassError, Refusal};
+use crate::pass::PassError;
+use crate::refusal::Refusal;
 use crate::report::Quality;
 use std::path::PathBuf;
 

@@ -1,10 +1,11 @@
 //! What decides an artifact's bytes: the settings of a job, and the hashes of the tensors it reads.
 
 use crate::CompileError;
-use crate::drive::{Job, Text};
-use crate::layer::hex;
+use crate::hash::hex;
+use crate::job::{Job, Text};
 use crate::recipe::Recipe;
 use crate::report::{Report, TokensReport};
+use crate::table::hash_of;
 use serde_json::{Value, json};
 use sha2::{Digest, Sha256};
 use std::collections::BTreeMap;
@@ -20,7 +21,7 @@ pub(crate) fn settings(job: &Job<'_>) -> Result<Value, CompileError> {
         side_files.insert(name, hex(Sha256::new().chain_update(bytes)));
     }
     let mut tensors = Sha256::new();
-    for tensor in &job.plan.tensors {
+    for tensor in job.plan.outputs.iter().flat_map(|output| &output.tensors) {
         let shown = format!("{:?} {} {:?}\n", tensor.name, tensor.dtype, tensor.shape);
         tensors.update(shown);
     }
@@ -44,18 +45,10 @@ pub(crate) fn identity(settings: &Value, source: &BTreeMap<String, String>) -> S
 
 /// SHA-256 of each tensor that the model reads.
 pub(crate) fn source_hashes(job: &Job<'_>) -> Result<BTreeMap<String, String>, CompileError> {
-    let mut hashes = BTreeMap::new();
     let read = job.model.spec.tensors().into_iter().map(|s| (&s.tensor, &s.shape));
-    for (name, shape) in read.chain(job.plan.carried.iter().map(|t| (&t.name, &t.shape))) {
-        let mut hash = Sha256::new();
-        let rows = shape.first().copied().unwrap_or(1);
-        for begin in (0..rows).step_by(calibration::SLICE_ROWS) {
-            let slice = begin..(begin + calibration::SLICE_ROWS).min(rows);
-            hash.update(job.model.source.read_rows(name, slice)?.bytes());
-        }
-        hashes.insert(name.clone(), hex(hash));
-    }
-    Ok(hashes)
+    let carried = job.plan.lead().carried.iter().map(|t| (&t.name, &t.shape));
+    let all = read.chain(carried);
+    all.map(|(name, shape)| Ok((name.clone(), hash_of(job, name, shape)?))).collect()
 }
 
 /// What is said of a text in a report.
@@ -179,17 +172,27 @@ fn said(at: &str, old: &Value, new: &Value) -> String {
         ["numerics"] => format!("it was computed by {before}, and now it is {now}"),
         ["version"] => format!("it is of version {before}, and this one is {now}"),
         ["recipe", "pass"] => "the passes are others, or more, or fewer".into(),
+        ["recipe", "output"] => "the outputs are others, or more, or fewer".into(),
+        ["recipe", "output", _, "rule"] => "the rules are others, or more, or fewer".into(),
+        ["recipe", "output", _, "rule", number, ref setting @ ..] => {
+            format!("{} of rule {} was {before} and is {now}", setting.join("."), counted(number))
+        }
+        ["recipe", "output", "0", ref setting @ ..] => {
+            format!("{} was {before} and is {now}", setting.join("."))
+        }
         ["recipe", "pass", number, ref setting @ ..] => {
-            // People count from one.
-            let number =
-                number.parse::<usize>().map_or(number.to_string(), |n| (n + 1).to_string());
-            format!("{} of pass {number} was {before} and is {now}", setting.join("."))
+            format!("{} of pass {} was {before} and is {now}", setting.join("."), counted(number))
         }
         ["recipe", ref setting @ ..] => {
             format!("{} was {before} and is {now}", setting.join("."))
         }
         _ => format!("{at} was {before} and is {now}"),
     }
+}
+
+/// The number of one of a list: people count from one.
+fn counted(number: &str) -> String {
+    number.parse::<usize>().map_or(number.to_string(), |n| (n + 1).to_string())
 }
 
 /// A value that fits a line.
@@ -216,9 +219,10 @@ mod tests {
         assert!(settings_changes(&before, &before).is_empty());
         let swapped = json!({ "d": 1, "a": { "b": [1, 2], "c": "x" }, "e": null });
         assert_eq!(settings_changes(&before, &swapped), ["the order of keys in config.json"]);
-        let pass = |group: Value| json!({ "recipe": { "pass": [{ "group": group }] } });
-        let said = settings_changes(&pass(Value::Null), &pass(json!("channel")));
-        assert_eq!(said, ["group of pass 1 was not given and is \"channel\""]);
+        let rule =
+            |group: Value| json!({ "recipe": { "output": [{ "rule": [{ "group": group }] }] } });
+        let said = settings_changes(&rule(Value::Null), &rule(json!("channel")));
+        assert_eq!(said, ["group of rule 1 was not given and is \"channel\""]);
         let hash = |h: &str| json!({ "calibration": { "hash": h.repeat(64) } });
         assert_eq!(settings_changes(&hash("a"), &hash("b")), ["the calibration tokens are others"]);
         let many: Vec<String> = (0..7).map(|n| n.to_string()).collect();

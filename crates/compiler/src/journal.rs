@@ -8,7 +8,7 @@
 //! what it and the lines after it told of is done again.
 
 use crate::CompileError;
-use crate::layer::hex;
+use crate::hash::hex;
 use crate::report::WeightReport;
 use checkpoint::disk::{Disk, DiskFile};
 use serde::{Deserialize, Serialize};
@@ -30,10 +30,10 @@ pub(crate) struct Entry {
     pub(crate) block: String,
     /// SHA-256 of each source tensor, as it was read.
     pub(crate) source: BTreeMap<String, String>,
-    /// SHA-256 of each tensor that was written.
-    pub(crate) written: BTreeMap<String, String>,
-    /// What the report says of the block.
-    pub(crate) weights: Vec<WeightReport>,
+    /// SHA-256 of each tensor that was written, by output.
+    pub(crate) written: Vec<BTreeMap<String, String>>,
+    /// What the reports say of the block, by output.
+    pub(crate) weights: Vec<Vec<WeightReport>>,
 }
 
 /// An open journal.
@@ -157,15 +157,14 @@ mod tests {
             relative_error: 0.1 + 1.0 / (n as f64 + 3.0),
             output_error: Some(1.0 / (n as f64 + 7.0)),
             rows: n,
-            rows_rounded: 0,
-            damping: Some(0.01),
             fallback: None,
+            notes: [("damping".to_string(), json!(0.01))].into_iter().collect(),
         };
         Entry {
             block: format!("layer {n}"),
             source: hashes("source"),
-            written: hashes("written"),
-            weights: vec![weight],
+            written: vec![hashes("written")],
+            weights: vec![vec![weight]],
         }
     }
 

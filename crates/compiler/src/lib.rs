@@ -5,11 +5,16 @@
 //! One block is resident. Each finished block is written, and the calibration samples go on through
 //! what was written, so a later block is fitted to the errors of the earlier ones.
 
+// From the lower to the higher: a module uses those before it.
 mod begin;
 mod damage;
+mod dense;
 mod drive;
+mod dump;
 mod error;
+mod hash;
 mod identity;
+mod job;
 mod journal;
 mod layer;
 mod output;
@@ -17,21 +22,37 @@ mod pass;
 mod plan;
 mod proof;
 mod publish;
+mod reader;
 mod recipe;
+mod refusal;
 mod report;
 mod resume;
-mod rows;
 mod setting;
+mod solver;
+mod spelling;
+mod statistics;
+mod streams;
+mod table;
+mod turn;
 mod verify;
+mod work;
+mod writer;
 
-pub use drive::{Compiled, Event, Job, Made, Spent, Text, compile, precheck};
+pub use drive::{Compiled, Made, compile, precheck};
 pub use error::CompileError;
-pub use pass::{Outcome, Pass, PassCx, PassError, Refusal, Rewrite, Stage};
-pub use plan::{BASE_BYTES, Choice, Plan, PlannedWeight, Tokens};
+pub use job::{Event, Job, Spent, Text};
+pub use pass::{Cost, Edit, Pass, PassCx, PassError, Stage};
+pub use plan::{
+    BASE_BYTES, Choice, Pipeline, Plan, PlannedBlock, PlannedOutput, PlannedWeight, SolveStage,
+    Tokens,
+};
 pub use publish::{Claim, Destination, log_beside};
-pub use recipe::{Calibration, Dtype, Gate, PassRecipe, Recipe, share};
+pub use recipe::{Calibration, Dtype, Gate, OutputRecipe, PassRecipe, Recipe, head_rule, share};
+pub use refusal::Refusal;
 pub use report::{
     FileHash, Quality, Report, Sizes, TokensReport, WeightReport, read as read_report,
 };
 pub use setting::{Key, Wrong, boolean, check_keys, integer, one_of};
+pub use solver::{Input, Misfit, Outcome, Output, Rule, Solved, Solver, Solving};
+pub use statistics::{Observe, Statistics};
 pub use verify::{Difference, verify};

@@ -1,30 +1,38 @@
-//! The artifact: its format, and what that makes of the plan.
+//! What an output's format makes of the plan.
 
 use crate::CompileError;
-use crate::drive::Job;
-use crate::pass::Refusal;
-use crate::plan::{Choice, PlannedWeight};
+use crate::plan::{Choice, PlannedOutput, PlannedWeight};
 use crate::recipe::Dtype;
+use crate::refusal::Refusal;
 use checkpoint::{Described, FORMATS, Format, Layout, Placed, Planned, Role, Stored};
-use ir::BlockId;
+use ir::{BlockId, Verified};
+use serde_json::{Map, Value};
 use tensor::DType;
 
 /// The name of an untied head.
 pub(crate) const HEAD: &str = "lm_head.weight";
 
-/// The format that is written.
-fn format() -> &'static Format {
-    &FORMATS[0]
+/// The format of this name; the first of all where there is none.
+pub(crate) fn format(name: Option<&str>) -> Result<&'static Format, Refusal> {
+    let Some(name) = name else { return Ok(&FORMATS[0]) };
+    Format::named(name).ok_or_else(|| {
+        let all: Vec<&str> = FORMATS.iter().map(|format| format.name).collect();
+        let rule = format!("{name:?} is not written; formats are {}", all.join(", "));
+        Refusal { what: "format".into(), rule }
+    })
 }
 
-/// The tensors that the planned weights become, in order.
-pub(crate) fn tensors<'a>(
-    weights: impl Iterator<Item = &'a PlannedWeight>,
+/// The tensors that the planned weights of a block become, in order. Nothing is laid out of a block that
+/// was not verified.
+pub(crate) fn tensors(
+    block: &Verified<'_>,
+    format: &Format,
+    weights: &[PlannedWeight],
     refusals: &mut Vec<Refusal>,
 ) -> Vec<Planned> {
     let mut tensors = Vec::new();
     for weight in weights {
-        match format().parts(&placed(weight, Role::Model)) {
+        match format.parts(&placed(weight, role(block.block.id))) {
             Ok(parts) => tensors.extend(parts),
             Err(error) => {
                 let what = weight.grid().map_or(weight.name.clone(), |grid| grid.to_string());
@@ -35,25 +43,31 @@ pub(crate) fn tensors<'a>(
     tensors
 }
 
-/// Where everything of the artifact goes.
-pub(crate) fn layout(job: &Job<'_>) -> Result<Layout, CompileError> {
-    let dtype = match job.recipe.dtype {
+/// Where everything of an output goes, whose model has this `config.json`.
+pub(crate) fn layout(
+    config: &Map<String, Value>,
+    planned: &PlannedOutput,
+) -> Result<Layout, CompileError> {
+    let dtype = match planned.dtype {
         Dtype::AsSource => None,
         Dtype::Bf16 => Some(DType::BF16),
     };
-    let model = Described { config: job.checkpoint.config(), tied: job.plan.tied, dtype };
+    let model = Described { config, tied: planned.tied, dtype };
     let mut weights = Vec::new();
-    for (block, planned) in &job.plan.blocks {
-        let role = if *block == BlockId::Embedding { Role::Embedding } else { Role::Model };
-        weights.extend(planned.iter().map(|weight| placed(weight, role)));
+    for (block, own) in &planned.blocks {
+        weights.extend(own.iter().map(|weight| placed(weight, role(*block))));
     }
-    weights.extend(job.plan.carried.iter().map(|tensor| Placed {
+    weights.extend(planned.carried.iter().map(|tensor| Placed {
         name: tensor.name.clone(),
         shape: tensor.shape.clone(),
         stored: Stored::Dense(tensor.dtype),
         role: Role::Unread,
     }));
-    Ok(format().container.layout(format(), &model, &weights)?)
+    Ok(planned.format.container.layout(planned.format, &model, &weights)?)
+}
+
+fn role(block: BlockId) -> Role {
+    if block == BlockId::Embedding { Role::Embedding } else { Role::Model }
 }
 
 fn placed(weight: &PlannedWeight, role: Role) -> Placed {

@@ -1,36 +1,41 @@
 //! Everything known before a weight is read: every output tensor, every refusal, memory and work.
 
 use crate::output;
-use crate::pass::{Pass, Refusal};
-use crate::recipe::{Dtype, Recipe};
-use calibration::{GROUP_ROWS, HEAD_ROWS, SLICE_ROWS, SPILL_PART};
-use checkpoint::{Checkpoint, TensorInfo};
-use ir::{Block, BlockId, Grid, ModelSpec, Op, Spec, held_elements};
+use crate::pass::{Pass, Stage};
+use crate::reader::reader;
+use crate::recipe::Dtype;
+use crate::refusal::Refusal;
+use crate::solver::{Output, Solver};
+use crate::statistics::Observe;
+use crate::work::{self, Work};
+use calibration::SPILL_PART;
+use checkpoint::{Checkpoint, Format, TensorInfo};
+use ir::{Block, BlockId, Grid, ModelSpec, Op, Spec, WeightId};
 use std::collections::BTreeSet;
 use tensor::DType;
 
 /// Resident before any model is read: the program, its threads, what the allocator keeps.
 pub const BASE_BYTES: u64 = 14 << 20;
 
-/// What kernels pack their operands into, at most.
-const SCRATCH_BYTES: u64 = 16 << 20;
-
-/// Rows of a Gram matrix that a solver lays out at once to measure losses.
-const LOSS_ROWS: usize = 2048;
+/// What a recipe comes to: what rewrites the model, and what is written of it.
+pub struct Pipeline {
+    /// The passes, in order.
+    pub passes: Vec<Box<dyn Pass>>,
+    /// The outputs; the first leads.
+    pub outputs: Vec<Output>,
+}
 
 /// What a compilation will do.
 #[derive(Clone, Debug)]
 pub struct Plan {
-    /// Each block's weights: the embedding, the layers, the head.
-    pub blocks: Vec<(BlockId, Vec<PlannedWeight>)>,
-    /// The tensors of the artifact, in order.
-    pub tensors: Vec<checkpoint::Planned>,
-    /// Whether the artifact's head reads its embedding.
-    pub tied: bool,
+    /// The model as the passes leave it.
+    pub model: ModelSpec,
+    /// What is done to each block, in order: the embedding, the layers, the head.
+    pub blocks: Vec<PlannedBlock>,
+    /// What is written; the first leads.
+    pub outputs: Vec<PlannedOutput>,
     /// Bytes of the source's tensors.
     pub source_bytes: u64,
-    /// Bytes of the artifact's tensors.
-    pub artifact_bytes: u64,
     /// Bytes of hidden states between blocks, if all stay in memory.
     pub activation_bytes: u64,
     /// The most memory that a layer takes, beside hidden states between blocks.
@@ -44,8 +49,47 @@ pub struct Plan {
     /// Floating-point operations of the forwards through what is finished, when a killed run goes
     /// on: the most there can be.
     pub replay_operations: f64,
-    /// Whether a pass needs calibration samples.
+    /// Whether anything needs calibration samples.
     pub observes: bool,
+}
+
+/// What is done to a block.
+#[derive(Clone, Debug)]
+pub struct PlannedBlock {
+    /// Which block.
+    pub id: BlockId,
+    /// The stages of passes, each with the pass's index.
+    pub edits: Vec<(usize, Stage)>,
+    /// The stages of the lowering.
+    pub solves: Vec<SolveStage>,
+}
+
+/// Weights that are put on grids after one look at the block.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct SolveStage {
+    /// Which weights, in the order of the ops that read them.
+    pub weights: Vec<WeightId>,
+    /// What is observed for them.
+    pub observes: Vec<Observe>,
+}
+
+/// An artifact that will be written.
+#[derive(Clone, Debug)]
+pub struct PlannedOutput {
+    /// What its folder is called, where there are several.
+    pub name: String,
+    /// How it lies in files.
+    pub format: &'static Format,
+    /// The element type of what is not quantized, if it is not the source's.
+    pub dtype: Dtype,
+    /// Each block's weights: the embedding, the layers, the head.
+    pub blocks: Vec<(BlockId, Vec<PlannedWeight>)>,
+    /// Its tensors, in order.
+    pub tensors: Vec<checkpoint::Planned>,
+    /// Whether its head reads its embedding.
+    pub tied: bool,
+    /// Bytes of its tensors.
+    pub artifact_bytes: u64,
     /// The tensors that no block reads: they are copied as they are, and are among `tensors`.
     pub carried: Vec<checkpoint::Planned>,
 }
@@ -66,10 +110,10 @@ pub struct PlannedWeight {
 pub enum Choice {
     /// It is stored as it is, in this dtype.
     Dense(DType),
-    /// The pass of this index puts it on this grid.
+    /// The output's rule of this index puts it on this grid.
     Quantized {
-        /// Which pass.
-        pass: usize,
+        /// Which rule.
+        rule: usize,
         /// Its grid.
         grid: Grid,
     },
@@ -96,6 +140,14 @@ impl PlannedWeight {
             _ => None,
         }
     }
+
+    /// The solver that puts it on its grid.
+    pub(crate) fn solver<'o>(&self, output: &'o Output) -> Option<&'o dyn Solver> {
+        match self.choice {
+            Choice::Quantized { rule, .. } => output.rules.get(rule).map(|rule| rule.solver()),
+            _ => None,
+        }
+    }
 }
 
 impl Plan {
@@ -105,61 +157,67 @@ impl Plan {
     /// Everything that was asked for and cannot be done.
     pub fn new(
         model: &ModelSpec,
-        recipe: &Recipe,
-        passes: &[Box<dyn Pass>],
+        pipeline: &Pipeline,
         tokens: Tokens,
     ) -> Result<Self, Vec<Refusal>> {
+        let mut edited = model.clone();
         let mut refusals = Vec::new();
-        let mut blocks = Vec::new();
-        for block in model.blocks() {
-            match plan_block(model, block, recipe, passes) {
-                Ok(weights) => blocks.push((block.id, weights)),
+        let mut edits: Vec<(usize, Stage)> = Vec::new();
+        for (index, pass) in pipeline.passes.iter().enumerate() {
+            match pass.plan(&mut edited) {
+                Ok(stages) => edits.extend(stages.into_iter().map(|stage| (index, stage))),
+                Err(refusal) => refusals.push(refusal),
+            }
+        }
+        let mut outputs = Vec::new();
+        for output in &pipeline.outputs {
+            match plan_output(&edited, output) {
+                Ok(planned) => outputs.push(planned),
                 Err(refused) => refusals.extend(refused),
             }
         }
-        let weights = || blocks.iter().flat_map(|(_, w)| w);
-        let tensors = output::tensors(weights(), &mut refusals);
         if !refusals.is_empty() {
             let mut said = BTreeSet::new();
             refusals.retain(|refusal| said.insert(refusal.to_string()));
             return Err(refusals);
         }
-        let observes = model
-            .blocks()
-            .any(|b| passes.iter().flat_map(|p| p.stages(b)).any(|stage| stage.observes));
+        let planned = |(index, block): (usize, &Block<Spec>)| PlannedBlock {
+            id: block.id,
+            edits: edits.iter().filter(|(_, stage)| stage.block == block.id).cloned().collect(),
+            solves: solves(block, &pipeline.outputs, &of_block(&outputs, index)),
+        };
+        let blocks: Vec<PlannedBlock> = edited.blocks().enumerate().map(planned).collect();
+        let observes = blocks.iter().any(PlannedBlock::observes);
         let calibration = if observes { tokens.calibration } else { 0 };
-        let tokens = Tokens { calibration, ..tokens };
-        let untied = weights().any(|w| w.choice != Choice::Shared && w.name != w.spec.tensor);
         let mut plan = Self {
-            tied: model.tied && !untied,
             // A tied tensor is stored once, whatever becomes of it.
             source_bytes: model.tensors().iter().map(|spec| spec.bytes() as u64).sum(),
-            carried: Vec::new(),
-            artifact_bytes: tensors.iter().filter_map(checkpoint::Planned::bytes).sum(),
-            activation_bytes: ((tokens.calibration + 2 * tokens.held_out) * model.hidden * 4)
-                as u64,
+            activation_bytes: ((calibration + 2 * tokens.held_out) * model.hidden * 4) as u64,
             working_bytes: 0,
             starting_bytes: 0,
             ending_bytes: 0,
             operations: 0.0,
             replay_operations: 0.0,
             observes,
-            tensors,
-            blocks: Vec::new(),
+            model: edited,
+            blocks,
+            outputs,
         };
-        let rows = tokens.calibration.max(tokens.held_out).min(GROUP_ROWS.max(tokens.longest));
-        let layers = model.layers.iter().zip(&blocks[1..]);
-        let work = layers.map(|(block, (_, weights))| Work::of(block, weights, observes, rows));
-        plan.working_bytes = BASE_BYTES + work.clone().map(|w| w.bytes).max().unwrap_or(0);
-        let table = SLICE_ROWS.min(model.vocab) * model.table().map_or(0, Spec::bytes);
-        plan.starting_bytes = BASE_BYTES + 2 * (table / model.vocab.max(1)) as u64;
-        plan.ending_bytes = BASE_BYTES + slices(model, tokens);
-        let replay = work.clone().map(|w| w.replay_operations(tokens)).sum::<f64>();
-        plan.operations = work.map(|w| w.operations(tokens)).sum::<f64>();
-        plan.replay_operations = replay;
-        plan.operations += 4.0 * (tokens.held_out * model.vocab * model.hidden) as f64;
-        plan.blocks = blocks;
+        plan.weigh(pipeline, Tokens { calibration, ..tokens });
         Ok(plan)
+    }
+
+    /// The output that leads.
+    ///
+    /// # Panics
+    /// Never: a recipe has an output.
+    pub fn lead(&self) -> &PlannedOutput {
+        &self.outputs[0]
+    }
+
+    /// Bytes of the tensors of all outputs.
+    pub fn artifact_bytes(&self) -> u64 {
+        self.outputs.iter().fold(0, |sum, output| sum.saturating_add(output.artifact_bytes))
     }
 
     /// Takes in what the checkpoint holds: the bytes that its tensors really take, and those that no
@@ -174,22 +232,27 @@ impl Plan {
     ) -> Result<Self, Refusal> {
         self.source_bytes = checkpoint.stored().iter().map(TensorInfo::bytes).sum();
         let read: BTreeSet<&str> = model.tensors().iter().map(|s| s.tensor.as_str()).collect();
-        let taken: BTreeSet<String> = self.tensors.iter().map(|t| t.name.clone()).collect();
-        for info in checkpoint.tensors().iter().filter(|t| !read.contains(t.name.as_str())) {
-            let refusal = |rule: &str| Refusal { what: info.name.clone(), rule: rule.into() };
-            if info.grid.is_some() {
-                return Err(refusal("is packed, and nothing reads it: it cannot be carried over"));
+        let unread: Vec<&TensorInfo> =
+            checkpoint.tensors().iter().filter(|t| !read.contains(t.name.as_str())).collect();
+        for output in &mut self.outputs {
+            let taken: BTreeSet<String> = output.tensors.iter().map(|t| t.name.clone()).collect();
+            for info in &unread {
+                let refusal = |rule: &str| Refusal { what: info.name.clone(), rule: rule.into() };
+                if info.grid.is_some() {
+                    let rule = "is packed, and nothing reads it: it cannot be carried over";
+                    return Err(refusal(rule));
+                }
+                if taken.contains(&info.name) {
+                    return Err(refusal(
+                        "is read by nothing, and the artifact has another of its name",
+                    ));
+                }
+                let (name, dtype, shape) = (info.name.clone(), info.dtype, info.shape.clone());
+                output.carried.push(checkpoint::Planned { name, dtype, shape });
+                output.artifact_bytes += info.bytes();
             }
-            if taken.contains(&info.name) {
-                return Err(refusal(
-                    "is read by nothing, and the artifact has another of its name",
-                ));
-            }
-            let (name, dtype, shape) = (info.name.clone(), info.dtype, info.shape.clone());
-            self.carried.push(checkpoint::Planned { name, dtype, shape });
-            self.artifact_bytes += info.bytes();
+            output.tensors.extend(output.carried.iter().cloned());
         }
-        self.tensors.extend(self.carried.iter().cloned());
         Ok(self)
     }
 
@@ -210,31 +273,161 @@ impl Plan {
         let start = memory.saturating_sub(self.starting_bytes).saturating_sub(SPILL_PART as u64);
         [room, room.min(start)].into_iter().find(|&room| self.peak_memory(room) <= memory)
     }
+
+    /// Adds up memory and operations.
+    fn weigh(&mut self, pipeline: &Pipeline, tokens: Tokens) {
+        let rows = work::rows(tokens);
+        let works: Vec<Work> = self
+            .model
+            .layers
+            .iter()
+            .enumerate()
+            .map(|(layer, block)| {
+                let index = layer + 1;
+                let outputs = of_block(&self.outputs, index);
+                Work::of(block, &self.blocks[index], pipeline, &outputs, rows)
+            })
+            .collect();
+        let layers = works.iter().map(|work| work.bytes).max().unwrap_or(0);
+        self.working_bytes = BASE_BYTES + layers;
+        self.starting_bytes = BASE_BYTES + work::table(&self.model);
+        let head = of_block(&self.outputs, self.blocks.len() - 1);
+        let solving = work::solving(&self.model.head, &pipeline.outputs, &head);
+        self.ending_bytes = BASE_BYTES + work::slices(&self.model, tokens) + solving;
+        self.operations = works.iter().map(|work| work.operations(tokens)).sum();
+        self.replay_operations = works.iter().map(|work| work.replay_operations(tokens)).sum();
+        self.operations += 4.0 * (tokens.held_out * self.model.vocab * self.model.hidden) as f64;
+    }
+}
+
+impl PlannedBlock {
+    /// Whether anything that is done to it needs calibration samples.
+    pub fn observes(&self) -> bool {
+        let edits = self.edits.iter().any(|(_, stage)| !stage.observes.is_empty());
+        edits || self.solves.iter().any(|stage| !stage.observes.is_empty())
+    }
+}
+
+/// The weights of one block in every output.
+pub(crate) fn of_block(outputs: &[PlannedOutput], index: usize) -> Vec<&[PlannedWeight]> {
+    outputs.iter().map(|output| &output.blocks[index].1[..]).collect()
+}
+
+/// The weights that can be on a grid, in the order of the ops that read them.
+fn matrices(block: &Block<Spec>) -> impl Iterator<Item = WeightId> + '_ {
+    block.ops.iter().filter_map(|op| match *op {
+        Op::Linear { weight, .. } | Op::Embed { weight, .. } => Some(weight),
+        _ => None,
+    })
+}
+
+/// The stages of the lowering: those of the rules of the output that leads, in their order, then
+/// what only others put on a grid.
+fn solves(
+    block: &Block<Spec>,
+    outputs: &[Output],
+    planned: &[&[PlannedWeight]],
+) -> Vec<SolveStage> {
+    let rule = |output: usize, weight: WeightId| match planned[output][weight.0 as usize].choice {
+        Choice::Quantized { rule, .. } => Some(rule),
+        _ => None,
+    };
+    let mut stages: Vec<SolveStage> = Vec::new();
+    let mut add = |weights: Vec<WeightId>| {
+        let seen = |weight: &&WeightId| {
+            let all = planned.iter().zip(outputs);
+            let solvers = all.filter_map(|(own, output)| own[weight.0 as usize].solver(output));
+            solvers.into_iter().any(Solver::observes)
+        };
+        let observes = weights.iter().filter(seen).map(|weight| Observe::Gram(*weight)).collect();
+        if !weights.is_empty() {
+            stages.push(SolveStage { weights, observes });
+        }
+    };
+    for (index, own) in outputs[0].rules.iter().enumerate() {
+        let weights: Vec<WeightId> =
+            matrices(block).filter(|weight| rule(0, *weight) == Some(index)).collect();
+        if own.solver().is_sequential() {
+            let input = |weight: &WeightId| reader(block, *weight).map(|(_, input)| input);
+            weights.chunk_by(|a, b| input(a) == input(b)).for_each(|same| add(same.to_vec()));
+        } else {
+            add(weights);
+        }
+    }
+    let others = |weight: &WeightId| {
+        rule(0, *weight).is_none() && (1..outputs.len()).any(|o| rule(o, *weight).is_some())
+    };
+    add(matrices(block).filter(others).collect());
+    stages
+}
+
+/// What becomes of every weight in an output, and its tensors.
+fn plan_output(model: &ModelSpec, output: &Output) -> Result<PlannedOutput, Vec<Refusal>> {
+    let format = output::format(output.format.as_deref()).map_err(|one| vec![one])?;
+    let mut refusals = Vec::new();
+    let mut blocks = Vec::new();
+    for block in model.blocks() {
+        match plan_block(model, block, output) {
+            Ok(weights) => blocks.push((block.id, weights)),
+            Err(refused) => refusals.extend(refused),
+        }
+    }
+    let mut tensors = Vec::new();
+    for (block, (_, weights)) in model.blocks().zip(&blocks) {
+        let width = if block.id == BlockId::Embedding { 1 } else { model.hidden };
+        match ir::verify(block, width) {
+            Ok(verified) => {
+                tensors.extend(output::tensors(&verified, format, weights, &mut refusals));
+            }
+            Err(broken) => {
+                let (what, rule) = (block.id.to_string(), format!("internal: {broken}"));
+                refusals.push(Refusal { what, rule });
+            }
+        }
+    }
+    if !refusals.is_empty() {
+        return Err(refusals);
+    }
+    let untied = blocks
+        .iter()
+        .flat_map(|(_, weights)| weights)
+        .any(|w: &PlannedWeight| w.choice != Choice::Shared && w.name != w.spec.tensor);
+    Ok(PlannedOutput {
+        name: output.name.clone(),
+        format,
+        dtype: output.dtype,
+        tied: model.tied && !untied,
+        artifact_bytes: tensors.iter().filter_map(checkpoint::Planned::bytes).sum(),
+        carried: Vec::new(),
+        tensors,
+        blocks,
+    })
 }
 
 fn plan_block(
     model: &ModelSpec,
     block: &Block<Spec>,
-    recipe: &Recipe,
-    passes: &[Box<dyn Pass>],
+    output: &Output,
 ) -> Result<Vec<PlannedWeight>, Vec<Refusal>> {
     let as_asked = |asked, stored| match asked {
         Dtype::AsSource => stored,
         Dtype::Bf16 => DType::BF16,
     };
     let mut shown = block.clone();
-    shown.weights.iter_mut().for_each(|s| s.dtype = as_asked(recipe.dtype, s.dtype));
+    shown.weights.iter_mut().for_each(|s| s.dtype = as_asked(output.dtype, s.dtype));
     let projection = shown.projection().filter(|_| block.id == BlockId::Head);
     let projection = projection.and_then(|id| shown.weights.get_mut(id.0 as usize));
-    projection.into_iter().for_each(|s| s.dtype = as_asked(recipe.head, s.dtype));
-    let mut grids = vec![None; block.weights.len()];
+    projection.into_iter().for_each(|s| s.dtype = as_asked(output.head, s.dtype));
     let mut refusals = Vec::new();
-    for (pass, planned) in passes.iter().map(|p| p.plan(&shown)).enumerate() {
-        match planned {
-            Ok(planned) => grids.iter_mut().zip(planned).for_each(|(grid, new)| {
-                *grid = grid.or(new.map(|grid| (pass, grid)));
-            }),
-            Err(refusal) => refusals.push(refusal),
+    let mut grids = vec![None; block.weights.len()];
+    for weight in matrices(block) {
+        for (index, rule) in output.rules.iter().enumerate() {
+            match rule.grid(&shown, weight) {
+                Ok(None) => continue,
+                Ok(Some(grid)) => grids[weight.0 as usize] = Some((index, grid)),
+                Err(refusal) => refusals.push(refusal),
+            }
+            break;
         }
     }
     if !refusals.is_empty() {
@@ -242,103 +435,16 @@ fn plan_block(
     }
     let table = model.table().filter(|_| model.tied && block.id == BlockId::Head);
     let tied = |spec: &Spec| table.is_some_and(|table| spec.tensor == table.tensor);
-    let as_table = |dtype| table.is_some_and(|t| dtype == as_asked(recipe.dtype, t.dtype));
+    let as_table = |dtype| table.is_some_and(|t| dtype == as_asked(output.dtype, t.dtype));
     let weights = block.weights.iter().zip(&shown.weights).zip(grids);
     let planned = weights.map(|((spec, shown), grid)| PlannedWeight {
         name: if tied(spec) { output::HEAD.into() } else { spec.tensor.clone() },
         choice: match grid {
-            Some((pass, grid)) => Choice::Quantized { pass, grid },
+            Some((rule, grid)) => Choice::Quantized { rule, grid },
             None if tied(spec) && as_table(shown.dtype) => Choice::Shared,
             None => Choice::Dense(shown.dtype),
         },
         spec: spec.clone(),
     });
     Ok(planned.collect())
-}
-
-/// What a layer costs.
-#[derive(Clone, Copy)]
-struct Work {
-    bytes: u64,
-    /// Elements of linears.
-    linear: f64,
-    /// Elements of the last linear, whose output is not observed.
-    last: f64,
-    /// Squares of the widths that are observed.
-    gram: f64,
-    rewritten: bool,
-}
-
-impl Work {
-    fn of(block: &Block<Spec>, weights: &[PlannedWeight], observes: bool, rows: usize) -> Self {
-        let elements = |s: &Spec| s.shape.iter().product::<usize>();
-        let mut inputs = BTreeSet::new();
-        let (mut gram, mut solver, mut codes) = (0u64, 0u64, 0u64);
-        let (mut linear, mut last) = (0f64, 0f64);
-        for op in &block.ops {
-            let Op::Linear { input, weight, .. } = op else { continue };
-            let planned = &weights[weight.0 as usize];
-            let n = elements(&planned.spec);
-            (linear, last) = (linear + n as f64, n as f64);
-            if planned.grid().is_none() {
-                continue;
-            }
-            // A byte a code, and what is made of them to be written.
-            codes += n as u64 * 9 / 8;
-            if observes {
-                let width = planned.spec.shape[1];
-                let square = (width * width) as u64;
-                // While it is factored: the matrix in f64, its source, the factor. Then the last
-                // two, some rows of the source as the device wants them, and of the weights the
-                // originals, what is left of them, and their errors.
-                let rows = (width * width.min(LOSS_ROWS)) as u64;
-                solver = solver.max(square * 16).max(square * 8 + rows * 8 + n as u64 * 24);
-                if inputs.insert(*input) {
-                    gram += square;
-                }
-            }
-        }
-        let host: u64 = weights.iter().map(|w| w.spec.bytes() as u64).sum();
-        let written: u64 = weights
-            .iter()
-            .map(|w| w.grid().map_or(w.spec.bytes(), |_| elements(&w.spec) * 4) as u64)
-            .sum();
-        let (before, after) = if rows > 0 { (host, written) } else { (0, 0) };
-        let values = rows as u64 * 4 * held_elements(block);
-        let values = values + values.min(SCRATCH_BYTES);
-        let bytes = [
-            host + before + gram * 4 + values,
-            host + before + gram * 4 + solver + codes + if observes { SCRATCH_BYTES } else { 0 },
-            host + after + codes,
-            after + values,
-        ];
-        let bytes = bytes.into_iter().max().unwrap_or(0);
-        let rewritten = weights.iter().any(|w| w.grid().is_some());
-        Self { bytes, linear, last, gram: gram as f64, rewritten }
-    }
-
-    /// Of the forwards alone.
-    fn replay_operations(&self, tokens: Tokens) -> f64 {
-        let held = if self.rewritten { 4.0 } else { 2.0 };
-        (2.0 * tokens.calibration as f64 + held * tokens.held_out as f64) * self.linear
-    }
-
-    fn operations(&self, tokens: Tokens) -> f64 {
-        let (t, h) = (tokens.calibration as f64, tokens.held_out as f64);
-        let observed =
-            if self.gram > 0.0 { 2.0 * (self.linear - self.last) + self.gram } else { 0.0 };
-        let held = if self.rewritten { 4.0 } else { 2.0 };
-        t * (observed + 2.0 * self.linear) + h * held * self.linear
-    }
-}
-
-/// Slices of the embedding and the head: as stored and as written, or, where logits are compared, of
-/// two heads as stored and as laid out, and the logits of both.
-fn slices(model: &ModelSpec, tokens: Tokens) -> u64 {
-    let rows = SLICE_ROWS.min(model.vocab);
-    let copied = rows * model.hidden * 5;
-    let scored = 2 * (rows * model.hidden * 8 + HEAD_ROWS * (rows + model.hidden) * 4);
-    let states = 2 * tokens.held_out * model.hidden * 4;
-    let scored = (scored + states) as u64 + (scored as u64).min(SCRATCH_BYTES);
-    if tokens.held_out > 0 { scored.max(copied as u64) } else { copied as u64 }
 }

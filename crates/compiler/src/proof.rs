@@ -1,20 +1,21 @@
 //! What the result is worth: original and artifact on the held-out tokens.
 
-use crate::drive::Job;
+use crate::job::Job;
 use crate::report::Quality;
 use crate::{CompileError, PassError};
 use backend::Interpreter;
-use calibration::{Activations, Model, Sequence, Target, score_states};
+use calibration::{Activations, Model, Sequence, Target, score, score_states};
 use checkpoint::Checkpoint;
 use std::path::Path;
 
-/// Compares the head's output for the two forms of the held-out stream, which have gone through
-/// all layers. The artifact's head is read from what was written.
+/// What original and artifact say of the held-out tokens. Where both streams have gone through all
+/// layers, `held` has them, and only the heads are run; else both models are. The artifact is read from
+/// what was written.
 pub(crate) fn measure(
     job: &Job<'_>,
     interpreter: &Interpreter<'_>,
     folder: &Path,
-    held: [Activations; 2],
+    held: Option<[Activations; 2]>,
 ) -> Result<Quality, CompileError> {
     let artifact = Checkpoint::open(folder)?;
     let mut config = artifact.config().clone();
@@ -24,7 +25,15 @@ pub(crate) fn measure(
     let spec = arch::load(&config, &artifact)?.model;
     let result = Model { spec: &spec, source: &artifact };
     let sequences: Vec<Sequence> = job.held_out.sequences.iter().map(|s| sequence(s)).collect();
-    let scored = score_states(interpreter, [result, job.model], held, &sequences)?;
+    let scored = match held {
+        Some(held) => score_states(interpreter, [result, job.model], held, &sequences)?,
+        None => {
+            let forwards = [result.exact(), job.model.exact()];
+            let room = usize::try_from(job.activations).unwrap_or(usize::MAX);
+            let all = score(job.backend, &forwards, (&sequences, room), &mut |_| {})?;
+            all.into_iter().next().unwrap_or_default()
+        }
+    };
     let n = scored.len() as f64;
     let pairs = || scored.iter().filter_map(|s| s.against);
     let perplexity = (-scored.iter().map(|s| s.logprob).sum::<f64>() / n).exp();

@@ -1,6 +1,7 @@
 //! Where an artifact comes to be: nothing is visible at its place before it is complete.
 
 use crate::CompileError;
+use crate::plan::{Plan, PlannedOutput};
 use crate::report::{self, Report};
 use calibration::Spill;
 use checkpoint::disk::{Disk, DiskFile, System};
@@ -107,7 +108,8 @@ impl Destination {
         if self.existing.is_none() && !self.force {
             return Err(occupied(&self.out, "exists; give another -o, or --force to replace it"));
         }
-        if !self.out.join("config.json").is_file() {
+        // Of several outputs each has a folder.
+        if self.existing.is_none() && !self.out.join("config.json").is_file() {
             let rule = "is no model folder, so even --force does not replace it";
             return Err(occupied(&self.out, rule));
         }
@@ -149,6 +151,25 @@ impl Destination {
         self.partial.join(ARTIFACT)
     }
 
+    /// The folder that becomes one of the outputs: the artifact, or a folder in it where there are
+    /// several.
+    pub(crate) fn artifact_of(&self, plan: &Plan, output: &PlannedOutput) -> PathBuf {
+        match &plan.outputs[..] {
+            [_] => self.artifact(),
+            _ => self.artifact().join(&output.name),
+        }
+    }
+
+    /// Makes the folder that those of several outputs are in.
+    pub(crate) fn make_folders(&self, plan: &Plan) -> Result<(), CompileError> {
+        if plan.outputs.len() < 2 {
+            return Ok(());
+        }
+        let artifact = self.artifact();
+        let made = self.disk.make_folder(&artifact);
+        made.map_err(|e| CompileError::io("create", &artifact, e))
+    }
+
     /// Removes what an earlier run left, but for the lock. The journal goes first: without it,
     /// nothing counts.
     pub(crate) fn clear(&self) -> Result<(), CompileError> {
@@ -163,9 +184,9 @@ impl Destination {
         Ok(())
     }
 
-    /// Removes from the artifact what is not among `names`: what a killed run left half-written.
-    pub(crate) fn retain(&self, names: &[&str]) -> Result<(), CompileError> {
-        for entry in list(&self.artifact())? {
+    /// Removes from an output's folder what is not among `names`: what a killed run left half-written.
+    pub(crate) fn retain(&self, folder: &Path, names: &[&str]) -> Result<(), CompileError> {
+        for entry in list(folder)? {
             let name = entry.file_name().unwrap_or_default();
             if !names.iter().any(|known| name == *known) {
                 self.remove(&entry)?;
@@ -200,6 +221,10 @@ impl Destination {
     pub(crate) fn publish(self, report: &Report, log: &str) -> Result<(), CompileError> {
         let artifact = self.artifact();
         let disk = &*self.disk;
+        for (name, output) in &report.outputs {
+            let folder = artifact.join(name);
+            write_file_on(disk, &folder, "report.json", output.to_json().as_bytes())?;
+        }
         write_file_on(disk, &artifact, "report.json", report.to_json().as_bytes())?;
         write_file_on(disk, &self.partial, LOG, log.as_bytes())?;
         disk.reached("report-written");

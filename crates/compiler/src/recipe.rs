@@ -1,28 +1,61 @@
 //! What the user asked for, as a file: every setting that decides the artifact's bytes.
 
-use crate::Refusal;
+use crate::refusal::Refusal;
 use crate::setting::{Key, Wrong, check_keys, integer, line_at, one_of};
+use crate::spelling::modern;
 use serde::{Deserialize, Serialize};
+use std::collections::BTreeSet;
 
 /// A recipe. `--quant` names one that is built in; `--recipe` reads one from a TOML file.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields, rename_all = "kebab-case")]
+#[serde(try_from = "toml::Table", rename_all = "kebab-case")]
 pub struct Recipe {
+    /// What observes the model.
+    pub calibration: Calibration,
+    /// What the result must keep.
+    pub gate: Gate,
+    /// What rewrites the model before it is quantized, in order.
+    #[serde(rename = "pass", skip_serializing_if = "Vec::is_empty")]
+    pub passes: Vec<PassRecipe>,
+    /// What is written, from one set of statistics. The first leads: the samples go on through what
+    /// it stores.
+    #[serde(rename = "output")]
+    pub outputs: Vec<OutputRecipe>,
+}
+
+/// What a recipe's table holds, in today's spelling.
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields, rename_all = "kebab-case")]
+struct Fields {
+    #[serde(default)]
+    calibration: Calibration,
+    #[serde(default)]
+    gate: Gate,
+    #[serde(default)]
+    pass: Vec<PassRecipe>,
+    #[serde(default)]
+    output: Vec<OutputRecipe>,
+}
+
+/// An artifact that is to be written.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, rename_all = "kebab-case")]
+pub struct OutputRecipe {
+    /// What its folder is called, where there are several; its number if nothing is said.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub name: Option<String>,
+    /// How it lies in files; `pack-quantized` if nothing is said.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub format: Option<String>,
     /// The element type of what is not quantized, and of scales.
     #[serde(default)]
     pub dtype: Dtype,
-    /// The element type of the head, where no pass puts it on a grid.
+    /// The element type of the head, where no rule puts it on a grid.
     #[serde(default)]
     pub head: Dtype,
-    /// What observes the model.
-    #[serde(default)]
-    pub calibration: Calibration,
-    /// What the result must keep.
-    #[serde(default)]
-    pub gate: Gate,
-    /// The passes, in order. A weight belongs to the first that plans a grid for it.
-    #[serde(rename = "pass")]
-    pub passes: Vec<PassRecipe>,
+    /// Which weights go on which grid, and how: the first that is about a weight decides it.
+    #[serde(default, rename = "rule")]
+    pub rules: Vec<toml::Table>,
 }
 
 /// The element type of dense tensors and of scales.
@@ -93,7 +126,8 @@ impl Recipe {
     }
 
     /// A recipe from what its file holds.
-    fn of(mut table: toml::Table) -> Result<Self, Wrong> {
+    fn of(table: toml::Table) -> Result<Self, Wrong> {
+        let mut table = modern(table);
         check_keys(&table, KEYS)?;
         for (name, keys) in [("calibration", CALIBRATION), ("gate", GATE)] {
             if let Some(toml::Value::Table(inner)) = table.get_mut(name) {
@@ -106,28 +140,22 @@ impl Recipe {
                 }
             }
         }
-        let nameless = Wrong { at: vec!["pass".into()], rule: "is [[pass]] with a name".into() };
-        let passes = table.get("pass").and_then(toml::Value::as_array).ok_or(nameless)?;
-        for (number, pass) in passes.iter().enumerate() {
+        let passes = table.get("pass").and_then(toml::Value::as_array);
+        for (number, pass) in passes.into_iter().flatten().enumerate() {
             if !pass.get("name").is_some_and(toml::Value::is_str) {
                 let at = ["pass".to_string(), number.to_string()];
-                let rule = "has no name = \"gptq\", \"rtn\" or \"head\"".into();
-                return Err(Wrong { at: at.into(), rule });
+                return Err(Wrong { at: at.into(), rule: "has no name, such as \"awq\"".into() });
             }
         }
-        // What the head is stored as is a dtype, or a pass that puts it on a grid.
-        let bits = match table.get("head").and_then(toml::Value::as_str) {
-            Some("int8") => Some(8),
-            Some("int4") => Some(4),
-            _ => None,
-        };
-        if bits.is_some() {
-            table.remove("head");
+        let outputs = table.get_mut("output").and_then(toml::Value::as_array_mut);
+        for (number, output) in outputs.into_iter().flatten().enumerate() {
+            let within = |wrong: Wrong| wrong.within(["output".into(), number.to_string()]);
+            if let toml::Value::Table(output) = output {
+                check_keys(output, OUTPUT).map_err(within)?;
+                short_head(output);
+            }
         }
-        let odd = |error: toml::de::Error| Wrong { at: Vec::new(), rule: error.message().into() };
-        let mut recipe: Self = table.try_into().map_err(odd)?;
-        recipe.passes.extend(bits.map(PassRecipe::head));
-        Ok(recipe)
+        Self::try_from(table).map_err(|rule| Wrong { at: Vec::new(), rule })
     }
 
     /// Holds the settings to their bounds.
@@ -153,10 +181,30 @@ impl Recipe {
                 return Err(format!("{name} is a number of at least 0"));
             }
         }
-        if self.passes.is_empty() {
-            return Err("has no pass: [[pass]] with a name".into());
+        if self.passes.is_empty() && self.outputs.iter().all(|output| output.rules.is_empty()) {
+            let rule =
+                "has nothing to do: [[output]] with an [[output.rule]], or [[pass]] with a name";
+            return Err(rule.into());
+        }
+        let mut names = BTreeSet::new();
+        for name in self.output_names() {
+            let plain = |c: char| c.is_ascii_alphanumeric() || "-_.".contains(c);
+            if name.is_empty() || name.starts_with('.') || !name.chars().all(plain) {
+                return Err(format!("the name {name:?} of an output is no name of a folder"));
+            }
+            if !names.insert(name.clone()) {
+                return Err(format!("two outputs are named {name:?}"));
+            }
         }
         Ok(())
+    }
+
+    /// What the folders of the outputs are called, where there are several.
+    pub fn output_names(&self) -> impl Iterator<Item = String> + '_ {
+        let name = |(number, output): (usize, &OutputRecipe)| {
+            output.name.clone().unwrap_or_else(|| (number + 1).to_string())
+        };
+        self.outputs.iter().enumerate().map(name)
     }
 
     /// The recipe as TOML, which [`Recipe::parse`] reads.
@@ -166,25 +214,56 @@ impl Recipe {
     }
 }
 
-impl PassRecipe {
-    /// The pass that puts the head on a grid.
-    pub fn head(bits: i64) -> Self {
-        let settings = toml::Table::from_iter([("bits".to_string(), toml::Value::Integer(bits))]);
-        Self { name: "head".into(), settings }
+impl TryFrom<toml::Table> for Recipe {
+    type Error = String;
+
+    /// A recipe, in today's spelling or in that before it.
+    fn try_from(table: toml::Table) -> Result<Self, String> {
+        let fields: Fields = modern(table).try_into().map_err(|e: toml::de::Error| {
+            // The place is of a table that has no text.
+            e.message().to_string()
+        })?;
+        let Fields { calibration, gate, pass: passes, output: outputs } = fields;
+        Ok(Self { calibration, gate, passes, outputs })
     }
+}
+
+/// A head of so many bits is a rule, written short.
+fn short_head(output: &mut toml::Table) {
+    let bits = match output.get("head").and_then(toml::Value::as_str) {
+        Some("int8") => 8,
+        Some("int4") => 4,
+        _ => return,
+    };
+    output.remove("head");
+    let rules = output.entry("rule").or_insert(toml::Value::Array(Vec::new()));
+    if let toml::Value::Array(rules) = rules {
+        rules.push(toml::Value::Table(head_rule(bits)));
+    }
+}
+
+/// The rule that puts the head on a grid of so many bits, to the nearest code.
+pub fn head_rule(bits: i64) -> toml::Table {
+    let of = toml::Value::Array(vec!["head".into()]);
+    let pairs = [("of", of), ("bits", bits.into()), ("solver", "rtn".into())];
+    pairs.into_iter().map(|(key, value)| (key.to_string(), value)).collect()
 }
 
 const GATE_SHARE: &str = "max-ppl-increase";
 
 const KEYS: &[Key] = &[
-    Key::new("dtype", |v| one_of(v, &["as-source", "bf16"])),
-    Key::new("head", |v| one_of(v, &["as-source", "bf16", "int8", "int4"])),
     Key::new("calibration", |v| is_table(v, "calibration")),
     Key::new("gate", |v| is_table(v, "gate")),
-    Key::new("pass", |v| match v {
-        toml::Value::Array(all) if all.iter().all(toml::Value::is_table) => Ok(()),
-        _ => Err("is a list of tables, each with two brackets: [[pass]]".into()),
-    }),
+    Key::new("pass", |v| are_tables(v, "[[pass]]")),
+    Key::new("output", |v| are_tables(v, "[[output]]")),
+];
+
+const OUTPUT: &[Key] = &[
+    Key::new("name", |v| v.as_str().map(drop).ok_or("is the name of a folder, in quotes".into())),
+    Key::new("format", |v| v.as_str().map(drop).ok_or("is a format, in quotes".into())),
+    Key::new("dtype", |v| one_of(v, &["as-source", "bf16"])),
+    Key::new("head", |v| one_of(v, &["as-source", "bf16", "int8", "int4"])),
+    Key::new("rule", |v| are_tables(v, "[[output.rule]]")),
 ];
 
 const CALIBRATION: &[Key] = &[
@@ -208,6 +287,13 @@ fn is_table(value: &toml::Value, name: &str) -> Result<(), String> {
     match value.is_table() {
         true => Ok(()),
         false => Err(format!("is a table: [{name}], and its keys below")),
+    }
+}
+
+fn are_tables(value: &toml::Value, spelled: &str) -> Result<(), String> {
+    match value {
+        toml::Value::Array(all) if all.iter().all(toml::Value::is_table) => Ok(()),
+        _ => Err(format!("is a list of tables, each with two brackets: {spelled}")),
     }
 }
 
@@ -263,7 +349,8 @@ mod tests {
         }
         assert!(wrong("[pass]\nname = \"gptq\"\n").contains("two brackets"));
         assert!(wrong("[[pass]]\nbits = 4\n").starts_with("line 1, pass 1: has no name"));
-        assert!(wrong("").contains("[[pass]]"));
+        assert!(wrong("[[output]]\ndtype = 4\n").starts_with("line 2, output 1, dtype: is"));
+        assert!(wrong("").contains("[[output.rule]]"));
     }
 
     #[test]
@@ -271,7 +358,7 @@ mod tests {
         let text = format!("head = \"int8\"\n[gate]\nmax-ppl-increase = \"2%\"\n{PASS}");
         let recipe = Recipe::parse(&text).unwrap();
         assert_eq!(recipe.gate.max_ppl_increase, Some(0.02));
-        assert_eq!(recipe.passes[1], PassRecipe::head(8));
+        assert_eq!(recipe.outputs[0].rules[1], head_rule(8));
         assert_eq!(Recipe::parse(&recipe.to_toml()), Ok(recipe));
     }
 }

@@ -1,9 +1,10 @@
 //! What an artifact says of itself: the same bytes on every run of the same recipe.
 
 use crate::CompileError;
-use crate::layer::hex;
+use crate::hash::hex;
 use crate::recipe::Recipe;
 use serde::{Deserialize, Serialize};
+use serde_json::{Map, Value};
 use sha2::{Digest, Sha256};
 use std::collections::BTreeMap;
 use std::fs::File;
@@ -44,8 +45,12 @@ pub struct Report {
     pub folders: Option<Sizes>,
     /// What the result is worth on the held-out tokens; none if it was not asked for.
     pub quality: Option<Quality>,
-    /// Every other file of the artifact.
+    /// Every other file of the artifact; none where there are several outputs.
     pub files: BTreeMap<String, FileHash>,
+    /// Where several outputs were written, what each says of itself, by the name of its folder. What
+    /// this report says beside is of the first.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub outputs: BTreeMap<String, Report>,
     /// SHA-256 of this very file with nothing between these quotes; empty in reports of unfinished
     /// work and of earlier versions.
     #[serde(default)]
@@ -84,14 +89,14 @@ pub struct WeightReport {
     pub output_error: Option<f64>,
     /// Rows of the weight.
     pub rows: usize,
-    /// Rows for which nearest rounding did better than the solver, and was kept.
-    pub rows_rounded: usize,
-    /// What was added to the Gram matrix's diagonal, as a share of its mean.
-    #[serde(skip_serializing_if = "Option::is_none", default)]
-    pub damping: Option<f64>,
     /// Why another solver than the one asked for was used.
     #[serde(skip_serializing_if = "Option::is_none", default)]
     pub fallback: Option<String>,
+    /// What else the solver says: of GPTQ `rows_rounded`, the rows for which nearest rounding did
+    /// better and was kept, and `damping`, what was added to the Gram matrix's diagonal, as a share of
+    /// its mean.
+    #[serde(flatten)]
+    pub notes: Map<String, Value>,
 }
 
 /// Bytes, before and after.
@@ -160,14 +165,19 @@ impl Report {
 
     /// The report with its seal, so that a change of it shows.
     pub fn sealed(&self) -> Self {
-        let open = Self { seal: String::new(), ..self.clone() };
+        let outputs = self.outputs.iter().map(|(name, report)| (name.clone(), report.sealed()));
+        let open = Self { outputs: outputs.collect(), seal: String::new(), ..self.clone() };
         let seal = hex(Sha256::new().chain_update(open.to_json()));
         Self { seal, ..open }
     }
 
     /// Whether the text it was read from is, to the byte, what its seal was made of.
     pub fn is_sealed(&self, text: &str) -> bool {
-        let open = text.replacen(&self.seal, "", 1);
+        // The last is its own: those of its outputs come before.
+        let open = match text.rfind(&self.seal) {
+            Some(at) => [&text[..at], &text[at + self.seal.len()..]].concat(),
+            None => return false,
+        };
         self.seal.len() == 64 && self.seal == hex(Sha256::new().chain_update(open))
     }
 }

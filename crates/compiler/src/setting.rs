@@ -1,6 +1,7 @@
 //! The settings of a recipe, held to what they may be, and where in its text one is wrong.
 
-use crate::Refusal;
+use crate::refusal::Refusal;
+use crate::spelling::as_spelled;
 use toml::de::{DeTable, DeValue};
 use toml::{Table, Value};
 
@@ -35,8 +36,10 @@ impl Wrong {
 
     /// What is said of it, with the line that it has in a recipe's text.
     pub fn in_text(&self, text: &str) -> Refusal {
-        let refusal = Refusal::from(self.clone());
-        match self.line(text) {
+        let spelled = toml::from_str(text).map(|table| as_spelled(&self.at, &table));
+        let wrong = Self { at: spelled.unwrap_or(self.at.clone()), rule: self.rule.clone() };
+        let refusal = Refusal::from(wrong.clone());
+        match wrong.line(text) {
             Some(line) => Refusal { what: format!("line {line}, {}", refusal.what), ..refusal },
             None => refusal,
         }

@@ -52,9 +52,13 @@ pub fn verify(folder: &Path) -> Result<(Report, Vec<Difference>), CompileError> 
 /// Every difference between a folder and the manifest in a report, by name.
 pub(crate) fn differences(report: &Report, folder: &Path) -> Result<Vec<Difference>, CompileError> {
     let mut differences = Vec::new();
+    for (name, output) in &report.outputs {
+        differences.extend(of_output(output, folder, name)?);
+    }
     let names = checkpoint::artifact_files(folder);
     let mut names = names.map_err(|e| CompileError::io("list", folder, e))?;
     names.remove("report.json");
+    names.retain(|name| !report.outputs.contains_key(name));
     for (name, expected) in &report.files {
         // The manifest is input: a name in it must not lead out of the folder.
         if !names.remove(name) {
@@ -80,4 +84,26 @@ pub(crate) fn differences(report: &Report, folder: &Path) -> Result<Vec<Differen
     }
     differences.extend(names.into_iter().map(Difference::Unknown));
     Ok(differences)
+}
+
+/// Every difference between one of several outputs and its report, by names in the folder of all.
+fn of_output(report: &Report, folder: &Path, name: &str) -> Result<Vec<Difference>, CompileError> {
+    // The name is input: it must not lead out of the folder.
+    let inner = folder.join(name);
+    let plain = !name.contains(['/', '\\']) && !name.starts_with('.');
+    if !plain || !fs::symlink_metadata(&inner).is_ok_and(|meta| meta.is_dir()) {
+        return Ok(vec![Difference::Missing(name.into())]);
+    }
+    let within = |file: String| format!("{name}/{file}");
+    let mut all = Vec::new();
+    if report::text(&inner.join("report.json")).ok() != Some(report.to_json()) {
+        let found = "it is not what the report of all outputs says".into();
+        all.push(Difference::Changed { name: within("report.json".into()), found });
+    }
+    all.extend(differences(report, &inner)?.into_iter().map(|difference| match difference {
+        Difference::Missing(file) => Difference::Missing(within(file)),
+        Difference::Unknown(file) => Difference::Unknown(within(file)),
+        Difference::Changed { name, found } => Difference::Changed { name: within(name), found },
+    }));
+    Ok(all)
 }

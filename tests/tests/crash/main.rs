@@ -23,25 +23,26 @@ fn run(root: &Path, quant: &str, disk: Arc<dyn Disk>) {
     let checkpoint = Checkpoint::open(&root.join("model")).unwrap();
     let spec = arch::load(checkpoint.config(), &checkpoint).unwrap().model;
     let recipe = passes::builtin(quant).unwrap();
-    let passes = passes::passes(&recipe).unwrap();
+    let pipeline = passes::pipeline(&recipe).unwrap();
     let sequences = |n: u32, seed: u32| -> Vec<Vec<u32>> {
         (0..n).map(|s| (0..32).map(|i| (i * i * 7 + s * 13 + seed) % 40).collect()).collect()
     };
     let (samples, held_out) = (sequences(4, 1), sequences(2, 2));
     let tokens = Tokens { calibration: 4 * 32, held_out: 2 * 32, longest: 32 };
-    let plan = Plan::new(&spec, &recipe, &passes, tokens).unwrap();
+    let plan = Plan::new(&spec, &pipeline, tokens).unwrap();
     let job = Job {
         checkpoint: &checkpoint,
         model: calibration::Model { spec: &spec, source: &checkpoint },
         ignored_keys: &[],
         recipe: &recipe,
-        passes: &passes,
+        pipeline: &pipeline,
         plan: &plan,
         backend: &Cpu::new(),
         samples: Text { from: "test", sequences: &samples },
         held_out: Text { from: "test", sequences: &held_out },
         activations: u64::MAX,
         allow_zero: false,
+        dump: None,
     };
     let claim = Claim { force: true, disk, ..Claim::new(checkpoint.folder()) };
     let destination = Destination::claim(&root.join("out"), claim).unwrap();

@@ -34,7 +34,7 @@ pub(crate) const MAIN: Groups = &[
     ),
     ("Calibration", &["calibration", "samples", "seq_len", "seed"]),
     ("Proof", &["max_ppl_increase", "max_kl", "gate_text", "no_gate"]),
-    ("Output", &["output", "force", "fresh", "dry_run", "memory"]),
+    ("Output", &["output", "force", "fresh", "dry_run", "dump_ir", "memory"]),
     MACHINE,
 ];
 

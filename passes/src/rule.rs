@@ -1,0 +1,264 @@
+//! Rules of an output: which weights, on which integer grid, by which solver.
+
+use crate::fit::Range;
+use crate::pattern::Pattern;
+use crate::solve::{Gptq, Rtn};
+use compiler::{Key, Refusal, Solver, Wrong, boolean, check_keys, integer, one_of};
+use ir::{Block, BlockId, Grid, Span, Spec, WeightId};
+use serde::{Deserialize, Serialize};
+use tensor::DType;
+
+/// Settings of a rule.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, rename_all = "kebab-case")]
+struct Settings {
+    /// Which parts of the model.
+    #[serde(default = "layers")]
+    of: Vec<Part>,
+    /// Modules that it is about: patterns; all if there are none.
+    #[serde(default)]
+    names: Vec<String>,
+    /// Modules that it is not about: patterns.
+    #[serde(default)]
+    ignore: Vec<String>,
+    /// 2 to 8.
+    bits: u8,
+    /// Whether there are no zero points.
+    #[serde(default = "yes")]
+    symmetric: bool,
+    /// What shares a scale.
+    #[serde(default)]
+    group: Group,
+    /// How a scale is chosen.
+    #[serde(default)]
+    scale: Scale,
+    /// How codes are chosen.
+    #[serde(default)]
+    solver: Method,
+    /// Whether columns are solved in order of falling activation. Groups stay where they are.
+    #[serde(default = "yes")]
+    act_order: bool,
+    /// Whether each linear observes the block with the linears before it already rewritten.
+    #[serde(default)]
+    true_sequential: bool,
+    /// Added to the diagonal of the Gram matrix, as a share of its mean.
+    #[serde(default = "one_percent")]
+    damping: f64,
+}
+
+/// A part of a model.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+enum Part {
+    /// The linears of every layer.
+    Layers,
+    /// The projection to logits.
+    Head,
+    /// The table of embeddings.
+    Embedding,
+}
+
+/// How codes are chosen.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+enum Method {
+    /// Codes whose error the weights after them make up for, on what the calibration showed.
+    #[default]
+    Gptq,
+    /// The nearest code. It needs no calibration.
+    Rtn,
+}
+
+/// What shares a scale.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(untagged)]
+enum Group {
+    /// So many consecutive elements of a row: 128, 64 or 32. A width that it does not divide takes
+    /// the largest of the smaller ones that does, else a scale a row.
+    Size(usize),
+    /// A row, spelled `channel`.
+    Named(Channel),
+}
+
+/// A row.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+enum Channel {
+    /// A row.
+    Channel,
+}
+
+/// How a scale is chosen.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+enum Scale {
+    /// No value is clipped.
+    #[default]
+    MinMax,
+    /// The least squared error.
+    Mse,
+}
+
+impl Default for Group {
+    fn default() -> Self {
+        Self::Size(128)
+    }
+}
+
+fn layers() -> Vec<Part> {
+    vec![Part::Layers]
+}
+
+fn yes() -> bool {
+    true
+}
+
+fn one_percent() -> f64 {
+    0.01
+}
+
+impl From<Scale> for Range {
+    fn from(scale: Scale) -> Self {
+        match scale {
+            Scale::MinMax => Self::MinMax,
+            Scale::Mse => Self::MeanSquare,
+        }
+    }
+}
+
+impl Group {
+    /// What shares a scale in rows of `width`.
+    fn span(self, width: usize) -> Span {
+        let Self::Size(size) = self else { return Span::Channel };
+        let fits = |&n: &usize| n <= size && width.is_multiple_of(n);
+        [size, 64, 32].into_iter().find(fits).map_or(Span::Channel, Span::Group)
+    }
+}
+
+fn group(value: &toml::Value) -> Result<(), String> {
+    match (value.as_integer(), value.as_str()) {
+        (Some(32 | 64 | 128), _) | (_, Some("channel")) => Ok(()),
+        _ => Err(format!("{value} is not 32, 64, 128 or \"channel\"")),
+    }
+}
+
+/// The keys of a rule.
+const KEYS: &[Key] = &[
+    Key::new("of", |v| match v.as_array() {
+        Some(all) => all.iter().try_for_each(|v| one_of(v, &["layers", "head", "embedding"])),
+        None => Err("is a list of \"layers\", \"head\" or \"embedding\"".into()),
+    }),
+    Key::new("names", patterns),
+    Key::new("ignore", patterns),
+    Key::new("bits", |v| integer(v, 2, 8)),
+    Key::new("group", group),
+    Key::new("scale", |v| one_of(v, &["min-max", "mse"])),
+    Key::new("symmetric", boolean),
+    Key::new("solver", |v| one_of(v, &["gptq", "rtn"])),
+    Key::new("act-order", boolean),
+    Key::new("true-sequential", boolean),
+    Key::new("damping", |v| match v.as_float().or(v.as_integer().map(|n| n as f64)) {
+        Some(share) if (0.0..=1.0).contains(&share) => Ok(()),
+        _ => Err(format!("{v} is not a number from 0 to 1")),
+    }),
+];
+
+fn patterns(value: &toml::Value) -> Result<(), String> {
+    match value.as_array() {
+        Some(all) => all.iter().try_for_each(|one| match one.as_str() {
+            Some(pattern) => Pattern::new(pattern).map(drop),
+            None => Err(format!("{one} is not text")),
+        }),
+        None => Err("is a list of names or patterns, such as [\"*down_proj\"]".into()),
+    }
+}
+
+/// A rule of an output.
+pub(crate) struct Rule {
+    settings: Settings,
+    names: Vec<Pattern>,
+    ignore: Vec<Pattern>,
+    solver: Box<dyn Solver>,
+}
+
+impl Rule {
+    /// A rule from its table.
+    ///
+    /// # Errors
+    /// If a setting is unknown or out of bounds.
+    pub(crate) fn new(table: &toml::Table) -> Result<Self, Wrong> {
+        check_keys(table, KEYS)?;
+        let wrong = |at: &[&str], rule: String| Wrong {
+            at: at.iter().map(ToString::to_string).collect(),
+            rule,
+        };
+        let settings: Settings = table
+            .clone()
+            .try_into()
+            .map_err(|e: toml::de::Error| wrong(&[], e.message().to_string()))?;
+        if !settings.symmetric && settings.of.contains(&Part::Head) {
+            let rule = "is true of a head: no reader is proven to load zero points of one";
+            return Err(wrong(&["symmetric"], rule.into()));
+        }
+        let compiled = |key: &str, all: &[String]| -> Result<Vec<Pattern>, Wrong> {
+            all.iter().map(|p| Pattern::new(p).map_err(|rule| wrong(&[key], rule))).collect()
+        };
+        let (names, ignore) =
+            (compiled("names", &settings.names)?, compiled("ignore", &settings.ignore)?);
+        let range = settings.scale.into();
+        let solver: Box<dyn Solver> = match settings.solver {
+            Method::Rtn => Box::new(Rtn { range }),
+            Method::Gptq => Box::new(Gptq {
+                range,
+                sequential: settings.true_sequential,
+                settings: crate::gptq::Settings {
+                    act_order: settings.act_order,
+                    damping: settings.damping,
+                },
+            }),
+        };
+        Ok(Self { settings, names, ignore, solver })
+    }
+
+    /// Every setting of it, those included that were not given.
+    pub(crate) fn whole(&self) -> toml::Table {
+        // Settings are bits, words and lists, so there is nothing to fail.
+        toml::Table::try_from(&self.settings).unwrap_or_default()
+    }
+
+    /// Whether it is about a weight.
+    fn is_about(&self, block: &Block<Spec>, spec: &Spec) -> bool {
+        let part = match block.id {
+            BlockId::Embedding => Part::Embedding,
+            BlockId::Layer(_) => Part::Layers,
+            BlockId::Head => Part::Head,
+        };
+        let module = spec.tensor.strip_suffix(".weight").unwrap_or(&spec.tensor);
+        let any = |all: &[Pattern]| all.iter().any(|p| p.matches(module));
+        let named = self.names.is_empty() || any(&self.names);
+        self.settings.of.contains(&part) && named && !any(&self.ignore)
+    }
+}
+
+impl compiler::Rule for Rule {
+    fn grid(&self, block: &Block<Spec>, weight: WeightId) -> Result<Option<Grid>, Refusal> {
+        let spec = block.weights.get(weight.0 as usize);
+        let Some(spec) = spec.filter(|spec| self.is_about(block, spec)) else { return Ok(None) };
+        let width = spec.shape.last().copied().unwrap_or(0);
+        let Settings { bits, symmetric, group, .. } = self.settings;
+        let scale = scale_dtype(spec.dtype);
+        Ok(Some(Grid::Int { bits, symmetric, span: group.span(width), scale }))
+    }
+
+    fn solver(&self) -> &dyn Solver {
+        &*self.solver
+    }
+}
+
+/// Scales are stored in the model's own dtype, as readers of the format expect.
+fn scale_dtype(stored: DType) -> DType {
+    match stored {
+        DType::F16 | DType::BF16 => stored,
+        _ => DType::F32,
+    }
+}
