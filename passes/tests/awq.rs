@@ -1,0 +1,194 @@
+//! AWQ's fold on the programs of two families: what it may change, and that the function stays.
+
+#![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
+
+use backend::{Backend, BackendExt, Interpreter, Reference};
+use compiler::{Pass, PassCx, Stage, Statistics};
+use ir::{Block, ModelSpec, Spec, Weight};
+use passes::awq::Awq;
+use passes::fold::{Source, folds};
+use serde_json::{Value, json};
+use tensor::{DType, Tensor};
+
+/// A small generator of reproducible values in -1..1.
+struct Noise(u64);
+
+impl Noise {
+    fn next(&mut self) -> f32 {
+        self.0 = self.0.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1);
+        (self.0 >> 40) as f32 / (1 << 23) as f32 - 1.0
+    }
+
+    fn values(&mut self, n: usize) -> Vec<f32> {
+        (0..n).map(|_| self.next()).collect()
+    }
+}
+
+/// A model of one layer: 4 heads of 16 that share 2 of keys and values.
+fn model(family: &str) -> ModelSpec {
+    let class = if family == "qwen2" { "Qwen2ForCausalLM" } else { "LlamaForCausalLM" };
+    let config = json!({
+        "architectures": [class],
+        "model_type": family,
+        "hidden_size": 64,
+        "intermediate_size": 96,
+        "num_hidden_layers": 1,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2,
+        "vocab_size": 40,
+        "max_position_embeddings": 128,
+        "rms_norm_eps": 1e-5,
+        "rope_theta": 10000.0,
+        "hidden_act": "silu",
+        "tie_word_embeddings": false,
+    });
+    let Value::Object(config) = config else { unreachable!() };
+    arch::imagine(&config, DType::F32).unwrap().model
+}
+
+/// Weights of noise; a few channels of every norm are loud.
+fn filled(block: &Block<Spec>) -> Block {
+    let mut noise = Noise(7);
+    block
+        .clone()
+        .try_map(|spec| {
+            let n: usize = spec.shape.iter().product();
+            let mut values = noise.values(n);
+            if spec.shape.len() == 1 && spec.tensor.ends_with("norm.weight") {
+                values.iter_mut().enumerate().for_each(|(i, v)| {
+                    *v = if i % 16 == 3 { 20.0 } else { 1.0 + 0.1 * *v };
+                });
+            }
+            let tensor = Tensor::from_f32(spec.shape.clone(), &values).unwrap();
+            Ok::<_, ()>(Weight { spec, tensor })
+        })
+        .unwrap()
+}
+
+/// The block's output on 24 tokens of noise, by the plain reference.
+fn output(block: &Block) -> Vec<f32> {
+    let device = block.clone().try_map(|weight| Reference.prepare_dense(weight)).unwrap();
+    let input = Reference.upload(64, Noise(11).values(24 * 64)).unwrap();
+    let sequences = vec![0..16, 16..24];
+    let output = Interpreter::new(&Reference).run(&device, input, &sequences).unwrap();
+    Reference.download(output).unwrap()
+}
+
+/// What the samples show of a stage's weights.
+fn statistics(block: &Block, stage: &Stage) -> Statistics {
+    let device = block.clone().try_map(|weight| Reference.prepare_dense(weight)).unwrap();
+    let specs = Block {
+        id: block.id,
+        ops: block.ops.clone(),
+        weights: block.weights.iter().map(|weight| weight.spec.clone()).collect(),
+    };
+    let input = Reference.upload(64, Noise(13).values(24 * 64)).unwrap();
+    let sequences = vec![0..16, 16..24];
+    Statistics::of(
+        &Interpreter::new(&Reference),
+        &specs,
+        &device,
+        input,
+        &sequences,
+        &stage.observes,
+    )
+    .unwrap()
+}
+
+/// Runs every stage of the pass on a block.
+fn run(awq: &Awq, stages: &[Stage], block: &mut Block) {
+    for stage in stages {
+        let statistics = statistics(block, stage);
+        let cx = PassCx { backend: &Reference, statistics: &statistics };
+        let edit = awq.run(stage, block, &cx).unwrap();
+        assert!(!edit.weights.is_empty());
+        for (id, tensor) in edit.weights {
+            assert!(stage.edits.contains(&id), "{id:?}");
+            block.weights[id.0 as usize].tensor = tensor;
+        }
+    }
+}
+
+#[test]
+fn folds_are_found_by_what_reads_what() {
+    for (family, biased) in [("llama", false), ("qwen2", true)] {
+        let model = model(family);
+        let block = &model.layers[0];
+        let name = |id: ir::WeightId| {
+            let name = block.weights[id.0 as usize].tensor.rsplit_once('.').unwrap().0;
+            name.rsplit_once('.').unwrap().1.to_string()
+        };
+        let found: Vec<(String, Vec<String>, bool)> = folds(block)
+            .iter()
+            .map(|fold| {
+                let (source, bias) = match fold.source {
+                    Source::Norm(id) => (name(id), false),
+                    Source::Rows { weight, bias } => (name(weight), bias.is_some()),
+                };
+                (source, fold.targets.iter().map(|id| name(*id)).collect(), bias)
+            })
+            .collect();
+        let row = |source: &str, targets: &[&str], bias| {
+            (source.to_string(), targets.iter().map(ToString::to_string).collect(), bias)
+        };
+        let expected = [
+            row("input_layernorm", &["q_proj", "k_proj", "v_proj"], false),
+            row("v_proj", &["o_proj"], biased),
+            row("post_attention_layernorm", &["gate_proj", "up_proj"], false),
+            row("up_proj", &["down_proj"], false),
+        ];
+        assert_eq!(found, expected, "{family}");
+    }
+}
+
+#[test]
+fn the_function_stays_and_the_weights_move() {
+    for family in ["llama", "qwen2"] {
+        let mut model = model(family);
+        let planned = model.clone();
+        let awq = Awq::new(&toml::from_str("group = 32").unwrap()).unwrap();
+        let stages = awq.plan(&mut model).unwrap();
+        assert_eq!(model, planned, "no shape changes");
+        let original = filled(&model.layers[0]);
+        let mut block = original.clone();
+        run(&awq, &stages, &mut block);
+        let moved = block.weights.iter().zip(&original.weights);
+        let moved = moved.filter(|(a, b)| a.tensor.bytes() != b.tensor.bytes()).count();
+        assert!(moved >= 9, "{family}: {moved} weights moved");
+        let (before, after) = (output(&original), output(&block));
+        let most = before.iter().fold(0f32, |m, x| m.max(x.abs()));
+        let differs = before.iter().zip(&after).fold(0f32, |m, (a, b)| m.max((a - b).abs()));
+        assert!(differs <= 1e-5 * most, "{family}: {differs} of {most}");
+        // What it is for: rounded to 4 bits, the block says what it said more nearly.
+        let rounded = |block: &Block| {
+            let mut rounded = block.clone();
+            for weight in rounded.weights.iter_mut().filter(|w| w.spec.shape.len() == 2) {
+                let shape: [usize; 2] = weight.tensor.shape().try_into().unwrap();
+                let grid = ir::Grid::Int {
+                    bits: 4,
+                    symmetric: true,
+                    span: ir::Span::Group(32),
+                    scale: DType::F32,
+                };
+                let values = weight.tensor.to_f32().unwrap();
+                let codes = passes::rtn::rtn(&values, shape, grid, passes::fit::Range::MinMax);
+                weight.tensor = Tensor::from_f32(shape.to_vec(), &codes.dequantize()).unwrap();
+            }
+            let pairs = output(&rounded).into_iter().zip(&before);
+            pairs.map(|(a, b)| f64::from(a - b).powi(2)).sum::<f64>()
+        };
+        let (with, without) = (rounded(&block), rounded(&original));
+        assert!(with < 0.8 * without, "{family}: {with} of {without}");
+    }
+}
+
+#[test]
+fn without_samples_nothing_changes() {
+    let mut model = model("llama");
+    let awq = Awq::new(&toml::Table::new()).unwrap();
+    let stages = awq.plan(&mut model).unwrap();
+    let block = filled(&model.layers[0]);
+    let statistics = Statistics::default();
+    let cx = PassCx { backend: &Reference, statistics: &statistics };
+    assert!(awq.run(&stages[0], &block, &cx).unwrap().weights.is_empty());
+}
