@@ -43,11 +43,7 @@ pub(crate) fn run(args: &Compile) -> Result<(), Failure> {
     };
     let planned = make(tokens::planned(args, &request.recipe, opened.spec.context))?;
     if !args.common.quiet {
-        unfitting(args, &opened.spec, &planned).iter().for_each(|said| remark(said));
-        // The plan has a line of its own for each.
-        let refusals = readers::refusals(&planned, &args.readers);
-        let said = refusals.iter().filter(|_| !args.dry_run);
-        said.for_each(|refusal| remark(&format!("warning: {}", refusal.words())));
+        remark_plan(args, &opened, &planned);
     }
     let devices = Devices::open(&args.common, Wanted::Cpu, Sums::Ours)?;
     // Before a text is read, which takes memory too.
@@ -92,6 +88,15 @@ pub(crate) fn run(args: &Compile) -> Result<(), Failure> {
             }
         }
     })
+}
+
+/// Says what is odd about a plan: what its recipe does not fit, and who will not read its result.
+fn remark_plan(args: &Compile, opened: &Opened, planned: &Plan) {
+    unfitting(args, &opened.spec, planned).iter().for_each(|said| remark(said));
+    // The plan has a line of its own for each.
+    let refusals = readers::refusals(planned, &args.readers);
+    let said = refusals.iter().filter(|_| !args.dry_run);
+    said.for_each(|refusal| remark(&format!("warning: {}", refusal.words())));
 }
 
 /// The output's place. Before any work it is known whether the result could be put there.
