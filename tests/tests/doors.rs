@@ -152,7 +152,7 @@ fn folders_that_are_no_model_say_what_they_are() {
     let adapter = folder("lora", &[("adapter_config.json", adapter)]);
     refused(&["inspect", &adapter], &["a LoRA adapter of \"org/base\"", "merge_and_unload"]);
     let gguf = folder("gguf", &[("x.Q4_K_M.gguf", "GGUF")]);
-    refused(&["run", &gguf, "hi"], &["\"x.Q4_K_M.gguf\"", "GGUF files cannot be read yet"]);
+    refused(&["run", &gguf, "hi"], &["\"x.Q4_K_M.gguf\"", "give the path of that file"]);
     let onnx = folder("onnx", &[("model.onnx", "")]);
     refused(&["inspect", &onnx], &["\"model.onnx\"", "ONNX is not read"]);
     let bin = folder("bin", &[("pytorch_model.bin", "")]);

@@ -1,14 +1,16 @@
-//! A Hugging Face folder of safetensors files, opened: headers and configuration, no data.
+//! A Hugging Face folder of safetensors files, or a GGUF file, opened: headers and configuration, no
+//! data.
 
 use crate::codec::{Codec, Slice};
 use crate::contents;
 use crate::error::Error;
 use crate::folder::Folder;
+use crate::gguf::Gguf;
 use crate::header::Header;
 use crate::index::{self, Index, IndexError};
 use crate::json::{self, Limits};
 use crate::pack_quantized::PackQuantized;
-use crate::packed::{Packed, PackedWeight, Stored};
+use crate::packed::{Packed, Stored};
 use crate::quantization;
 use crate::shard::Shard;
 use ir::{Grid, Quantized};
@@ -56,7 +58,7 @@ pub struct FileInfo {
     pub tensors: usize,
 }
 
-/// An opened folder. Its weights stay on disk; their files stay open.
+/// An opened folder or GGUF file. Its weights stay on disk; their files stay open.
 #[derive(Debug)]
 pub struct Checkpoint {
     folder: Folder,
@@ -70,6 +72,8 @@ pub struct Checkpoint {
     shards: Vec<Shard>,
     backbone: bool,
     warnings: Vec<String>,
+    /// What is read instead of the folder.
+    gguf: Option<Gguf>,
 }
 
 impl TensorInfo {
@@ -81,11 +85,14 @@ impl TensorInfo {
 
 impl Checkpoint {
     /// Opens `folder`: reads its configuration, its index and every header, and checks them
-    /// against each other.
+    /// against each other. A GGUF file opens as the folder that it could have been made from.
     ///
     /// # Errors
     /// If anything is missing or breaks a rule; nothing is guessed.
     pub fn open(folder: &Path) -> Result<Self, Error> {
+        if folder.is_file() {
+            return Self::open_gguf(folder);
+        }
         let folder = Folder::open(folder)?;
         let names = folder.names()?;
         let config = Self::read_config(&folder, &names)?;
@@ -102,11 +109,32 @@ impl Checkpoint {
             shards: Vec::new(),
             backbone: false,
             warnings: Vec::new(),
+            gguf: None,
         };
         opened.open_weights()?;
         opened.find_packed()?;
         opened.warn_of_oddities();
         Ok(opened)
+    }
+
+    fn open_gguf(path: &Path) -> Result<Self, Error> {
+        let gguf = Gguf::open(path)?;
+        let stored = gguf.tensors();
+        let file = FileInfo { path: path.into(), bytes: gguf.bytes(), tensors: stored.len() };
+        Ok(Self {
+            folder: Folder::around(path)?.called(path),
+            names: BTreeSet::new(),
+            config: gguf.config().clone(),
+            quantization: None,
+            generation_config: None,
+            stored,
+            packed: None,
+            files: vec![file],
+            shards: Vec::new(),
+            backbone: false,
+            warnings: Vec::new(),
+            gguf: Some(gguf),
+        })
     }
 
     /// What the `config.json` of `folder` says, whether or not there are weights beside it; as
@@ -115,6 +143,9 @@ impl Checkpoint {
     /// # Errors
     /// If there is none, or it is not a strict JSON object.
     pub fn config_in(folder: &Path) -> Result<Map<String, Value>, Error> {
+        if folder.is_file() {
+            return Ok(Gguf::open(folder)?.config().clone());
+        }
         let folder = Folder::open(folder)?;
         let names = folder.names()?;
         let mut config = Self::read_config(&folder, &names)?;
@@ -157,6 +188,9 @@ impl Checkpoint {
     /// only.
     pub fn tokenizer(&self) -> Result<Option<Vec<u8>>, Error> {
         const NAME: &str = "tokenizer.json";
+        if let Some(gguf) = &self.gguf {
+            return gguf.tokenizer();
+        }
         if let Some(bytes) = self.folder.bytes(NAME, Limits::TOKENIZER.bytes_max)? {
             let broken = |fault| Error::Json { path: self.folder().join(NAME), fault };
             json::check(&bytes, &Limits::TOKENIZER).map_err(broken)?;
@@ -182,7 +216,10 @@ impl Checkpoint {
     /// # Errors
     /// If it is too large or not a strict JSON object.
     pub fn tokenizer_config(&self) -> Result<Option<Map<String, Value>>, Error> {
-        self.folder.object("tokenizer_config.json", &Limits::CONFIG)
+        match self.gguf {
+            Some(_) => Ok(None),
+            None => self.folder.object("tokenizer_config.json", &Limits::CONFIG),
+        }
     }
 
     /// Every tensor that can be read, by name: a packed weight is one, of `F32`, and what it is
@@ -213,8 +250,10 @@ impl Checkpoint {
         name: &str,
         rows: Range<usize>,
     ) -> Result<Option<Quantized>, Error> {
-        let weight = self.packed.as_ref().and_then(|packed| packed.weights.get(name));
-        weight.map(|weight| self.codes(name, weight, rows)).transpose()
+        match self.tensor(name).is_some_and(|info| info.grid.is_some()) {
+            true => self.codes(name, rows).map(Some),
+            false => Ok(None),
+        }
     }
 
     /// Whether the tensors were saved from the backbone's class: their names had no `model.`, which
@@ -238,7 +277,10 @@ impl Checkpoint {
     /// # Errors
     /// If it cannot be read or is longer.
     pub fn side_file(&self, name: &str, most: usize) -> Result<Option<Vec<u8>>, Error> {
-        self.folder.bytes(name, most)
+        match self.gguf {
+            Some(_) => Ok(None),
+            None => self.folder.bytes(name, most),
+        }
     }
 
     /// What is legal but worth a word.
@@ -402,11 +444,13 @@ impl Checkpoint {
 
     /// Reads the rows; see [`ir::Source::read_rows`].
     fn rows(&self, name: &str, rows: Range<usize>) -> Result<Tensor, Error> {
-        if let Some(weight) = self.packed.as_ref().and_then(|packed| packed.weights.get(name)) {
-            return self.unpacked_rows(name, weight, rows);
-        }
         let missing = || Error::broken(self.folder(), format!("has no tensor {name:?}"));
-        self.stored_rows(self.tensor(name).ok_or_else(missing)?, rows)
+        let info = self.tensor(name).ok_or_else(missing)?;
+        match (info.grid, &info.shape[..], &self.gguf) {
+            (Some(_), &[height, width], _) => self.unpacked_rows(name, [height, width], rows),
+            (_, _, Some(gguf)) => gguf.rows(name, rows).map_err(|e| self.locate(e)),
+            _ => self.stored_rows(info, rows),
+        }
     }
 
     /// Reads rows of a tensor as it is stored.
@@ -436,10 +480,9 @@ impl Checkpoint {
     fn unpacked_rows(
         &self,
         name: &str,
-        weight: &PackedWeight,
+        [height, width]: [usize; 2],
         rows: Range<usize>,
     ) -> Result<Tensor, Error> {
-        let [height, width] = weight.shape;
         self.check_rows(name, &rows, height)?;
         let too_large = || Error::tensor(name, "the rows exceed the address space");
         let shape = vec![rows.len(), width];
@@ -451,7 +494,7 @@ impl Checkpoint {
         let mut out = buffer.as_mut_slice().chunks_exact_mut(width.max(1) * size_of::<f32>());
         for first in rows.clone().step_by(step) {
             let part = first..rows.end.min(first.saturating_add(step));
-            let part = self.codes(name, weight, part)?;
+            let part = self.codes(name, part)?;
             for (row, out) in (0..part.shape[0]).zip(&mut out) {
                 part.dequantize_row(row, &mut values);
                 let (out, _) = out.as_chunks_mut();
@@ -461,13 +504,13 @@ impl Checkpoint {
         Tensor::new(DType::F32, shape, buffer).ok_or_else(too_large)
     }
 
-    /// Reads rows of a packed weight as they are stored, and nothing else.
-    fn codes(
-        &self,
-        name: &str,
-        weight: &PackedWeight,
-        rows: Range<usize>,
-    ) -> Result<Quantized, Error> {
+    /// Reads rows of a weight on a grid as they are stored, and nothing else.
+    fn codes(&self, name: &str, rows: Range<usize>) -> Result<Quantized, Error> {
+        if let Some(gguf) = &self.gguf {
+            return gguf.codes(name, rows).map_err(|e| self.locate(e));
+        }
+        let weight = self.packed.as_ref().and_then(|packed| packed.weights.get(name));
+        let weight = weight.ok_or_else(|| Error::tensor(name, "is not packed"))?;
         self.check_rows(name, &rows, weight.shape[0])?;
         let get = |part: &str, rows: Range<usize>| {
             let found = self.stored.binary_search_by(|t| t.name.as_str().cmp(part)).ok();

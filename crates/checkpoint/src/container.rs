@@ -61,6 +61,8 @@ pub struct Described<'a> {
     pub tied: bool,
     /// The dtype of what is dense, where it is not the source's.
     pub dtype: Option<DType>,
+    /// The bytes of its tokenizer.json, for containers that take it in.
+    pub tokenizer: Option<&'a [u8]>,
 }
 
 /// A kind of container.

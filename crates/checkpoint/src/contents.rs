@@ -74,8 +74,8 @@ fn foreign(names: &BTreeSet<String>) -> Option<String> {
     }
     if let Some(name) = ends(&[".gguf"]) {
         return Some(format!(
-            "has {name:?}, but no safetensors: GGUF files cannot be read yet; give the Hugging Face \
-             checkpoint that it was made from"
+            "has {name:?}, but no safetensors: give the path of that file, or the Hugging Face checkpoint \
+             that it was made from"
         ));
     }
     if let Some(name) = ends(&[".onnx"]) {

@@ -49,6 +49,17 @@ impl Folder {
         Ok(Self { path: path.to_owned(), root, blobs })
     }
 
+    /// The folder that the file at `path` is in.
+    pub(crate) fn around(path: &Path) -> Result<Self, Error> {
+        let parent = path.parent().filter(|parent| !parent.as_os_str().is_empty());
+        Self::open(parent.unwrap_or(Path::new(".")))
+    }
+
+    /// The same under another name in messages.
+    pub(crate) fn called(self, path: &Path) -> Self {
+        Self { path: path.to_owned(), ..self }
+    }
+
     /// The names in the folder that are text. Others cannot be files of a checkpoint.
     pub(crate) fn names(&self) -> Result<BTreeSet<String>, Error> {
         let io = |e| Error::io(&self.path, "list the folder", e);

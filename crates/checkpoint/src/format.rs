@@ -4,7 +4,7 @@ use crate::codec::{Codec, Grain};
 use crate::container::{Container, Placed, Stored};
 use crate::error::Error;
 use crate::layout::Planned;
-use crate::{folder_container, pack_quantized};
+use crate::{folder_container, gguf, pack_quantized};
 use ir::Grid;
 use tensor::DType;
 
@@ -21,13 +21,21 @@ pub struct Format {
     pub dense: &'static [DType],
 }
 
-/// Every format; the first is the one that is written where none is named.
+/// Every format of artifacts; the first is the one that is written where none is named.
 pub static FORMATS: &[Format] = &[Format {
     name: "pack-quantized",
     container: &folder_container::HfFolder,
     codecs: &[&pack_quantized::PackQuantized],
     dense: &[],
 }];
+
+/// A GGUF file. It is not among [`FORMATS`]: no recipe has grids for its blocks yet.
+pub static GGUF: Format = Format {
+    name: "gguf",
+    container: &gguf::GgufFile,
+    codecs: &[&gguf::GgufBlocks],
+    dense: &[DType::F32, DType::F16, DType::BF16],
+};
 
 impl Format {
     /// The format of this name.

@@ -1,4 +1,4 @@
-//! An open safetensors file: its checked header, and reads by position.
+//! An open file: reads by position and, of a safetensors file, its checked header.
 
 use crate::error::Error;
 use crate::folder::Opened;
@@ -26,10 +26,15 @@ struct Stamp {
 }
 
 impl Shard {
+    /// A file as it is, whatever it holds.
+    pub(crate) fn of(opened: Opened) -> Self {
+        let Opened { path, file, metadata } = opened;
+        Self { path, file, stamp: Stamp::of(&metadata) }
+    }
+
     /// Reads and checks the header of an open file.
     pub(crate) fn open(opened: Opened) -> Result<(Self, Header), Error> {
-        let Opened { path, file, metadata } = opened;
-        let shard = Self { path, file, stamp: Stamp::of(&metadata) };
+        let shard = Self::of(opened);
         let broken = |fault| Error::Header { path: shard.path.clone(), fault };
         let bytes = shard.bytes();
         // Bounded by `SEEN`.

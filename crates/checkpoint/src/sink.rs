@@ -8,7 +8,7 @@ use crate::codec::Slice;
 use crate::container::{Rows, Stored};
 use crate::disk::{Disk, DiskFile, System};
 use crate::error::Error;
-use crate::layout::{Laid, LaidFile, Layout, Planned, Trailer};
+use crate::layout::{Laid, LaidFile, Layout, Planned, RowOrder, Trailer};
 use crate::write::{Written, hash_part, sync_folder, write_file_on};
 use ir::Quantized;
 use std::collections::{BTreeMap, HashMap};
@@ -132,8 +132,9 @@ impl Sink {
             return Err(Error::Internal(format!("{name:?} is not laid out on {}", codes.grid)));
         };
         let at = Slice { rows: first..first.saturating_add(codes.shape[0]), shape: [out, width] };
-        codec
-            .encode(&laid.name, codes, &at, &mut |part, row, bytes| self.put_rows(part, row, bytes))
+        codec.encode(&laid.name, codes, &at, &mut |part, row, bytes| {
+            self.put_ordered(part, laid.order, row, bytes)
+        })
     }
 
     /// Writes the rows from `first` on of the weight `name`, which is dense.
@@ -146,9 +147,9 @@ impl Sink {
             let rule = format!("{name:?} is not laid out as dense {}", values.dtype());
             return Err(Error::Internal(rule));
         }
-        match values.shape() == laid.shape {
+        match values.shape() == laid.shape && laid.order == RowOrder::Same {
             true => self.put(&laid.name, values.bytes()),
-            false => self.put_rows(&laid.name, first, values.bytes()),
+            false => self.put_ordered(&laid.name, laid.order, first, values.bytes()),
         }
     }
 
@@ -161,10 +162,12 @@ impl Sink {
         let (Stored::On(grid), Some(codec), &[out, width]) =
             (laid.stored, laid.codec, &laid.shape[..])
         else {
-            return Ok(Rows::Dense(self.get_rows(&laid.name, rows)?));
+            return Ok(Rows::Dense(self.get_ordered(&laid.name, laid.order, rows)?));
         };
         let at = Slice { rows, shape: [out, width] };
-        let codes = codec.decode(&laid.name, grid, &at, &|part, rows| self.get_rows(part, rows))?;
+        let codes = codec.decode(&laid.name, grid, &at, &|part, rows| {
+            self.get_ordered(part, laid.order, rows)
+        })?;
         Ok(Rows::On(codes))
     }
 
@@ -174,6 +177,45 @@ impl Sink {
     /// If it was not laid out.
     pub fn parts(&self, name: &str) -> Result<&[String], Error> {
         Ok(&self.laid(name)?.parts)
+    }
+
+    /// [`Sink::put_rows`] of rows that lie in another order.
+    fn put_ordered(
+        &self,
+        name: &str,
+        order: RowOrder,
+        first: usize,
+        bytes: &[u8],
+    ) -> Result<(), Error> {
+        let row = self.place(name)?.0.row_bytes.unwrap_or(0) as usize;
+        if order == RowOrder::Same || row == 0 {
+            return self.put_rows(name, first, bytes);
+        }
+        let mut rows = bytes.chunks(row).enumerate();
+        rows.try_for_each(|(i, row)| self.put_rows(name, order.place(first + i), row))
+    }
+
+    /// [`Sink::get_rows`] of rows that lie in another order.
+    fn get_ordered(
+        &self,
+        name: &str,
+        order: RowOrder,
+        rows: Range<usize>,
+    ) -> Result<Tensor, Error> {
+        if order == RowOrder::Same {
+            return self.get_rows(name, rows);
+        }
+        let place = self.place(name)?.0;
+        let (mut shape, mut bytes) = (place.shape.clone(), Vec::new());
+        if let Some(height) = shape.first_mut() {
+            *height = rows.len();
+        }
+        for row in rows {
+            let at = order.place(row);
+            bytes.extend_from_slice(self.get_rows(name, at..at + 1)?.bytes());
+        }
+        let lost = || Error::Internal(format!("rows of tensor {name:?}"));
+        Tensor::new(place.dtype, shape, Bytes::from_slice(&bytes)).ok_or_else(lost)
     }
 
     fn laid(&self, name: &str) -> Result<&Laid, Error> {

@@ -347,7 +347,7 @@ fn weights_are_read_back_as_they_were_put() {
     ];
     let format = Format::named("pack-quantized").unwrap();
     let config = serde_json::Map::new();
-    let model = Described { config: &config, tied: true, dtype: None };
+    let model = Described { config: &config, tied: true, dtype: None, tokenizer: None };
     let layout = format.container.layout(format, &model, &weights).unwrap();
     let dir = tempfile::tempdir().unwrap();
     for file in layout.manifest() {

@@ -104,11 +104,11 @@ pub(crate) fn resolve(model: &str, common: &Common) -> Result<Place, Failure> {
         return Ok(Place { folder: path.to_path_buf(), fetch: None });
     }
     if path.is_file() {
-        let what = match path.extension().and_then(|e| e.to_str()) {
-            Some("gguf") => "GGUF files cannot be read yet",
-            _ => "a model is a folder with a config.json",
-        };
-        return Err(Failure::refused(format!("{model:?} is a file: {what}")));
+        if path.extension().is_some_and(|extension| extension == "gguf") {
+            return Ok(Place { folder: path.to_path_buf(), fetch: None });
+        }
+        let rule = "a model is a folder with a config.json, or a GGUF file";
+        return Err(Failure::refused(format!("{model:?} is a file: {rule}")));
     }
     let cache = hub_cache(common);
     let (repo, revision) = model.split_once('@').unwrap_or((model, MAIN));

@@ -52,7 +52,7 @@ pub(crate) fn layout(
         Dtype::AsSource => None,
         Dtype::Bf16 => Some(DType::BF16),
     };
-    let model = Described { config, tied: planned.tied, dtype };
+    let model = Described { config, tied: planned.tied, dtype, tokenizer: None };
     let mut weights = Vec::new();
     for (block, own) in &planned.blocks {
         weights.extend(own.iter().map(|weight| placed(weight, role(*block))));

@@ -1,0 +1,66 @@
+//! The element types of ggml that are read.
+
+use ir::{BlockKind, Grid, Span};
+use tensor::DType;
+
+/// What tensors of a type hold.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Held {
+    /// Elements.
+    Dense(DType),
+    /// Codes.
+    On(Grid),
+}
+
+/// An integer grid as ggml has it: in blocks of 32, symmetric, with a scale of `F16`.
+const fn int(bits: u8) -> Held {
+    Held::On(Grid::Int { bits, symmetric: true, span: Span::Group(32), scale: DType::F16 })
+}
+
+const fn block(kind: BlockKind) -> Held {
+    Held::On(Grid::Block(kind))
+}
+
+/// Number, name and content: ggml's `ggml_type`.
+const TYPES: &[(u32, &str, Held)] = &[
+    (0, "F32", Held::Dense(DType::F32)),
+    (1, "F16", Held::Dense(DType::F16)),
+    (2, "Q4_0", int(4)),
+    (3, "Q4_1", block(BlockKind::Q4_1)),
+    (6, "Q5_0", int(5)),
+    (7, "Q5_1", block(BlockKind::Q5_1)),
+    (8, "Q8_0", int(8)),
+    (12, "Q4_K", block(BlockKind::Q4K)),
+    (13, "Q5_K", block(BlockKind::Q5K)),
+    (14, "Q6_K", block(BlockKind::Q6K)),
+    (30, "BF16", Held::Dense(DType::BF16)),
+];
+
+/// What the type of a number holds.
+pub(crate) fn held(number: u32) -> Option<Held> {
+    TYPES.iter().find(|(n, ..)| *n == number).map(|&(.., held)| held)
+}
+
+/// The number of the type that holds what is stored.
+pub(crate) fn number(held: Held) -> Option<u32> {
+    TYPES.iter().find(|(.., other)| *other == held).map(|&(number, ..)| number)
+}
+
+/// The names of all types that are read.
+pub(crate) fn names() -> String {
+    TYPES.iter().map(|&(_, name, _)| name).collect::<Vec<_>>().join(", ")
+}
+
+impl Held {
+    /// The bytes of a row of `width` elements; `None` if it is not whole blocks, or overflows.
+    pub(crate) fn row_bytes(self, width: usize) -> Option<usize> {
+        match self {
+            Self::Dense(dtype) => dtype.bytes_of(&[width]),
+            Self::On(grid) => {
+                let block = grid.block()?.get();
+                let bytes = usize::try_from(grid.bytes([1, block])).ok()?;
+                width.is_multiple_of(block).then(|| (width / block).checked_mul(bytes))?
+            }
+        }
+    }
+}

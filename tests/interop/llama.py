@@ -1,0 +1,81 @@
+"""llama.cpp's own library, of the Python module xllamacpp, by its C functions."""
+
+import ctypes
+import importlib.util
+import pathlib
+
+TYPES = {
+    "F32": 0, "F16": 1, "Q4_0": 2, "Q4_1": 3, "Q5_0": 6, "Q5_1": 7, "Q8_0": 8,
+    "Q4_K": 12, "Q5_K": 13, "Q6_K": 14, "BF16": 30,
+}
+# Elements and bytes of a block.
+BLOCKS = {
+    "F32": (1, 4), "F16": (1, 2), "BF16": (1, 2), "Q4_0": (32, 18), "Q4_1": (32, 20), "Q5_0": (32, 22),
+    "Q5_1": (32, 24), "Q8_0": (32, 34), "Q4_K": (256, 144), "Q5_K": (256, 176), "Q6_K": (256, 210),
+}
+
+
+def library():
+    """The shared library, loaded."""
+    folder = pathlib.Path(importlib.util.find_spec("xllamacpp").origin).parent
+    lib = ctypes.CDLL(str(next(folder.glob("*.so"))))
+    lib.ggml_quantize_chunk.restype = ctypes.c_size_t
+    lib.ggml_quantize_chunk.argtypes = [
+        ctypes.c_int, ctypes.c_void_p, ctypes.c_void_p, ctypes.c_int64, ctypes.c_int64, ctypes.c_int64,
+        ctypes.c_void_p,
+    ]
+    return lib
+
+
+def quantized(lib, kind, values, rows, width):
+    """Rows of 32-bit floats (a ctypes array) as blocks of ggml's own quantizer, without importance."""
+    elements, size = BLOCKS[kind]
+    if kind == "F32":
+        return bytes(values)
+    out = ctypes.create_string_buffer(rows * width // elements * size)
+    lib.ggml_quantize_chunk(TYPES[kind], values, out, 0, rows, width, None)
+    return out.raw
+
+
+def dequantized(lib, kind, blocks, count):
+    """The floats that ggml reads blocks as: its plain C, not the vectors of a CPU."""
+    out = (ctypes.c_float * count)()
+    function = getattr(lib, "dequantize_row_" + kind.lower().replace("_k", "_K"))
+    function(ctypes.c_char_p(blocks), out, ctypes.c_int64(count))
+    return bytes(out)
+
+
+def write(path, keys, tensors, alignment=32):
+    """A GGUF file, version 3: keys are (name, kind, value), tensors (name, kind, shape, bytes)."""
+    import struct
+
+    plain = {"u8": (0, "<B"), "u32": (4, "<I"), "i32": (5, "<i"), "f32": (6, "<f"), "bool": (7, "<?")}
+
+    def text(value):
+        value = value.encode()
+        return struct.pack("<Q", len(value)) + value
+
+    def said(kind, value):
+        if kind == "str":
+            return struct.pack("<I", 8) + text(value)
+        if kind.startswith("["):
+            inner = kind.strip("[]")
+            number = 8 if inner == "str" else plain[inner][0]
+            items = b"".join(text(v) if inner == "str" else struct.pack(plain[inner][1], v) for v in value)
+            return struct.pack("<IIQ", 9, number, len(value)) + items
+        number, form = plain[kind]
+        return struct.pack("<I", number) + struct.pack(form, value)
+
+    head = b"GGUF" + struct.pack("<IQQ", 3, len(tensors), len(keys))
+    for name, kind, value in keys:
+        head += text(name) + said(kind, value)
+    at = 0
+    for name, kind, shape, data in tensors:
+        head += text(name) + struct.pack("<I", len(shape))
+        head += b"".join(struct.pack("<Q", n) for n in reversed(shape))
+        head += struct.pack("<IQ", TYPES[kind], at)
+        at += -(-len(data) // alignment) * alignment
+    with open(path, "wb") as file:
+        file.write(head + bytes(-len(head) % alignment))
+        for *_, data in tensors:
+            file.write(data + bytes(-len(data) % alignment))

@@ -1,0 +1,31 @@
+"""Makes tests/fixtures/gguf: blocks of every type that ggml's quantizer fills, and what ggml reads
+them as. Run with xllamacpp (requirements-llama.txt): make_gguf_goldens.py OUT.gguf"""
+
+import ctypes
+import random
+import sys
+
+import llama
+
+KINDS = [kind for kind in llama.BLOCKS if "Q" in kind]
+
+
+def main(path):
+    lib, noise, tensors = llama.library(), random.Random(7), []
+    for kind in KINDS:
+        # Two rows, so that rows are told apart; one block of zeros, which has a scale of zero.
+        width = 2 * llama.BLOCKS[kind][0]
+        values = [noise.gauss(0, 1) * (1 + i // width) for i in range(2 * width)]
+        values[: width // 2] = [0.0] * (width // 2)
+        blocks = llama.quantized(lib, kind, (ctypes.c_float * len(values))(*values), 2, width)
+        tensors.append((f"{kind}.blocks", kind, [2, width], blocks))
+        read = llama.dequantized(lib, kind, blocks, 2 * width)
+        tensors.append((f"{kind}.values", "F32", [2, width], read))
+    keys = [("general.architecture", "str", "golden"), ("golden.text", "str", "caf\u00e9")]
+    keys += [("golden.texts", "[str]", ["a", "", "b c"]), ("golden.ids", "[i32]", [-1, 2, 3])]
+    keys += [("golden.float", "f32", 1e-5), ("golden.flag", "bool", True), ("golden.byte", "u8", 255)]
+    llama.write(path, keys, tensors)
+
+
+if __name__ == "__main__":
+    main(sys.argv[1])
