@@ -292,17 +292,16 @@ fn draws_are_those_of_the_reference_sampler() {
             let sampling = engine::Sampling { seed, ..sampling.clone() };
             let logprobs = [None, Some(0), Some(5)][seed as usize % 3];
             let wish = engine::wish((&history, 10), &sampling, logprobs).unwrap();
-            let seek_changes: Vec<backend::SeekChange> = runtime::changes(&wish);
-            let seek = runtime::seek(&wish, &seek_changes);
             let buffer = cuda.upload(vocab, row.clone()).unwrap();
-            let found = cuda.seek(&buffer, &[seek]).unwrap().found().unwrap().remove(0);
+            let wishes = std::slice::from_ref(&wish);
+            let found = cuda.seek(&buffer, wishes).unwrap().found().unwrap().remove(0);
             assert_eq!(cuda.download(buffer).unwrap(), row, "logits are as they were");
             let mut scratch = engine::Scratch::default();
             let (mut row, history) = (row.clone(), (&history[..], 10));
             let want =
                 engine::sample(&mut row, history, &sampling, logprobs, &mut scratch).unwrap();
             all += 1;
-            let Some(got) = engine::settle(&runtime::as_found(found), &wish, &sampling, 40) else {
+            let Some(got) = engine::settle(&found, &wish, &sampling, 40) else {
                 continue;
             };
             let got = got.unwrap();
@@ -322,7 +321,7 @@ fn draws_are_those_of_the_reference_sampler() {
     bad[5] = f32::NAN;
     let buffer = cuda.upload(3001, bad).unwrap();
     let wish = engine::wish((&history, 10), &plain(), None).unwrap();
-    let seeking = cuda.seek(&buffer, &[runtime::seek(&wish, &[])]).unwrap();
+    let seeking = cuda.seek(&buffer, &[wish]).unwrap();
     let found = seeking.found().unwrap().remove(0);
     assert!(found.bad);
 }

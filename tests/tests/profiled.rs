@@ -5,14 +5,14 @@
 
 use backend::{
     Algebra, Attend, AttendPaged, Backend, BackendError, Buffer, Cut, DeviceWeight, Draws, Embed,
-    Fold, KvCache, KvDType, Leaving, Linear, Origin, Peers, RankUpdate, Rope, Seek, Seeking,
+    Fold, KvCache, KvDType, Leaving, Linear, Origin, Peers, RankUpdate, Rope, Seeking,
 };
 use backend_cpu::Cpu;
 use backend_cuda::Cuda;
 use bench::Profiled;
 use checkpoint::Checkpoint;
 use cuda_emulator::{Emulated, Library, Order};
-use engine::{Engine, Event, Executor, Options, Request};
+use engine::{Engine, Event, Executor, Options, Request, Wish};
 use ir::{Activation, Grid, Heads, Spec};
 use runtime::{KvPlan, Model, Runner, Settings};
 use std::any::Any;
@@ -104,7 +104,7 @@ impl Algebra for Recording<'_> {
 impl Draws for Recording<'_> {
     recorded! {
         |all: &Self| all.inner.draws().unwrap();
-        fn seek(&self, logits: &Buffer, rows: &[Seek<'_>]) -> Done<Box<dyn Seeking>>;
+        fn seek(&self, logits: &Buffer, wishes: &[Wish]) -> Done<Box<dyn Seeking>>;
         fn embed_sought(&self, sought: &dyn Seeking, weight: &DeviceWeight) -> Done<Buffer>;
     }
 }

@@ -3,10 +3,9 @@
 use crate::Cuda;
 use crate::device::{Later, Memory};
 use crate::rows::Rows;
-use backend::{
-    BackendError, Buffer, DeviceWeight, Draws, SHORTLIST, Seek, Seeking, Shortlist, Sought,
-};
+use backend::{BackendError, Buffer, DeviceWeight, Draws, Seeking};
 use bytemuck::{Pod, Zeroable};
+use engine::{Found, Kind, SHORTLIST, Wish};
 use std::any::Any;
 
 #[repr(C)]
@@ -45,9 +44,10 @@ struct Pair {
     logit: f32,
 }
 
+/// [`Found`] as the kernel writes it.
 #[repr(C)]
 #[derive(Clone, Copy, Pod, Zeroable)]
-struct Found {
+struct RawFound {
     bad: u32,
     best: u32,
     best_logit: f32,
@@ -78,11 +78,11 @@ const ROOM: usize = 34 << 10;
 
 impl Ask {
     /// What is looked for in a row whose changes begin there in the list.
-    fn new(row: &Seek<'_>, first_change: u32) -> Self {
+    fn new(row: &Wish, first_change: u32) -> Self {
         let mode = match row.of {
-            Sought::Best => 0,
-            Sought::NearWinner => 1,
-            Sought::Largest => 2,
+            Kind::Best => 0,
+            Kind::NearWinner => 1,
+            Kind::Largest => 2,
         };
         Self {
             key: row.key,
@@ -94,8 +94,8 @@ impl Ask {
             mode,
             first_change,
             changes: row.changes.len() as u32,
-            alternatives: row.raw.unwrap_or(0).min(SHORTLIST) as u32,
-            wants_sum: row.raw.is_some().into(),
+            alternatives: row.logprobs.unwrap_or(0).min(SHORTLIST) as u32,
+            wants_sum: row.logprobs.is_some().into(),
             share: row.share,
             unused: 0,
         }
@@ -103,7 +103,7 @@ impl Ask {
 }
 
 impl Draws for Cuda {
-    fn seek(&self, logits: &Buffer, rows: &[Seek<'_>]) -> Result<Box<dyn Seeking>, BackendError> {
+    fn seek(&self, logits: &Buffer, rows: &[Wish]) -> Result<Box<dyn Seeking>, BackendError> {
         Ok(Box::new(self.begin(logits, rows)?))
     }
 
@@ -120,9 +120,9 @@ impl Draws for Cuda {
 }
 
 impl Cuda {
-    fn begin(&self, logits: &Buffer, rows: &[Seek<'_>]) -> Result<Underway, BackendError> {
+    fn begin(&self, logits: &Buffer, rows: &[Wish]) -> Result<Underway, BackendError> {
         let width = logits.width() as u32;
-        let changes = || rows.iter().flat_map(|row| row.changes);
+        let changes = || rows.iter().flat_map(|row| &row.changes);
         let outside = changes().any(|change| change.token >= width);
         if outside || rows.len() != logits.rows() {
             return Err(BackendError::Internal("every row and token is of the logits".into()));
@@ -147,7 +147,7 @@ impl Cuda {
         let x = self.plain(logits)?;
         let (asks, list) = (Memory::of(&self.steps, &asks)?, Memory::of(&self.steps, &list)?);
         let originals = self.room(4 * count.max(1))?;
-        let found = self.room(rows.len() * size_of::<Found>())?;
+        let found = self.room(rows.len() * size_of::<RawFound>())?;
         let tokens = self.room(4 * rows.len())?;
         let args = SampleArgs {
             logits: x.at(),
@@ -161,7 +161,7 @@ impl Cuda {
         };
         self.launch("sample", [rows.len() as u32, 1, 1], 1024, ROOM, &args)?;
         // Before anything that is launched after this: what comes next is not waited for.
-        let later = self.device.read_later(found.at(), rows.len() * size_of::<Found>())?;
+        let later = self.device.read_later(found.at(), rows.len() * size_of::<RawFound>())?;
         let originals = match count {
             0 => None,
             _ => Some(self.device.read_later(originals.at(), 4 * count)?),
@@ -202,7 +202,7 @@ impl Seeking for Underway {
         self
     }
 
-    fn found(self: Box<Self>) -> Result<Vec<Shortlist>, BackendError> {
+    fn found(self: Box<Self>) -> Result<Vec<Found>, BackendError> {
         let Self { later, originals, changes, .. } = *self;
         let bytes = later()?;
         let originals: Vec<f32> = match originals {
@@ -210,26 +210,26 @@ impl Seeking for Underway {
             None => Vec::new(),
         };
         let mut rest = &originals[..];
-        let found = bytes.chunks_exact(size_of::<Found>()).zip(changes);
-        let shortlist = found.map(|(bytes, changes)| {
+        let found = bytes.chunks_exact(size_of::<RawFound>()).zip(changes);
+        let found = found.map(|(bytes, changes)| {
             let (own, others) = rest.split_at(changes.min(rest.len()));
             rest = others;
-            bytemuck::pod_read_unaligned::<Found>(bytes).shortlist(own)
+            bytemuck::pod_read_unaligned::<RawFound>(bytes).found(own)
         });
-        Ok(shortlist.collect())
+        Ok(found.collect())
     }
 }
 
-impl Found {
-    fn shortlist(&self, originals: &[f32]) -> Shortlist {
+impl RawFound {
+    fn found(&self, originals: &[f32]) -> Found {
         let list = |all: &[Pair], count: u32| {
             let some = all.get(..count as usize);
             some.map(|some| some.iter().map(|pair| (pair.token, pair.logit)).collect())
         };
         if self.bad != 0 {
-            return Shortlist { bad: true, ..Shortlist::default() };
+            return Found { bad: true, ..Found::default() };
         }
-        Shortlist {
+        Found {
             bad: false,
             token: self.token,
             best: (self.best, self.best_logit),

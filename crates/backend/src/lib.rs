@@ -30,7 +30,7 @@ pub use rope::RopeTable;
 pub use score::{DivergenceRow, SoftmaxRow};
 pub use seam::{Algebra, Backend, BackendExt, Draws, Fold, Leaving, Peers, stored_bytes};
 pub use sharded::{Cut, Sharded, cuts};
-pub use shortlist::{SHORTLIST, Seek, SeekChange, Seeking, Shortlist, Sought};
+pub use shortlist::Seeking;
 
 use ir::{Heads, ReadError};
 use std::ops::Range;

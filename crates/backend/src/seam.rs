@@ -6,8 +6,9 @@
 
 use crate::{
     Attend, AttendPaged, BackendError, Buffer, Cut, DeviceWeight, DivergenceRow, Embed, KvCache,
-    KvDType, Linear, Origin, RankUpdate, Rope, Seek, Seeking, SoftmaxRow, Whole,
+    KvDType, Linear, Origin, RankUpdate, Rope, Seeking, SoftmaxRow, Whole,
 };
+use engine::Wish;
 use ir::{Activation, Grid, Heads, Quantized, Spec, Weight};
 use std::any::Any;
 use std::ops::Range;
@@ -186,12 +187,11 @@ pub trait Algebra {
 
 /// Searches among logits that need not leave their device.
 pub trait Draws {
-    /// Begins to find in each row of logits what a draw can be decided by. They are as they were
-    /// afterwards.
+    /// Begins to find what is wished of each row of logits. They are as they were afterwards.
     ///
     /// # Errors
     /// If a row or a token is not of the logits, or the device fails.
-    fn seek(&self, logits: &Buffer, rows: &[Seek<'_>]) -> Result<Box<dyn Seeking>, BackendError>;
+    fn seek(&self, logits: &Buffer, wishes: &[Wish]) -> Result<Box<dyn Seeking>, BackendError>;
 
     /// The embeddings of the tokens that a search takes for the drawn ones, before the host knows
     /// them. `weight` is the whole table.

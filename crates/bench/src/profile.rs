@@ -2,8 +2,9 @@
 
 use backend::{
     Algebra, Attend, AttendPaged, Backend, BackendError, Buffer, Cut, DeviceWeight, Draws, Embed,
-    Fold, KvCache, KvDType, Leaving, Linear, Origin, Peers, Rope, Seek, Seeking, Span, Whole,
+    Fold, KvCache, KvDType, Leaving, Linear, Origin, Peers, Rope, Seeking, Span, Whole,
 };
+use engine::Wish;
 use ir::{Activation, Grid, Heads, Spec};
 use std::collections::BTreeMap;
 use std::ops::Range;
@@ -448,8 +449,8 @@ impl Backend for Profiled<'_> {
 }
 
 impl Draws for Profiled<'_> {
-    fn seek(&self, logits: &Buffer, rows: &[Seek<'_>]) -> Result<Box<dyn Seeking>, BackendError> {
-        self.inner_draws()?.seek(logits, rows)
+    fn seek(&self, logits: &Buffer, wishes: &[Wish]) -> Result<Box<dyn Seeking>, BackendError> {
+        self.inner_draws()?.seek(logits, wishes)
     }
 
     fn embed_sought(

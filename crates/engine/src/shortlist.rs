@@ -15,13 +15,15 @@ pub const SHORTLIST: usize = 64;
 pub struct Wish {
     /// Which tokens.
     pub of: Kind,
-    /// The key of the noise.
+    /// The key of the noise of [`Kind::NearWinner`]: token `t` has the upper half of
+    /// `mix(key ^ t * 0xd6e8feb86659fd93)`, `mix` SplitMix64's finalizer.
     pub key: u64,
     /// Divides the logits; not 0 unless the best is asked for.
     pub temperature: f32,
     /// Tokens below this, relative to the best and scaled, are cut.
     pub min_score: f32,
-    /// Only the most likely tokens that together have this share of all may win; 1 for all.
+    /// Only the most likely tokens that together have this share of all may win; 1 for all. There is no
+    /// list where it is not certain which these are.
     pub share: f32,
     /// [`Sampling::repetition_penalty`].
     pub repetition: f32,
@@ -40,7 +42,8 @@ pub struct Wish {
 pub enum Kind {
     /// The best alone.
     Best,
-    /// Those whose logit, scaled, plus noise is next to the largest there is.
+    /// Those whose logit, relative to the best and scaled, plus noise is within a thousandth of the
+    /// largest such sum.
     NearWinner,
     /// The [`SHORTLIST`] largest, and what equals the last.
     Largest,
@@ -64,6 +67,9 @@ pub struct Change {
 /// What was found.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Found {
+    /// The token that the device takes for the drawn one: right but where two are next to equal, or
+    /// where the largest were asked for.
+    pub token: u32,
     /// Whether a logit was NaN or infinite; nothing else is then said.
     pub bad: bool,
     /// The best token and its logit, changed.
@@ -76,6 +82,14 @@ pub struct Found {
     pub raw_list: Option<Vec<(u32, f32)>>,
     /// The logits that were changed, as they were.
     pub originals: Vec<f32>,
+}
+
+impl Wish {
+    /// What to look for at another position, of draws that do not look at what was said.
+    #[must_use]
+    pub fn at(&self, sampling: &Sampling, position: usize) -> Self {
+        Self { key: Noise::new(sampling.seed, position as u64).key(), ..self.clone() }
+    }
 }
 
 /// What to look for; `None` where only all logits will do.

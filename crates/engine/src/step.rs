@@ -19,7 +19,7 @@ pub struct Step<'a> {
 /// Consecutive tokens of one sequence.
 #[derive(Clone, Debug)]
 pub struct Row<'a> {
-    /// The sequence.
+    /// The sequence. What was computed of a sequence of this name stays as it is from step to step.
     pub seq: SeqId,
     /// Every token of the sequence that is known, drafts included.
     pub context: &'a [u32],

@@ -26,7 +26,6 @@ pub use answer::{Answer, Answerer, Listener, Question};
 pub use apart::{Apart, InPool, apart};
 pub use budget::Taken;
 pub use cost::Cost;
-pub use draw::{as_found, changes, seek};
 pub use error::{AnswerError, GenerationError, LoadError, OpenError, ServeError};
 pub use generation::{Generation, Overrides};
 pub use host::{container_limit, free_memory, machine_memory, peak_memory};

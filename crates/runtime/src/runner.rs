@@ -1,6 +1,6 @@
 //! The executor: a step's rows through the model's blocks.
 
-use crate::ahead::{self, Ahead, Next};
+use crate::ahead::{self, Ahead};
 use crate::draw::{self, Underway};
 use crate::error::LoadError;
 use crate::memory::KvPlan;
@@ -302,7 +302,7 @@ impl<'m> Runner<'m> {
             let rows: Vec<usize> = wanted.iter().map(|w| w.state - first).collect();
             let input = backend.gather(half, &rows)?;
             let logits = self.interpreters[last].run(&self.model.head, input, &[])?;
-            let logits = match draw::begin(backend, logits, step, wanted)? {
+            let logits = match draw::begin(backend, logits, || draw::wishes(step, wanted))? {
                 Ok(underway) => {
                     // Only where these are all there is.
                     let all = wanted.len() == step.rows.len();
@@ -356,13 +356,13 @@ impl<'m> Runner<'m> {
             true => self.launch_next(step, &underway).unwrap_or(None),
             false => None,
         };
-        let (seeking, wishes, logits) = underway.into_parts();
+        let Underway { seeking, wishes, logits } = underway;
         let found = seeking.found()?;
         if let Some(ahead) = &mut ahead {
             ahead.learn(&found);
         }
         self.ahead = ahead;
-        let Some(settled) = Underway::settle(&wishes, found, step, wanted) else {
+        let Some(settled) = Underway::settle(&wishes, &found, step, wanted) else {
             return self.draw_all(logits, step, wanted, out);
         };
         for (wanted, sampled) in wanted.iter().zip(settled) {
@@ -378,19 +378,20 @@ impl<'m> Runner<'m> {
         underway: &Underway,
     ) -> Result<Option<Ahead>, BackendError> {
         let [interpreter] = &self.interpreters[..] else { return Ok(None) };
-        let Some(rows) = ahead::next(step, self.limits.context) else { return Ok(None) };
+        let Some(next) = ahead::next(step, self.limits.context) else { return Ok(None) };
         let backend = interpreter.backend();
         let Some(draws) = backend.draws() else { return Ok(None) };
         let embedding = &self.model.embedding;
         let gathered = draws.embed_sought(&*underway.seeking, &embedding.table)?;
         let input = interpreter.run_gathered(&embedding.block, gathered)?;
-        let next = Step { rows: rows.iter().map(Next::row).collect() };
         let tables = self.tables(&next);
         let state = self.stage(0, input, &next.rows, &tables, 0)?;
         let logits = interpreter.run(&self.model.head, state, &[])?;
-        let begun = draw::begin(backend, logits, &next, &wanted(&next))?;
-        drop(next);
-        Ok(begun.ok().map(|underway| Ahead::new(rows, underway)))
+        // Nothing that is said changes what is looked for, but for the noise.
+        let wishes = underway.wishes.iter().zip(&next.rows);
+        let wishes = wishes.map(|(wish, row)| wish.at(row.sampling, row.positions.end)).collect();
+        let begun = draw::begin(backend, logits, || Some(wishes))?;
+        Ok(begun.ok().map(|underway| Ahead::new(&next, underway)))
     }
 
     /// The tables of a step's rows, of each cache group.

@@ -3,9 +3,10 @@
 use crate::common::{Noise, checked, close, dense, emulated, upload};
 use backend::{
     Backend, Buffer, DivergenceRow, Draws, Embed, Fold, RankUpdate, Reference, Rope, RopeTable,
-    SHORTLIST, Seek, SeekChange, SoftmaxRow, Sought,
+    SoftmaxRow,
 };
 use backend_cuda::Cuda;
+use engine::{Change, Kind, SHORTLIST, Wish};
 use ir::Activation;
 
 fn rows(backend: &dyn Backend, count: usize, width: usize) -> Vec<(&'static str, Vec<f32>)> {
@@ -255,8 +256,8 @@ fn shortlists_touch_only_what_is_theirs() {
         let width = 700;
         let logits = Noise::new(11).values(3 * width);
         let buffer = upload(cuda, width, &logits);
-        let change = SeekChange { token: 699, bias: Some(9.0), ..SeekChange::default() };
-        let seek = |of| Seek {
+        let change = Change { token: 699, bias: Some(9.0), ..Change::default() };
+        let seek = |of| Wish {
             of,
             key: 5,
             temperature: 0.7,
@@ -265,10 +266,10 @@ fn shortlists_touch_only_what_is_theirs() {
             repetition: 1.0,
             frequency: 0.0,
             presence: 0.0,
-            changes: std::slice::from_ref(&change),
-            raw: Some(3),
+            changes: vec![change],
+            logprobs: Some(3),
         };
-        let rows = [Sought::Best, Sought::NearWinner, Sought::Largest].map(seek);
+        let rows = [Kind::Best, Kind::NearWinner, Kind::Largest].map(seek);
         let found = cuda.seek(&buffer, &rows).unwrap().found().unwrap();
         for (found, row) in found.iter().zip(logits.chunks(width)) {
             assert_eq!(found.best, (699, row[699] + 9.0));
@@ -300,8 +301,8 @@ fn same_shortlists(cuda: &Cuda, width: usize) {
     rows[4].iter_mut().step_by(3).for_each(|x| *x *= -0.0);
     rows[5][width - 1] = [f32::NAN, f32::INFINITY][width % 2];
     rows[6].sort_by(|a, b| b.total_cmp(a));
-    let of = [Sought::Largest, Sought::NearWinner, Sought::Best];
-    let seek = |row: usize| Seek {
+    let of = [Kind::Largest, Kind::NearWinner, Kind::Best];
+    let seek = |row: usize| Wish {
         of: of[row % 3],
         key: 7,
         temperature: 0.2,
@@ -310,12 +311,12 @@ fn same_shortlists(cuda: &Cuda, width: usize) {
         repetition: 1.0,
         frequency: 0.0,
         presence: 0.0,
-        changes: &[],
-        raw: Some(5),
+        changes: Vec::new(),
+        logprobs: Some(5),
     };
-    let find = |rows: &[Vec<f32>], seeks: &[Seek<'_>]| {
+    let find = |rows: &[Vec<f32>], wishes: &[Wish]| {
         let buffer = upload(cuda, width, &rows.concat());
-        cuda.seek(&buffer, seeks).unwrap().found().unwrap()
+        cuda.seek(&buffer, wishes).unwrap().found().unwrap()
     };
     let found = find(&rows, &[0, 1, 2, 3, 4, 5, 6].map(seek));
     for (i, (found, row)) in found.iter().zip(&rows).enumerate() {
@@ -329,7 +330,7 @@ fn same_shortlists(cuda: &Cuda, width: usize) {
         let best = (0..width).rev().max_by(|&a, &b| row[a].partial_cmp(&row[b]).unwrap()).unwrap();
         assert_eq!(found.best, (best as u32, row[best]));
         assert_eq!(found.raw_list, most_likely(row, 5), "row {i} of {width}");
-        if of[i % 3] == Sought::Largest && row[best] != none {
+        if of[i % 3] == Kind::Largest && row[best] != none {
             assert_eq!(found.list, most_likely(row, SHORTLIST), "row {i} of {width}");
         }
         let sum: f64 = row.iter().map(|x| f64::from(x - row[best]).exp()).sum();
