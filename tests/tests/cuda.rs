@@ -3,7 +3,7 @@
 
 #![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 
-use backend::{Backend, Draws, KvDType, Origin, Sharded, Whole};
+use backend::{Backend, Draws, Incoming, KvDType, Sharded, Whole};
 use backend_cpu::Cpu;
 use backend_cuda::Cuda;
 use bench::{Arrival, Arrivals, Asked, Batching, Deal, Drive, Wall, Workload, in_order};
@@ -360,7 +360,7 @@ fn layers_divided_between_devices() {
         ir::Grid::Int { bits: 4, symmetric: true, span: ir::Span::Group(32), scale: DType::BF16 };
     let params = ir::Params::Flat { scales: vec![1.0; 2 * 3], zeros: Vec::new() };
     let codes = ir::Quantized { grid, shape: [2, 96], codes: vec![1; 2 * 96], params };
-    let weight = Origin::Memory(Whole::On { tensor: "down", codes });
+    let weight = Incoming::Memory(Whole::On { tensor: "down", codes });
     let error = cpu.prepare(weight, backend::Cut::Inputs).unwrap_err();
     assert!(error.to_string().contains("whole groups of 32"), "{error}");
 }

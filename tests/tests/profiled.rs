@@ -5,7 +5,7 @@
 
 use backend::{
     Algebra, Attend, AttendPaged, Backend, BackendError, Buffer, Cut, DeviceWeight, Draws, Embed,
-    Fold, KvCache, KvDType, Leaving, Linear, Origin, Peers, RankUpdate, Rope, Seeking,
+    Fold, Incoming, KvCache, KvDType, Leaving, Linear, Peers, RankUpdate, Rope, Seeking,
 };
 use backend_cpu::Cpu;
 use backend_cuda::Cuda;
@@ -67,7 +67,7 @@ impl Backend for Recording<'_> {
         fn free_memory(&self) -> Option<u64>;
         fn finish(&self) -> Done<()>;
         fn awake(&self, steps: &mut dyn FnMut());
-        fn prepare(&self, weight: Origin<'_>, cut: Cut) -> Done<DeviceWeight>;
+        fn prepare(&self, weight: Incoming<'_>, cut: Cut) -> Done<DeviceWeight>;
         fn laid_out_bytes(&self, spec: &Spec, grid: Option<Grid>) -> u64;
         fn upload(&self, width: usize, values: Vec<f32>) -> Done<Buffer>;
         fn zeros(&self, rows: usize, width: usize) -> Done<Buffer>;

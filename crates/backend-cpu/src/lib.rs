@@ -38,7 +38,7 @@ pub use isa::Isa;
 use backend::numerics::LINEAR_CHUNK;
 use backend::{
     Algebra, Attend, AttendPaged, Backend, BackendError, Buffer, Cut, DeviceWeight, Draws, Embed,
-    Fold, KvCache, KvDType, Leaving, Linear, Origin, Peers, RankUpdate, Rope,
+    Fold, Incoming, KvCache, KvDType, Leaving, Linear, Peers, RankUpdate, Rope,
 };
 use cache::{Cache, new_pages};
 use half::{bf16, f16};
@@ -135,7 +135,7 @@ impl Backend for Cpu {
         None
     }
 
-    fn prepare(&self, weight: Origin<'_>, _: Cut) -> Result<DeviceWeight, BackendError> {
+    fn prepare(&self, weight: Incoming<'_>, _: Cut) -> Result<DeviceWeight, BackendError> {
         let (shape, prepared) = load::prepare(weight)?;
         Ok(DeviceWeight::new(shape, prepared))
     }

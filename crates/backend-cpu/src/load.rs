@@ -4,7 +4,7 @@
 use crate::Prepared;
 use crate::panel::{PANEL, Panels, Word, lay_out};
 use crate::quantized::Packed;
-use backend::{BackendError, Origin, Whole, dense};
+use backend::{BackendError, Incoming, Whole, dense};
 use ir::{Grid, Quantized, Source, Spec, Weight};
 use rayon::prelude::*;
 use tensor::{DType, Tensor};
@@ -13,19 +13,19 @@ use tensor::{DType, Tensor};
 const PART: usize = 1 << 20;
 
 /// Lays out a weight: its shape, and what the kernels read.
-pub(crate) fn prepare(weight: Origin<'_>) -> Result<(Vec<usize>, Prepared), BackendError> {
+pub(crate) fn prepare(weight: Incoming<'_>) -> Result<(Vec<usize>, Prepared), BackendError> {
     Ok(match weight {
-        Origin::Stored { source, spec, integers } => {
+        Incoming::Stored { source, spec, integers } => {
             (spec.shape.clone(), load(source, spec, integers)?)
         }
-        Origin::Memory(Whole::Dense(weight)) => {
+        Incoming::Memory(Whole::Dense(weight)) => {
             let prepared = prepare_dense(&weight)?;
             (weight.spec.shape, prepared)
         }
-        Origin::Memory(Whole::On { tensor, codes }) if codes.grid.int().is_none() => {
+        Incoming::Memory(Whole::On { tensor, codes }) if codes.grid.int().is_none() => {
             (codes.shape.to_vec(), prepare_dense(&dense(tensor, &codes)?)?)
         }
-        Origin::Memory(Whole::On { tensor, codes }) => {
+        Incoming::Memory(Whole::On { tensor, codes }) => {
             let packed = prepare_quantized(tensor, &codes)?;
             (codes.shape.to_vec(), Prepared::Quantized(packed))
         }

@@ -37,7 +37,7 @@ pub use kernels::{FAMILIES, Family};
 use attend::Layout;
 use backend::{
     Algebra, Attend, AttendPaged, Backend, BackendError, Buffer, Cut, DeviceWeight, Draws, Embed,
-    Fold, KvCache, KvDType, Leaving, Linear, Origin, Peers, Rope, RopeTable, Whole, stored_bytes,
+    Fold, Incoming, KvCache, KvDType, Leaving, Linear, Peers, Rope, RopeTable, Whole, stored_bytes,
 };
 use bytemuck::{NoUninit, Pod, Zeroable};
 use device::Memory;
@@ -320,7 +320,7 @@ impl Backend for Cuda {
         Some(self)
     }
 
-    fn prepare(&self, weight: Origin<'_>, _: Cut) -> Result<DeviceWeight, BackendError> {
+    fn prepare(&self, weight: Incoming<'_>, _: Cut) -> Result<DeviceWeight, BackendError> {
         match weight.whole()? {
             Whole::Dense(weight) => self.pack_weight(weight),
             Whole::On { tensor, codes } => self.pack_quantized(tensor, &codes),

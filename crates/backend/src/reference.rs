@@ -11,7 +11,7 @@ use crate::numerics::{
 use crate::pages::Pages;
 use crate::{
     Algebra, Attend, AttendPaged, Backend, BackendError, Buffer, Cut, DeviceWeight, Draws, Embed,
-    Fold, KvCache, KvDType, Leaving, Linear, Origin, Peers, RankUpdate, Rope, Whole, algebra,
+    Fold, Incoming, KvCache, KvDType, Leaving, Linear, Peers, RankUpdate, Rope, Whole, algebra,
     stored_bytes,
 };
 use ir::{Activation, Grid, Heads, Quantized, Spec};
@@ -59,7 +59,7 @@ impl Backend for Reference {
         None
     }
 
-    fn prepare(&self, weight: Origin<'_>, _: Cut) -> Result<DeviceWeight, BackendError> {
+    fn prepare(&self, weight: Incoming<'_>, _: Cut) -> Result<DeviceWeight, BackendError> {
         let weight = match weight.whole()? {
             Whole::On { tensor, codes } if codes.grid.int().is_none() => dense(tensor, &codes)?,
             Whole::On { codes, .. } => return Ok(DeviceWeight::new(codes.shape.to_vec(), codes)),

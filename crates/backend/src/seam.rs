@@ -5,8 +5,8 @@
 //! What is the same for all backends is in [`BackendExt`], which nobody can implement otherwise.
 
 use crate::{
-    Attend, AttendPaged, BackendError, Buffer, Cut, DeviceWeight, DivergenceRow, Embed, KvCache,
-    KvDType, Linear, Origin, RankUpdate, Rope, Seeking, SoftmaxRow, Whole,
+    Attend, AttendPaged, BackendError, Buffer, Cut, DeviceWeight, DivergenceRow, Embed, Incoming,
+    KvCache, KvDType, Linear, RankUpdate, Rope, Seeking, SoftmaxRow, Whole,
 };
 use engine::Wish;
 use ir::{Activation, Grid, Heads, Quantized, Spec, Weight};
@@ -60,7 +60,7 @@ pub trait Backend: Send + Sync {
     /// # Errors
     /// If it cannot be read, if its dtype is not one that the device computes with, if codes or scales are
     /// missing, if it cannot be divided so, or if memory is short.
-    fn prepare(&self, weight: Origin<'_>, cut: Cut) -> Result<DeviceWeight, BackendError>;
+    fn prepare(&self, weight: Incoming<'_>, cut: Cut) -> Result<DeviceWeight, BackendError>;
 
     /// Bytes that a weight takes once it is laid out, of `grid` if it is computed with on one.
     fn laid_out_bytes(&self, spec: &Spec, grid: Option<Grid>) -> u64;
@@ -250,7 +250,7 @@ pub trait BackendExt: Backend {
         tensor: &str,
         codes: Quantized,
     ) -> Result<DeviceWeight, BackendError> {
-        self.prepare(Origin::Memory(Whole::On { tensor, codes }), Cut::Whole)
+        self.prepare(Incoming::Memory(Whole::On { tensor, codes }), Cut::Whole)
     }
 }
 

@@ -5,7 +5,7 @@
 
 use crate::{
     Algebra, Attend, AttendPaged, Backend, BackendError, BackendExt, Buffer, DeviceWeight, Draws,
-    Embed, Fold, KvCache, KvDType, Leaving, Linear, Origin, Peers, Rope, Whole, stored_bytes,
+    Embed, Fold, Incoming, KvCache, KvDType, Leaving, Linear, Peers, Rope, Whole, stored_bytes,
 };
 use ir::{Activation, Block, Grid, Heads, Op, Quantized, Spec, Value, Weight};
 use std::ops::Range;
@@ -218,7 +218,7 @@ impl Backend for Sharded<'_> {
         None
     }
 
-    fn prepare(&self, weight: Origin<'_>, cut: Cut) -> Result<DeviceWeight, BackendError> {
+    fn prepare(&self, weight: Incoming<'_>, cut: Cut) -> Result<DeviceWeight, BackendError> {
         match weight.whole()? {
             Whole::Dense(weight) => self.prepare_dense_cut(&weight, cut),
             Whole::On { tensor, codes } => self.prepare_codes_cut(tensor, &codes, cut),

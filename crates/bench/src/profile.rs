@@ -2,7 +2,7 @@
 
 use backend::{
     Algebra, Attend, AttendPaged, Backend, BackendError, Buffer, Cut, DeviceWeight, Draws, Embed,
-    Fold, KvCache, KvDType, Leaving, Linear, Origin, Peers, Rope, Seeking, Span, Whole,
+    Fold, Incoming, KvCache, KvDType, Leaving, Linear, Peers, Rope, Seeking, Span, Whole,
 };
 use engine::Wish;
 use ir::{Activation, Grid, Heads, Spec};
@@ -307,7 +307,7 @@ impl Backend for Profiled<'_> {
         self.inner.peers()
     }
 
-    fn prepare(&self, weight: Origin<'_>, cut: Cut) -> Result<DeviceWeight, BackendError> {
+    fn prepare(&self, weight: Incoming<'_>, cut: Cut) -> Result<DeviceWeight, BackendError> {
         let (bytes, integers) = taken(&weight)?;
         let inner = self.inner.prepare(weight, cut)?;
         let shape = inner.shape().to_vec();
@@ -475,12 +475,12 @@ impl Draws for Profiled<'_> {
 }
 
 /// The bytes of a weight as it is computed with, and whether it is on a grid.
-fn taken(weight: &Origin<'_>) -> Result<(f64, bool), BackendError> {
+fn taken(weight: &Incoming<'_>) -> Result<(f64, bool), BackendError> {
     let grid = weight.grid()?;
     let bytes = match weight {
-        Origin::Memory(Whole::On { codes, .. }) => codes.grid.bytes(codes.shape),
-        Origin::Memory(Whole::Dense(weight)) => weight.tensor.bytes().len() as u64,
-        Origin::Stored { spec, .. } => backend::stored_bytes(spec, grid),
+        Incoming::Memory(Whole::On { codes, .. }) => codes.grid.bytes(codes.shape),
+        Incoming::Memory(Whole::Dense(weight)) => weight.tensor.bytes().len() as u64,
+        Incoming::Stored { spec, .. } => backend::stored_bytes(spec, grid),
     };
     Ok((bytes as f64, grid.is_some()))
 }

@@ -117,7 +117,8 @@ mod tests {
 
     impl Said {
         fn new(length: usize) -> Self {
-            let table = |from: u32| (0..length as u32 / 16 + 2).map(move |b| Some(KvBlock(from + b)));
+            let table =
+                |from: u32| (0..length as u32 / 16 + 2).map(move |b| Some(KvBlock(from + b)));
             let tables = [table(0).collect(), table(1000).collect()];
             let sampling = Sampling { temperature: 1.0, seed: 3, ..Sampling::default() };
             Self { tokens: vec![7; length], tables, sampling }

@@ -1,7 +1,7 @@
 //! A model whole on its devices.
 
 use crate::error::LoadError;
-use backend::{Backend, Cut, DeviceWeight, Origin};
+use backend::{Backend, Cut, DeviceWeight, Incoming};
 use ir::{Block, ModelSpec, Source, Spec, WeightId};
 use rayon::prelude::*;
 use std::collections::HashMap;
@@ -130,7 +130,7 @@ impl Loader<'_> {
 
     /// A weight laid out for its device, one on an integer grid for that if `integers`.
     fn weight(&self, spec: &Spec, cut: Cut, integers: bool) -> Result<DeviceWeight, LoadError> {
-        let weight = Origin::Stored { source: self.source, spec, integers };
+        let weight = Incoming::Stored { source: self.source, spec, integers };
         Ok(self.backend.prepare(weight, cut)?)
     }
 }

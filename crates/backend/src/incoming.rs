@@ -6,7 +6,7 @@ use rayon::prelude::*;
 use std::ops::Range;
 
 /// A weight on its way to a device.
-pub enum Origin<'a> {
+pub enum Incoming<'a> {
     /// It is in memory.
     Memory(Whole<'a>),
     /// It is stored, and read by rows, so that a device that can lays it out as it is read.
@@ -37,7 +37,7 @@ pub enum Whole<'a> {
 /// Codes that one thread reads of a large weight.
 const PART: usize = 1 << 23;
 
-impl<'a> Origin<'a> {
+impl<'a> Incoming<'a> {
     /// All of it in memory. A large one on a grid is read by several threads: beside the whole there is
     /// only a part a thread.
     ///
@@ -73,7 +73,7 @@ impl<'a> Origin<'a> {
     }
 }
 
-impl From<Weight> for Origin<'_> {
+impl From<Weight> for Incoming<'_> {
     fn from(weight: Weight) -> Self {
         Self::Memory(Whole::Dense(weight))
     }
