@@ -16,6 +16,7 @@ use engine::{Engine, Event, Executor, Options, Request, Wish};
 use ir::{Activation, Grid, Heads, Spec};
 use runtime::{KvPlan, Model, Runner, Settings};
 use std::any::Any;
+use std::io::Write;
 use std::ops::Range;
 use std::path::Path;
 use std::sync::{Arc, Mutex, OnceLock};
@@ -163,7 +164,10 @@ fn on_the_cpu_the_calls_are_those_of_an_unprofiled_run() {
 fn on_a_gpu_the_calls_are_those_of_an_unprofiled_run() {
     static LIBRARY: OnceLock<Option<Library>> = OnceLock::new();
     let library = LIBRARY.get_or_init(|| kernels(Path::new(env!("CARGO_TARGET_TMPDIR"))));
-    let Some(library) = library else { return };
+    let Some(library) = library else {
+        let _ = writeln!(std::io::stderr(), "skipped: a profiled run on a GPU: there is no g++");
+        return;
+    };
     let cuda = Cuda::new(Arc::new(Emulated::new(library, Order::Forward, true)), false);
     same(&cuda);
 }
