@@ -5,8 +5,8 @@
 
 use crate::EvalError;
 use crate::forward::{Group, Model, bytes_a_token, embed};
-use backend::{Buffer, DeviceWeight, Interpreter, See};
-use ir::{Block, ReadError};
+use backend::{Buffer, Interpreter, Program, See};
+use ir::{ReadError, WeightId};
 use std::io;
 
 /// States that are spilled are embedded so many bytes at a time.
@@ -107,14 +107,15 @@ impl Activations {
     ///
     /// # Errors
     /// If the backend does not execute an op, or the spill file fails.
-    pub fn advance(
+    pub fn advance<'p>(
         &mut self,
         interpreter: &Interpreter<'_>,
-        block: &Block<DeviceWeight>,
+        block: impl Into<Program<'p>>,
     ) -> Result<(), EvalError> {
+        let program = block.into();
         for index in 0..self.groups.len() {
             let (state, place) = self.take(interpreter, index)?;
-            let output = interpreter.run(block, state, &self.groups[index].sequences)?;
+            let output = interpreter.run(program, state, &self.groups[index].sequences)?;
             match place {
                 None => self.states[index] = State::Held(output),
                 Some(at) => self.write(interpreter, at, output)?,
@@ -123,27 +124,26 @@ impl Activations {
         Ok(())
     }
 
-    /// Shows `see` the inputs of the block's linears up to `ops[last]`, group by group; the states
-    /// stay. Before each group, `see` of the group's sequences is asked for.
+    /// Shows `see` what each of the matrices `wanted` of the block multiplies, group by group; the states
+    /// stay. See [`Interpreter::observe`].
     ///
     /// # Errors
     /// If the backend does not execute an op, or the spill file fails.
-    pub fn observe(
+    pub fn observe<'p>(
         &mut self,
         interpreter: &Interpreter<'_>,
-        block: &Block<DeviceWeight>,
-        last: usize,
-        see: &mut dyn FnMut(&Group, usize, &Buffer) -> Result<(), backend::BackendError>,
+        block: impl Into<Program<'p>>,
+        wanted: &[WeightId],
+        see: &mut See<'_>,
     ) -> Result<(), EvalError> {
+        let program = block.into();
         for index in 0..self.groups.len() {
             let state = match &self.states[index] {
                 State::Held(state) => interpreter.backend().copy(state)?,
                 State::Spilled(_) => self.take(interpreter, index)?.0,
             };
-            let group = &self.groups[index];
-            let mut seen = |op, input: &Buffer| see(group, op, input);
-            let seen: &mut See<'_> = &mut seen;
-            interpreter.observe(block, state, &group.sequences, last, seen)?;
+            let sequences = &self.groups[index].sequences;
+            interpreter.observe(program, state, sequences, wanted, see)?;
         }
         Ok(())
     }

@@ -25,7 +25,7 @@ pub(crate) fn forms(
         let end = (begin + ROWS).min(width);
         let part = &gram[begin * width..end * width];
         let shape = vec![end - begin, width];
-        let spec = Spec { tensor: "gram".into(), shape: shape.clone(), dtype: DType::F32 };
+        let spec = Spec::alone("gram", &shape, DType::F32);
         let tensor = Tensor::from_f32(shape, part);
         let tensor = tensor.ok_or_else(|| BackendError::Internal("a Gram matrix".into()))?;
         let weight = backend.prepare_dense(Weight { spec, tensor })?;

@@ -23,7 +23,14 @@ import safetensors
 import safetensors.torch
 import torch
 import transformers
-from transformers import AutoModelForCausalLM, LlamaConfig, MistralConfig, Qwen2Config, Qwen3Config
+from transformers import (
+    AutoModelForCausalLM,
+    LlamaConfig,
+    MistralConfig,
+    MixtralConfig,
+    Qwen2Config,
+    Qwen3Config,
+)
 
 FIXTURES = Path(__file__).resolve().parent.parent / "fixtures" / "families"
 TOLERANCE = 1e-5
@@ -179,6 +186,15 @@ CASES = {
     "mistral-window": case(MistralConfig, sliding_window=7, text=48),
     "mistral-no-window": case(
         MistralConfig, sliding_window=None, num_hidden_layers=1, text=48, after=old_spelling("type")
+    ),
+    "mixtral": case(MixtralConfig, num_local_experts=4, num_experts_per_tok=2, text=48),
+    "mixtral-window": case(
+        MixtralConfig,
+        num_local_experts=3,
+        num_experts_per_tok=1,
+        sliding_window=7,
+        num_hidden_layers=1,
+        text=48,
     ),
     "qwen2": case(Qwen2Config, num_key_value_heads=1, text=44),
     "qwen2-windows": case(

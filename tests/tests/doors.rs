@@ -161,8 +161,8 @@ fn folders_that_are_no_model_say_what_they_are() {
     refused(&["inspect", dir.path().to_str().unwrap()], &["in its folders: \"model\""]);
     let near = dir.path().join("modle");
     refused(&["inspect", near.to_str().unwrap()], &["no such folder", "did you mean", "/model\""]);
-    let moe = folder("moe", &[("config.json", r#"{"model_type": "mixtral"}"#)]);
-    refused(&["run", &moe, "hi"], &["\"mixtral\" (a mixture of experts)", &moe]);
+    let moe = folder("moe", &[("config.json", r#"{"model_type": "qwen3_moe"}"#)]);
+    refused(&["run", &moe, "hi"], &["\"qwen3_moe\" (a mixture of experts)", &moe]);
 }
 
 /// Where a cache lies is found as huggingface_hub 2.4.0 finds it.

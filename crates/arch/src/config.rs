@@ -17,6 +17,10 @@ pub(crate) mod cap {
     pub(crate) const VOCAB: usize = 1 << 24;
     /// Width of the feed-forward.
     pub(crate) const FFN: usize = 1 << 24;
+    /// Experts of a layer.
+    pub(crate) const EXPERTS: usize = 1 << 10;
+    /// Experts of all layers.
+    pub(crate) const ALL_EXPERTS: usize = 1 << 17;
     /// Tokens of context, and of a sliding window.
     pub(crate) const CONTEXT: usize = 1 << 31;
 }

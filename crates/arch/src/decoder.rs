@@ -4,7 +4,10 @@
 use crate::config::quote;
 use crate::error::{Error, LISTED, Mismatch, ShapeMismatch};
 use crate::prefix;
-use ir::{Activation, Block, BlockId, Heads, ModelSpec, Op, Rope, Spec, Value, WeightId};
+use ir::{
+    Activation, Block, BlockId, Expert, Heads, ModelSpec, Op, Projection, Role, Rope, Spec, Value,
+    WeightId,
+};
 use std::collections::{BTreeMap, HashSet};
 use std::sync::Arc;
 use tensor::DType;
@@ -32,8 +35,31 @@ pub(crate) struct Plan {
     pub(crate) mlp_bias: bool,
     /// Norms of each query and key head before the rotation.
     pub(crate) qk_norm: bool,
+    /// The experts that a feed-forward is made of, if it is.
+    pub(crate) mixture: Option<Mixture>,
     /// What is legal but worth a word.
     pub(crate) warnings: Vec<String>,
+}
+
+/// The experts of a layer, each a gated feed-forward of the plan's width, and how they are named.
+#[derive(Clone, Copy)]
+pub(crate) struct Mixture {
+    pub(crate) experts: usize,
+    /// How many of them a row is given to.
+    pub(crate) top: usize,
+    /// Whether the weights of the chosen add up to 1.
+    pub(crate) normalized: bool,
+    pub(crate) names: &'static MixtureNames,
+}
+
+/// What the modules of a mixture are called, in a layer.
+pub(crate) struct MixtureNames {
+    pub(crate) router: &'static str,
+    /// What the number of an expert follows.
+    pub(crate) experts: &'static str,
+    pub(crate) gate: &'static str,
+    pub(crate) up: &'static str,
+    pub(crate) down: &'static str,
 }
 
 /// Emits and verifies every block, and holds it against what is stored.
@@ -116,16 +142,18 @@ fn ends(
 
 fn embedding(plan: &Plan, found: &mut Found, table: &str) -> Block<Spec> {
     let mut block = Program::new(BlockId::Embedding);
-    let weight = block.weight(found, table.to_owned(), &[plan.vocab, plan.hidden]);
+    let weight = block.weight(found, Role::Table, table.to_owned(), &[plan.vocab, plan.hidden]);
     block.push(Op::Embed { input: Value::INPUT, weight });
     block.block
 }
 
-fn head_block(plan: &Plan, found: &mut Found, name: &str) -> Block<Spec> {
+fn head_block(plan: &Plan, found: &mut Found, projection: &str) -> Block<Spec> {
     let mut block = Program::new(BlockId::Head);
-    let weight = block.weight(found, "model.norm.weight".to_owned(), &[plan.hidden]);
+    let name = "model.norm.weight".to_owned();
+    let weight = block.weight(found, Role::Norm, name, &[plan.hidden]);
     let input = block.push(Op::Norm { input: Value::INPUT, weight, eps: plan.eps });
-    let weight = block.weight(found, name.to_owned(), &[plan.vocab, plan.hidden]);
+    let (role, name) = (Role::Matrix(Projection::Head), projection.to_owned());
+    let weight = block.weight(found, role, name, &[plan.vocab, plan.hidden]);
     block.push(Op::Linear { input, weight, bias: None });
     block.block
 }
@@ -153,9 +181,10 @@ impl Layer<'_, '_> {
         let Plan { hidden, heads, qkv_bias, o_bias, .. } = *self.plan;
         let (wide, narrow) = (heads.query * heads.dim, heads.kv * heads.dim);
         let x = self.norm(Value::INPUT, "input_layernorm", hidden);
-        let q = self.linear(x, "self_attn.q_proj", [wide, hidden], qkv_bias);
-        let k = self.linear(x, "self_attn.k_proj", [narrow, hidden], qkv_bias);
-        let v = self.linear(x, "self_attn.v_proj", [narrow, hidden], qkv_bias);
+        let mut project = |of, name: &str, out| self.linear(x, of, name, [out, hidden], qkv_bias);
+        let q = project(Projection::Query, "self_attn.q_proj", wide);
+        let k = project(Projection::Key, "self_attn.k_proj", narrow);
+        let v = project(Projection::Value, "self_attn.v_proj", narrow);
         let (q, k) = if self.plan.qk_norm {
             (
                 self.norm(q, "self_attn.q_norm", heads.dim),
@@ -168,29 +197,64 @@ impl Layer<'_, '_> {
         let scale = (1.0 / libm::sqrt(heads.dim as f64)) as f32;
         let window = self.plan.windows[index];
         let attended = self.block.push(Op::Attend { q, k, v, heads, scale, window });
-        let o = self.linear(attended, "self_attn.o_proj", [hidden, wide], o_bias);
+        let of = Projection::Output;
+        let o = self.linear(attended, of, "self_attn.o_proj", [hidden, wide], o_bias);
         self.block.push(Op::Add { a: Value::INPUT, b: o })
     }
 
     fn feed_forward(&mut self, input: Value) {
         let Plan { hidden, ffn, mlp_bias, .. } = *self.plan;
         let x = self.norm(input, "post_attention_layernorm", hidden);
-        let gate = self.linear(x, "mlp.gate_proj", [ffn, hidden], mlp_bias);
-        let up = self.linear(x, "mlp.up_proj", [ffn, hidden], mlp_bias);
+        if let Some(mixture) = self.plan.mixture {
+            let made = self.mixture(x, mixture);
+            self.block.push(Op::Add { a: input, b: made });
+            return;
+        }
+        let gate = self.linear(x, Projection::Gate, "mlp.gate_proj", [ffn, hidden], mlp_bias);
+        let up = self.linear(x, Projection::Up, "mlp.up_proj", [ffn, hidden], mlp_bias);
         let gate = self.block.push(Op::Activate { input: gate, kind: Activation::Silu });
         let product = self.block.push(Op::Mul { a: gate, b: up });
-        let down = self.linear(product, "mlp.down_proj", [hidden, ffn], mlp_bias);
+        let of = Projection::Down;
+        let down = self.linear(product, of, "mlp.down_proj", [hidden, ffn], mlp_bias);
         self.block.push(Op::Add { a: input, b: down });
     }
 
+    fn mixture(&mut self, input: Value, mixture: Mixture) -> Value {
+        let Plan { hidden, ffn, .. } = *self.plan;
+        let Mixture { experts: count, top, normalized, names } = mixture;
+        let scores = self.linear(input, Projection::Router, names.router, [count, hidden], false);
+        let routes = self.block.push(Op::Route { input: scores, top, normalized });
+        // The number of experts is capped far below what an index holds.
+        let experts = (0..count as u32).map(|expert| {
+            let mut matrix = |of, name, shape: [usize; 2]| {
+                let module = format!("{}.{expert}.{name}", names.experts);
+                self.weight(Role::Expert(expert, of), &module, "weight", &shape)
+            };
+            Expert {
+                gate: matrix(Projection::Gate, names.gate, [ffn, hidden]),
+                up: matrix(Projection::Up, names.up, [ffn, hidden]),
+                down: matrix(Projection::Down, names.down, [hidden, ffn]),
+            }
+        });
+        let experts = experts.collect();
+        self.block.push(Op::Experts { input, routes, experts, kind: Activation::Silu })
+    }
+
     fn norm(&mut self, input: Value, name: &str, len: usize) -> Value {
-        let weight = self.weight(name, "weight", &[len]);
+        let weight = self.weight(Role::Norm, name, "weight", &[len]);
         self.block.push(Op::Norm { input, weight, eps: self.plan.eps })
     }
 
-    fn linear(&mut self, input: Value, name: &str, shape: [usize; 2], bias: bool) -> Value {
-        let weight = self.weight(name, "weight", &shape);
-        let bias = bias.then(|| self.weight(name, "bias", &shape[..1]));
+    fn linear(
+        &mut self,
+        input: Value,
+        of: Projection,
+        name: &str,
+        shape: [usize; 2],
+        bias: bool,
+    ) -> Value {
+        let weight = self.weight(Role::Matrix(of), name, "weight", &shape);
+        let bias = bias.then(|| self.weight(Role::Bias(of), name, "bias", &shape[..1]));
         self.block.push(Op::Linear { input, weight, bias })
     }
 
@@ -199,9 +263,9 @@ impl Layer<'_, '_> {
         self.block.push(Op::Rope { input, head_dim: self.plan.heads.dim, rope })
     }
 
-    fn weight(&mut self, module: &str, leaf: &str, shape: &[usize]) -> WeightId {
+    fn weight(&mut self, role: Role, module: &str, leaf: &str, shape: &[usize]) -> WeightId {
         let name = format!("{}.{module}.{leaf}", self.prefix);
-        self.block.weight(self.found, name, shape)
+        self.block.weight(self.found, role, name, shape)
     }
 }
 
@@ -220,10 +284,16 @@ impl Program {
         self.block.output()
     }
 
-    fn weight(&mut self, found: &mut Found, tensor: String, shape: &[usize]) -> WeightId {
+    fn weight(
+        &mut self,
+        found: &mut Found,
+        role: Role,
+        tensor: String,
+        shape: &[usize],
+    ) -> WeightId {
         let id = WeightId(self.block.weights.len() as u32);
         let dtype = found.take(&tensor, shape);
-        self.block.weights.push(Spec { tensor, shape: shape.to_vec(), dtype });
+        self.block.weights.push(Spec { role, tensor, shape: shape.to_vec(), dtype });
         id
     }
 }

@@ -9,9 +9,6 @@ use ir::Rope;
 use serde_json::Value;
 use std::sync::Arc;
 
-/// The base when no key gives it.
-const DEFAULT_THETA: f64 = 10_000.0;
-
 /// What a configuration says of positions.
 pub(crate) struct Rotary {
     /// The frequencies.
@@ -32,15 +29,20 @@ enum Scaling {
 }
 
 /// The frequencies of heads of size `head_dim` in a model whose `max_position_embeddings` is
-/// `context`.
+/// `context`; the base is `default` when no key gives it.
 ///
 /// # Errors
 /// If a value breaks a rule, a scaling is not supported, or the two spellings disagree.
-pub(crate) fn read(config: &Fields, head_dim: usize, context: usize) -> Result<Rotary, Error> {
+pub(crate) fn read(
+    config: &Fields,
+    head_dim: usize,
+    context: usize,
+    default: f64,
+) -> Result<Rotary, Error> {
     whole_head(config)?;
     let old = config.object("rope_scaling")?;
     let new = config.object("rope_parameters")?;
-    let theta = base(config, [old, new])?;
+    let theta = base(config, [old, new])?.unwrap_or(default);
     let scaling = match (old, new) {
         (None, None) => Scaling::Default,
         (Some(one), None) | (None, Some(one)) => scaling(config, &one, context)?,
@@ -98,8 +100,8 @@ fn followed(object: &Fields) -> Option<String> {
     ))
 }
 
-/// The base: inside one of the objects, or beside them. Where several say it, they must agree.
-fn base(config: &Fields, objects: [Option<Fields>; 2]) -> Result<f64, Error> {
+/// The base, if any key gives it: inside one of the objects, or beside them. Where several say it, they must agree.
+fn base(config: &Fields, objects: [Option<Fields>; 2]) -> Result<Option<f64>, Error> {
     let names = ["rope_scaling", "rope_parameters"];
     let mut said: Option<(&str, f64)> = theta(config)?.map(|theta| ("rope_theta", theta));
     for (name, object) in names.into_iter().zip(objects) {
@@ -112,7 +114,7 @@ fn base(config: &Fields, objects: [Option<Fields>; 2]) -> Result<f64, Error> {
             }
         };
     }
-    Ok(said.map_or(DEFAULT_THETA, |(_, theta)| theta))
+    Ok(said.map(|(_, theta)| theta))
 }
 
 fn theta(fields: &Fields) -> Result<Option<f64>, Error> {

@@ -26,11 +26,17 @@ pub(crate) fn by_layer(config: &Fields, layers: usize) -> Result<Vec<Option<u32>
     }
 }
 
-/// The window of every layer of a Mistral: `sliding_window`, 4096 if absent, none if null.
-pub(crate) fn uniform(config: &Fields, layers: usize) -> Result<Vec<Option<u32>>, Error> {
+/// The window of every layer of a Mistral or a Mixtral: `sliding_window`, `default` if absent, none if
+/// null.
+pub(crate) fn uniform(
+    config: &Fields,
+    layers: usize,
+    default: Option<u32>,
+) -> Result<Vec<Option<u32>>, Error> {
     let window = match config.nullable_size("sliding_window", cap::CONTEXT)? {
         None if config.is_null("sliding_window") => None,
-        stated => u32::try_from(stated.unwrap_or(4096)).ok(),
+        None => default,
+        Some(stated) => u32::try_from(stated).ok(),
     };
     Ok(vec![window; layers])
 }

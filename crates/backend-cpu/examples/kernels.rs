@@ -274,7 +274,7 @@ fn weight(dtype: DType, shape: [usize; 2], seed: u32) -> Weight {
         }
         _ => Tensor::from_f32(shape.to_vec(), &values),
     };
-    let spec = Spec { tensor: "noise".into(), shape: shape.to_vec(), dtype };
+    let spec = Spec::alone("noise", &shape, dtype);
     Weight { spec, tensor: tensor.expect("as many elements as the shape says") }
 }
 

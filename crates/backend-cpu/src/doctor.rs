@@ -374,7 +374,7 @@ impl Noise {
             _ => values.iter().flat_map(|&x| f16::from_f32(x).to_le_bytes()).collect(),
         };
         let tensor = Tensor::new(dtype, shape.to_vec(), Bytes::from_slice(&bytes))?;
-        Some(Weight { spec: Spec { tensor: "w".into(), shape: shape.to_vec(), dtype }, tensor })
+        Some(Weight { spec: Spec::alone("w", shape, dtype), tensor })
     }
 
     fn quantized(&mut self, grid: Grid, [out, width]: [usize; 2]) -> Quantized {

@@ -432,10 +432,7 @@ fn attend(
 fn weight(shape: &[usize], values: &[f32]) -> Result<Weight, BackendError> {
     let tensor = Tensor::from_f32(shape.to_vec(), values);
     let tensor = tensor.ok_or_else(|| BackendError::Internal("a trial's weight".into()))?;
-    Ok(Weight {
-        spec: Spec { tensor: "trial".into(), shape: shape.to_vec(), dtype: DType::F32 },
-        tensor,
-    })
+    Ok(Weight { spec: Spec::alone("trial", shape, DType::F32), tensor })
 }
 
 /// `x w^T`, summed in double precision.

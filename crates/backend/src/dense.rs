@@ -16,5 +16,5 @@ pub fn dense(tensor: &str, weight: &Quantized) -> Result<Weight, BackendError> {
         tensor: tensor.into(),
         rule: format!("a matrix on {} that has all of its codes and scales", weight.grid),
     })?;
-    Ok(Weight { spec: Spec { tensor: tensor.into(), shape, dtype: DType::F32 }, tensor: whole })
+    Ok(Weight { spec: Spec::alone(tensor, &shape, DType::F32), tensor: whole })
 }

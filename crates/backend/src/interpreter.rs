@@ -1,10 +1,10 @@
 //! Runs a block program on a backend. Calibration, evaluation and serving all run this loop.
 
 use crate::{
-    Attend, AttendPaged, Backend, BackendError, Buffer, DeviceWeight, KvCache, Linear, Rope,
-    RopeTable, Span,
+    Attend, AttendPaged, Backend, BackendError, BackendExt, Buffer, DeviceWeight, KvCache, Linear,
+    Rope, RopeTable, Route, Span,
 };
-use ir::{Block, Op, Value, WeightId};
+use ir::{Block, Expert, Op, Value, WeightId};
 use std::borrow::Cow;
 use std::ops::Range;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -71,8 +71,41 @@ enum Rows<'r> {
 /// The most rows of a span that decodes: a token and the drafts after it.
 pub const SHORT_SPAN: usize = 16;
 
-/// Sees the input of the linear at an index of the program.
-pub type See<'a> = dyn FnMut(usize, &Buffer) -> Result<(), BackendError> + 'a;
+/// Rows that a matrix multiplies.
+pub struct Seen<'a> {
+    /// The matrix.
+    pub weight: WeightId,
+    /// The rows that it multiplies, `[rows, in]`: of an expert, those that it is given.
+    pub input: &'a Buffer,
+    /// Which of them are of one sequence, in order; those of an expert may have gaps in between.
+    pub sequences: &'a [Range<usize>],
+}
+
+/// Sees what a matrix multiplies.
+pub type See<'a> = dyn FnMut(&Seen<'_>) -> Result<(), BackendError> + 'a;
+
+/// Whose inputs are to be seen.
+struct Watch<'w, 's> {
+    wanted: &'w [WeightId],
+    see: &'w mut See<'s>,
+}
+
+impl Watch<'_, '_> {
+    fn wants(&self, weights: &[WeightId]) -> bool {
+        weights.iter().any(|weight| self.wanted.contains(weight))
+    }
+
+    /// Shows what each wanted one of `weights` multiplies.
+    fn show(
+        &mut self,
+        weights: &[WeightId],
+        input: &Buffer,
+        sequences: &[Range<usize>],
+    ) -> Result<(), BackendError> {
+        let wanted = weights.iter().filter(|weight| self.wanted.contains(weight));
+        wanted.copied().try_for_each(|weight| (self.see)(&Seen { weight, input, sequences }))
+    }
+}
 
 impl<'a> Interpreter<'a> {
     /// An interpreter over `backend`.
@@ -137,13 +170,15 @@ impl<'a> Interpreter<'a> {
         given: Vec<Option<Buffer>>,
         rows: &mut Rows<'_>,
     ) -> Result<Buffer, BackendError> {
-        let (end, mut see) = (program.ops.len(), |_, _: &Buffer| Ok(()));
-        let output = self.walk(program, given, rows, end, &mut see)?;
+        let (end, mut see) = (program.ops.len(), |_: &Seen<'_>| Ok(()));
+        let watch = &mut Watch { wanted: &[], see: &mut see };
+        let output = self.walk(program, given, rows, end, watch)?;
         output.ok_or_else(|| BackendError::Internal("a block without ops".into()))
     }
 
-    /// Runs `program` up to the linear `ops[last]`, showing `see` the input of every linear on the
-    /// way, that one included: the index of the op and its input. Nothing after it is computed.
+    /// Runs `program` as far as it takes to show `see` what each of the matrices `wanted` multiplies, in
+    /// the order of [`Block::matrices`]. Nothing after that is computed, and of the experts of the last
+    /// op only those that are wanted. An expert that no row is given to is not shown.
     ///
     /// # Errors
     /// As [`Self::run`], and those of `see`.
@@ -152,40 +187,52 @@ impl<'a> Interpreter<'a> {
         program: impl Into<Program<'p>>,
         input: Buffer,
         sequences: &[Range<usize>],
-        last: usize,
+        wanted: &[WeightId],
         see: &mut See<'_>,
     ) -> Result<(), BackendError> {
+        let (program, watch) = (program.into(), &mut Watch { wanted, see });
+        let Some(last) = program.ops.iter().rposition(|op| watch.wants(&op.weights())) else {
+            return Ok(());
+        };
         let rows = &mut Rows::Whole(sequences);
-        self.walk(program.into(), vec![Some(input)], rows, last, see).map(drop)
+        self.walk(program, vec![Some(input)], rows, last, watch).map(drop)
     }
 
-    /// The output of `ops[end - 1]`, from the first values, which are `given`; `ops[end]` is seen, if it
-    /// is a linear, and not executed.
+    /// The output of `ops[end - 1]`, from the first values, which are `given`; what is wanted of
+    /// `ops[end]` is seen, and it is executed no further.
     fn walk(
         &self,
         program: Program<'_>,
         given: Vec<Option<Buffer>>,
         rows: &mut Rows<'_>,
         end: usize,
-        see: &mut See<'_>,
+        watch: &mut Watch<'_, '_>,
     ) -> Result<Option<Buffer>, BackendError> {
         let (last_use, begin) = (last_uses(program.ops), given.len() - 1);
         let mut values = given;
         values.resize_with(program.ops.len() + 1, || None);
         for (index, op) in program.ops.iter().enumerate().take(end + 1).skip(begin) {
-            if let Op::Linear { input, .. } = op {
-                see(index, get(&values, *input)?)?;
+            if let Op::Linear { input, weight, .. } = op {
+                watch.show(&[*weight], get(&values, *input)?, rows.sequences().0)?;
+            }
+            match op {
+                Op::Experts { .. } => {
+                    let output = self.experts(program, op, rows, &values, index == end, watch)?;
+                    values[index + 1] = Some(output);
+                }
+                _ if index == end => {}
+                Op::Linear { input, .. } => {
+                    if values[index + 1].is_none() {
+                        self.linears(program, *input, (index..end, rows.decode()), &mut values)?;
+                    }
+                }
+                _ => {
+                    let dies = |v: Value| last_use[v.0 as usize] == index;
+                    values[index + 1] = Some(self.op(program, op, rows, &mut values, dies)?);
+                }
             }
             if index == end {
                 return Ok(None);
-            }
-            if let Op::Linear { input, .. } = op {
-                if values[index + 1].is_none() {
-                    self.linears(program, *input, (index..end, rows.decode()), &mut values)?;
-                }
-            } else {
-                let dies = |v: Value| last_use[v.0 as usize] == index;
-                values[index + 1] = Some(self.op(program, op, rows, &mut values, dies)?);
             }
             for value in op.inputs() {
                 if last_use[value.0 as usize] == index {
@@ -194,6 +241,62 @@ impl<'a> Interpreter<'a> {
             }
         }
         Ok(values.pop().flatten())
+    }
+
+    /// Gives each expert its rows, and adds up what the experts make of them: one expert after the other,
+    /// whose weights are asked for when it is its turn. If it is the `last` op, only experts that
+    /// are watched are computed, for what is seen.
+    fn experts(
+        &self,
+        program: Program<'_>,
+        op: &Op,
+        rows: &Rows<'_>,
+        values: &[Option<Buffer>],
+        last: bool,
+        watch: &mut Watch<'_, '_>,
+    ) -> Result<Buffer, BackendError> {
+        let &Op::Experts { input, routes, ref experts, kind } = op else {
+            return Err(BackendError::Internal("experts are an op".into()));
+        };
+        let (backend, x) = (self.backend, get(values, input)?);
+        let routes = backend.download(backend.copy(get(values, routes)?)?)?;
+        let mut sum = backend.zeros(x.rows(), x.width())?;
+        for (index, expert) in experts.iter().enumerate() {
+            let by = |row: usize| routes[row * experts.len() + index];
+            let at: Vec<usize> = (0..x.rows()).filter(|&row| by(row) != 0.0).collect();
+            let Expert { gate, up, down } = *expert;
+            if at.is_empty() || last && !watch.wants(&[gate, up, down]) {
+                continue;
+            }
+            let sequences = rows.sequences().0.iter().map(|of| within(&at, of));
+            let sequences: Vec<_> = sequences.filter(|of| !of.is_empty()).collect();
+            let given = backend.gather(x, &at)?;
+            watch.show(&[gate, up], &given, &sequences)?;
+            if last && !watch.wants(&[down]) {
+                continue;
+            }
+            let decode = within(&at, &(0..rows.decode())).end;
+            let linears = |input: &Buffer, weights: &[WeightId]| {
+                let all = weights.iter().map(|weight| program.weights.get(*weight));
+                let all = all.collect::<Result<Vec<_>, _>>()?;
+                let linear = |weight| Linear { input, weight, bias: None, decode };
+                backend.linears(&all.iter().map(|w| linear(w.as_ref())).collect::<Vec<_>>())
+            };
+            let [mut gated, upped] = two(linears(&given, &[gate, up])?)?;
+            drop(given);
+            backend.activate(kind, &mut gated)?;
+            backend.mul(&mut gated, &upped)?;
+            drop(upped);
+            watch.show(&[down], &gated, &sequences)?;
+            if last {
+                continue;
+            }
+            let by: Vec<f32> = at.iter().map(|&row| by(row)).collect();
+            for made in linears(&gated, &[down])? {
+                backend.scatter(made, &at, &by, &mut sum)?;
+            }
+        }
+        Ok(sum)
     }
 
     /// Computes every linear of `ops` over `input` at once: q, k and v read one input.
@@ -243,6 +346,12 @@ impl<'a> Interpreter<'a> {
             }
             Op::Linear { .. } => {
                 Err(BackendError::Internal("linears of one input are computed together".into()))
+            }
+            Op::Experts { .. } => {
+                Err(BackendError::Internal("experts are computed one by one".into()))
+            }
+            &Op::Route { input, top, normalized } => {
+                backend.route(get(values, input)?, &Route { top, normalized })
             }
             Op::Norm { input, weight: w, eps } => {
                 let weight = program.weights.get(*w)?;
@@ -358,6 +467,16 @@ fn get(values: &[Option<Buffer>], value: Value) -> Result<&Buffer, BackendError>
 
 fn freed(value: Value) -> BackendError {
     BackendError::Internal(format!("value %{} is not there", value.0))
+}
+
+/// Where rows of `range` are among `rows`, which ascend.
+fn within(rows: &[usize], range: &Range<usize>) -> Range<usize> {
+    let before = |end: usize| rows.partition_point(|&row| row < end);
+    before(range.start)..before(range.end)
+}
+
+fn two(all: Vec<Buffer>) -> Result<[Buffer; 2], BackendError> {
+    all.try_into().map_err(|_| BackendError::Internal("every linear has an output".into()))
 }
 
 fn absent(id: WeightId) -> BackendError {

@@ -24,7 +24,7 @@ pub use buffer::{Buffer, DeviceWeight};
 pub use cache::{AttendPaged, KV_BLOCK, KvCache, KvDType, Span};
 pub use dense::dense;
 pub use incoming::{Incoming, Whole};
-pub use interpreter::{Interpreter, Program, SHORT_SPAN, See, Weights};
+pub use interpreter::{Interpreter, Program, SHORT_SPAN, See, Seen, Weights};
 pub use reference::Reference;
 pub use rope::RopeTable;
 pub use score::{DivergenceRow, SoftmaxRow};
@@ -91,6 +91,15 @@ pub struct Attend<'a> {
     pub window: Option<u32>,
     /// The rows of each sequence; the first row is position 0.
     pub sequences: &'a [Range<usize>],
+}
+
+/// Arguments of [`BackendExt::route`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Route {
+    /// How many experts a row is given to.
+    pub top: usize,
+    /// Whether the soft-max is over the chosen scores alone.
+    pub normalized: bool,
 }
 
 /// Arguments of [`Algebra::rank_update`].

@@ -3,6 +3,7 @@
 //! Each rule can be kept by scalar code and by vectors of any width up to [`LANES`], so kernels
 //! for different instruction sets give the same bits. No function here calls the system's libm.
 
+use crate::Route;
 use std::ops::Range;
 
 /// Lanes of a horizontal sum: element `i` of a run goes to lane `i % LANES`.
@@ -256,9 +257,46 @@ pub fn quantize(run: &[f32], codes: &mut [i8]) -> f32 {
     top / 127.0
 }
 
+/// Turns a row of scores of experts into weights: of the `top` largest the soft-max, 0 elsewhere. Of
+/// equal scores the first counts; a score that is no number is below all others. Exponentials are
+/// added from the largest score on, over the chosen scores or over all.
+pub fn route(row: &mut [f32], args: &Route) {
+    let mut order: Vec<usize> = (0..row.len()).collect();
+    // The sort is stable, so equal scores keep their order.
+    order.sort_by(|&a, &b| {
+        let numbers = |x: f32| if x.is_nan() { f32::NEG_INFINITY } else { x };
+        numbers(row[b]).partial_cmp(&numbers(row[a])).unwrap_or(std::cmp::Ordering::Equal)
+    });
+    let largest = order.first().map_or(0.0, |&first| row[first]);
+    order.iter().for_each(|&i| row[i] = exp(row[i] - largest));
+    let top = args.top.min(order.len());
+    let counted = if args.normalized { &order[..top] } else { &order[..] };
+    let total = counted.iter().fold(0.0, |sum, &i| sum + row[i]);
+    order[..top].iter().for_each(|&i| row[i] /= total);
+    order[top..].iter().for_each(|&i| row[i] = 0.0);
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    /// `torch.topk(torch.softmax(scores, -1), 2)` of torch 2.15.0, as they are and divided by their sum.
+    #[test]
+    fn routes_are_torch_s() {
+        let scores = [0.3, -1.2, 2.5, 0.31, 2.4, -7.0];
+        for (normalized, [first, second]) in
+            [(true, [0.524_979_2, 0.475_020_8]), (false, [0.464_607_24, 0.420_394_03_f32])]
+        {
+            let mut row = scores;
+            route(&mut row, &Route { top: 2, normalized });
+            assert!((row[2] - first).abs() < 1e-7 && (row[4] - second).abs() < 1e-7, "{row:?}");
+            assert_eq!([row[0], row[1], row[3], row[5]], [0.0; 4]);
+        }
+        // Of equal scores the first, and what is no number last.
+        let mut row = [f32::NAN, 1.0, -0.0, 1.0, 1.0];
+        route(&mut row, &Route { top: 2, normalized: true });
+        assert_eq!(row, [0.0, 0.5, 0.0, 0.5, 0.0]);
+    }
 
     #[test]
     fn pairs_are_rounded_to_the_nearest_and_small_ones_to_zero() {

@@ -6,7 +6,7 @@
 
 use crate::{
     Attend, AttendPaged, BackendError, Buffer, Cut, DeviceWeight, DivergenceRow, Embed, Incoming,
-    KvCache, KvDType, Linear, RankUpdate, Rope, Seeking, SoftmaxRow, Whole,
+    KvCache, KvDType, Linear, RankUpdate, Rope, Route, Seeking, SoftmaxRow, Whole,
 };
 use engine::Wish;
 use ir::{Activation, Grid, Heads, Quantized, Spec, Weight};
@@ -231,6 +231,44 @@ pub trait BackendExt: Backend {
     fn linear(&self, args: &Linear<'_>) -> Result<Buffer, BackendError> {
         let mut outputs = self.linears(std::slice::from_ref(args))?;
         outputs.pop().ok_or_else(|| BackendError::Internal("a linear has an output".into()))
+    }
+
+    /// Which experts each row is given to, and how much each counts, of scores `[rows, experts]`:
+    /// [`crate::numerics::route`], on the host.
+    ///
+    /// # Errors
+    /// If the device fails.
+    fn route(&self, scores: &Buffer, args: &Route) -> Result<Buffer, BackendError> {
+        let (experts, mut routes) = (scores.width(), self.download(self.copy(scores)?)?);
+        let rows = routes.chunks_exact_mut(experts.max(1));
+        rows.for_each(|row| crate::numerics::route(row, args));
+        self.upload(experts, routes)
+    }
+
+    /// Adds row `i` of `rows`, times `by[i]`, to row `at[i]` of `out`: a product, then a sum, in the order
+    /// of `at`, on the host.
+    ///
+    /// # Errors
+    /// If the widths differ, there is no such row, or the device fails.
+    fn scatter(
+        &self,
+        rows: Buffer,
+        at: &[usize],
+        by: &[f32],
+        out: &mut Buffer,
+    ) -> Result<(), BackendError> {
+        let width = out.width();
+        if rows.width() != width || at.iter().any(|&row| row >= out.rows()) {
+            return Err(BackendError::Internal("rows are added to rows of their width".into()));
+        }
+        let rows = self.download(rows)?;
+        let mut sums = self.download(std::mem::replace(out, Buffer::new(0, 0, ())))?;
+        for ((row, &at), by) in rows.chunks_exact(width.max(1)).zip(at).zip(by) {
+            let sums = &mut sums[at * width..(at + 1) * width];
+            sums.iter_mut().zip(row).for_each(|(sum, x)| *sum += x * by);
+        }
+        *out = self.upload(width, sums)?;
+        Ok(())
     }
 
     /// Lays out a dense weight, undivided.

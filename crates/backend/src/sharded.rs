@@ -50,13 +50,20 @@ pub fn cuts<W>(block: &Block<W>) -> Result<Vec<Cut>, BackendError> {
     let mut cuts = vec![Cut::Whole; block.weights.len()];
     let mut whole = vec![true];
     let is_whole = |whole: &[bool], value: Value| whole.get(value.0 as usize).copied();
-    for op in &block.ops {
+    for (index, op) in block.ops.iter().enumerate() {
         let inputs: Vec<Option<bool>> = op.inputs().iter().map(|v| is_whole(&whole, *v)).collect();
         let (Some(&first), true) = (inputs.first(), inputs.windows(2).all(|w| w[0] == w[1])) else {
             return Err(BackendError::Internal(format!("{} of parts and wholes", op.name())));
         };
         let first = first.unwrap_or(true);
+        let result = Value(index as u32 + 1);
+        // Every device must know all scores, and has all experts.
+        let routes = block.uses(result).any(|op| matches!(block.ops[op], Op::Route { .. }));
         whole.push(match op {
+            Op::Linear { .. } if routes && first => true,
+            Op::Route { .. } | Op::Experts { .. } if !first => {
+                return Err(BackendError::Internal(format!("{} of parts", op.name())));
+            }
             Op::Linear { weight, bias, .. } => {
                 let (of_weight, of_bias) =
                     if first { (Cut::Outputs, Cut::Outputs) } else { (Cut::Inputs, Cut::First) };

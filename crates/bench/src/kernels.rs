@@ -205,8 +205,7 @@ impl Bench<'_> {
                 let tensor = Tensor::from_f32(vec![out, width], &values);
                 let tensor =
                     tensor.ok_or_else(|| BackendError::Internal("a weight of noise".into()))?;
-                let spec =
-                    Spec { tensor: "noise".into(), shape: vec![out, width], dtype: DType::F32 };
+                let spec = Spec::alone("noise", &[out, width], DType::F32);
                 return self.backend.prepare_dense(Weight { spec, tensor });
             }
         };
@@ -330,8 +329,7 @@ mod tests {
 
     #[test]
     fn every_kernel_of_a_layer_is_timed() {
-        let spec =
-            |out, width| Spec { tensor: "w".into(), shape: vec![out, width], dtype: DType::F32 };
+        let spec = |out, width| Spec::alone("w", &[out, width], DType::F32);
         let linear =
             |weight| Op::Linear { input: Value::INPUT, weight: WeightId(weight), bias: None };
         let heads = Heads { query: 2, kv: 1, dim: 8 };

@@ -495,7 +495,7 @@ mod tests {
     fn dense(shape: &[usize]) -> Weight {
         let values = vec![0.5; shape.iter().product()];
         let tensor = Tensor::from_f32(shape.to_vec(), &values).unwrap();
-        let spec = Spec { tensor: "w".into(), shape: shape.to_vec(), dtype: DType::F32 };
+        let spec = Spec::alone("w", shape, DType::F32);
         Weight { spec, tensor }
     }
 

@@ -165,7 +165,7 @@ fn head_advice(plan: &Plan) -> Option<String> {
 fn rate(backend: &dyn Backend) -> Result<f64, Failure> {
     const ROWS: usize = 256;
     const WIDTH: usize = 1024;
-    let spec = Spec { tensor: "trial".into(), shape: vec![WIDTH, WIDTH], dtype: DType::F32 };
+    let spec = Spec::alone("trial", &[WIDTH, WIDTH], DType::F32);
     let tensor = Tensor::from_f32(spec.shape.clone(), &vec![0.5; WIDTH * WIDTH]);
     let tensor = tensor.ok_or_else(|| Failure::refused("no trial weight"))?;
     let prepared =

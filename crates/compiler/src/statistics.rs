@@ -1,7 +1,6 @@
 //! What was observed of the inputs of weights, on the calibration samples.
 
-use crate::reader::reader;
-use backend::{Backend, BackendError, Buffer, DeviceWeight, Interpreter};
+use backend::{Backend, BackendError, Buffer, DeviceWeight, Interpreter, Seen};
 use ir::{Block, Spec, WeightId};
 use std::ops::Range;
 
@@ -36,7 +35,6 @@ pub(crate) struct Observer {
 
 /// An input that is being observed.
 struct Observed {
-    op: usize,
     weights: Vec<WeightId>,
     sum: Buffer,
     rows: usize,
@@ -49,41 +47,44 @@ impl Observer {
         block: &Block<Spec>,
         wanted: &[Observe],
     ) -> Result<Self, BackendError> {
-        let (mut values, mut inputs) = (Vec::new(), Vec::<Observed>::new());
+        let matrices = block.matrices();
+        let (mut known, mut inputs) = (Vec::new(), Vec::<Observed>::new());
         for what in wanted {
             let weight = what.weight();
-            let (op, input) = reader(block, weight).ok_or_else(|| {
-                BackendError::Internal(format!("no linear reads weight {}", weight.0))
+            let matrix = matrices.iter().find(|matrix| matrix.weight == weight);
+            let input = matrix.map(|matrix| matrix.input).ok_or_else(|| {
+                BackendError::Internal(format!("nothing is multiplied by weight {}", weight.0))
             })?;
-            match values.iter().position(|seen| *seen == input) {
+            match known.iter().position(|seen| *seen == input) {
                 Some(at) => inputs[at].weights.push(weight),
                 None => {
                     let width = block.weights[weight.0 as usize].shape[1];
                     let (weights, sum) = (vec![weight], backend.zeros(width, width)?);
-                    inputs.push(Observed { op, weights, sum, rows: 0 });
-                    values.push(input);
+                    inputs.push(Observed { weights, sum, rows: 0 });
+                    known.push(input);
                 }
             }
         }
         Ok(Self { inputs })
     }
 
-    /// The last op that is observed.
-    pub(crate) fn last(&self) -> usize {
-        self.inputs.iter().map(|input| input.op).max().unwrap_or(0)
+    /// A weight of each input.
+    pub(crate) fn wanted(&self) -> Vec<WeightId> {
+        self.inputs.iter().filter_map(|input| input.weights.first().copied()).collect()
     }
 
-    /// Adds the input of a linear.
+    /// Adds what a weight multiplies.
     pub(crate) fn see(
         &mut self,
         backend: &dyn Backend,
-        op: usize,
-        input: &Buffer,
-        sequences: &[Range<usize>],
+        seen: &Seen<'_>,
     ) -> Result<(), BackendError> {
-        let Some(seen) = self.inputs.iter_mut().find(|seen| seen.op == op) else { return Ok(()) };
-        seen.rows += sequences.iter().map(ExactSizeIterator::len).sum::<usize>();
-        backend.algebra()?.gram(input, sequences, &mut seen.sum)
+        let mut all = self.inputs.iter_mut();
+        let Some(input) = all.find(|input| input.weights.first() == Some(&seen.weight)) else {
+            return Ok(());
+        };
+        input.rows += seen.sequences.iter().map(ExactSizeIterator::len).sum::<usize>();
+        backend.algebra()?.gram(seen.input, seen.sequences, &mut input.sum)
     }
 
     /// What was observed.
@@ -112,9 +113,9 @@ impl Statistics {
     ) -> Result<Self, BackendError> {
         let backend = interpreter.backend();
         let mut observer = Observer::new(backend, block, wanted)?;
-        let last = observer.last();
-        let mut see = |op: usize, input: &Buffer| observer.see(backend, op, input, sequences);
-        interpreter.observe(device, input, sequences, last, &mut see)?;
+        let wanted = observer.wanted();
+        let mut see = |seen: &Seen<'_>| observer.see(backend, seen);
+        interpreter.observe(device, input, sequences, &wanted, &mut see)?;
         observer.end(backend)
     }
 

@@ -4,8 +4,8 @@ use crate::CompileError;
 use crate::job::{Job, Text};
 use crate::publish::Destination;
 use crate::statistics::{Observe, Observer, Statistics};
-use backend::{Buffer, DeviceWeight, Interpreter};
-use calibration::{Activations, Group, Room};
+use backend::{DeviceWeight, Interpreter, Seen};
+use calibration::{Activations, Room};
 use ir::{Block, Spec};
 
 /// Token streams between two blocks.
@@ -104,11 +104,9 @@ impl Streams {
         };
         let backend = interpreter.backend();
         let mut observer = Observer::new(backend, block, wanted)?;
-        let last = observer.last();
-        let mut see = |group: &Group, op: usize, input: &Buffer| {
-            observer.see(backend, op, input, &group.sequences)
-        };
-        samples.observe(interpreter, device, last, &mut see)?;
+        let wanted = observer.wanted();
+        let mut see = |seen: &Seen<'_>| observer.see(backend, seen);
+        samples.observe(interpreter, device, &wanted, &mut see)?;
         Ok(observer.end(backend)?)
     }
 }

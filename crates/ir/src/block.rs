@@ -1,6 +1,7 @@
 //! Blocks, values and weights.
 
 use crate::op::{Heads, Op};
+use crate::role::Role;
 use tensor::{DType, Tensor};
 
 /// Which part of a decoder a block is.
@@ -46,6 +47,8 @@ pub struct Block<W = Weight> {
 /// What is known of a weight before it is read.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Spec {
+    /// What it is to its block.
+    pub role: Role,
     /// The stored tensor that holds it.
     pub tensor: String,
     /// Its sizes: `[out, in]` of a linear, `[width]` of a norm or a bias.
@@ -118,6 +121,11 @@ impl<W> Block<W> {
 }
 
 impl Spec {
+    /// A weight that is of no block.
+    pub fn alone(tensor: impl Into<String>, shape: &[usize], dtype: DType) -> Self {
+        Self { role: Role::Other, tensor: tensor.into(), shape: shape.to_vec(), dtype }
+    }
+
     /// The bytes the stored weight takes. The front end has checked that they do not overflow.
     pub fn bytes(&self) -> usize {
         self.dtype.bytes_of(&self.shape).unwrap_or(usize::MAX)

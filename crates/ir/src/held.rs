@@ -39,6 +39,12 @@ impl Pool {
             };
             let in_place = matches!(op, Op::Rope { .. } | Op::Activate { .. } | Op::Scale { .. })
                 || matches!(op, Op::Mul { .. } | Op::Add { .. });
+            if let Op::Experts { experts, .. } = op {
+                // An expert may be given all rows: those, its gate and up projections, its result.
+                let ffn = experts.iter().map(|expert| width(expert.gate)).max().unwrap_or(0);
+                let inside = [wide, ffn, ffn, wide].map(|wide| self.take(wide));
+                inside.into_iter().for_each(|vector| self.give(vector));
+            }
             let dies = |value: &Value| last(*value) == Some(index);
             let vector =
                 match values[first].1.take_if(|_| in_place && inputs.first().is_some_and(dies)) {

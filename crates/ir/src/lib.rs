@@ -13,6 +13,7 @@ mod model;
 mod op;
 mod print;
 mod quantized;
+mod role;
 mod source;
 mod verify;
 
@@ -22,7 +23,8 @@ pub use grid::{Grid, IntGrid, Span};
 pub use held::held_elements;
 pub use inventory::Inventory;
 pub use model::ModelSpec;
-pub use op::{Activation, Heads, Op, Rope};
+pub use op::{Activation, Expert, Heads, Op, Rope};
 pub use quantized::{Params, Quantized, Step};
+pub use role::{Input, Matrix, Projection, Role};
 pub use source::{ReadError, Source};
 pub use verify::{Verified, VerifyError, verify};

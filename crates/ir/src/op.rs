@@ -57,6 +57,28 @@ pub enum Op {
         /// A row at position `p` sees the positions `p - window + 1 ..= p`; all up to `p` if none.
         window: Option<u32>,
     },
+    /// Which experts each row is given to, and how much each counts: of the `top` largest scores of a
+    /// row the soft-max, of all others 0 (Shazeer et al. 2017). Of equal scores the first counts.
+    Route {
+        /// Scores `[rows, experts]`.
+        input: Value,
+        /// How many experts a row is given to.
+        top: usize,
+        /// Whether the soft-max is over the chosen scores, so that weights add up to 1, or over all.
+        normalized: bool,
+    },
+    /// The weighted sum of gated feed-forwards: `sum_e routes_e * down_e(kind(gate_e(x)) * up_e(x))`, in
+    /// the order of the experts, over those whose weight is not 0.
+    Experts {
+        /// `[rows, hidden]`.
+        input: Value,
+        /// `[rows, experts]`, as [`Op::Route`] gives them.
+        routes: Value,
+        /// The experts.
+        experts: Vec<Expert>,
+        /// What is applied to the gate.
+        kind: Activation,
+    },
     /// An element-wise non-linearity.
     Activate {
         /// `[rows, width]`.
@@ -85,6 +107,17 @@ pub enum Op {
         /// `[rows, width]`.
         b: Value,
     },
+}
+
+/// The matrices of an expert: a gated feed-forward.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Expert {
+    /// `[ffn, hidden]`.
+    pub gate: WeightId,
+    /// `[ffn, hidden]`.
+    pub up: WeightId,
+    /// `[hidden, ffn]`.
+    pub down: WeightId,
 }
 
 /// How an attention row is cut into heads. `query` is a multiple of `kv`.
@@ -123,7 +156,9 @@ impl Op {
             | Self::Norm { input, .. }
             | Self::Rope { input, .. }
             | Self::Activate { input, .. }
-            | Self::Scale { input, .. } => vec![input],
+            | Self::Scale { input, .. }
+            | Self::Route { input, .. } => vec![input],
+            Self::Experts { input, routes, .. } => vec![input, routes],
             Self::Attend { q, k, v, .. } => vec![q, k, v],
             Self::Mul { a, b } | Self::Add { a, b } => vec![a, b],
         }
@@ -133,6 +168,9 @@ impl Op {
     pub fn weights(&self) -> Vec<WeightId> {
         match *self {
             Self::Embed { weight, .. } | Self::Norm { weight, .. } => vec![weight],
+            Self::Experts { ref experts, .. } => {
+                experts.iter().flat_map(|e| [e.gate, e.up, e.down]).collect()
+            }
             Self::Linear { weight, bias, .. } => {
                 [Some(weight), bias].into_iter().flatten().collect()
             }
@@ -149,6 +187,8 @@ impl Op {
             Self::Rope { .. } => "rope",
             Self::Attend { .. } => "attend",
             Self::Activate { .. } => "activate",
+            Self::Route { .. } => "route",
+            Self::Experts { .. } => "experts",
             Self::Scale { .. } => "scale",
             Self::Mul { .. } => "mul",
             Self::Add { .. } => "add",

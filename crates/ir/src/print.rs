@@ -48,6 +48,8 @@ fn write_parameters(f: &mut fmt::Formatter<'_>, op: &Op) -> fmt::Result {
         }
         Op::Activate { kind, .. } => write!(f, " {kind:?}"),
         Op::Scale { by, .. } => write!(f, " by={by:e}"),
+        Op::Route { top, normalized, .. } => write!(f, " top={top} normalized={normalized}"),
+        Op::Experts { kind, .. } => write!(f, " {kind:?}"),
         Op::Embed { .. } | Op::Linear { .. } | Op::Mul { .. } | Op::Add { .. } => Ok(()),
     }
 }

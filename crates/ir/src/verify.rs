@@ -104,6 +104,28 @@ impl Rules<'_> {
                 (window != Some(0)).then_some(heads.query * heads.dim).ok_or("window > 0".into())
             }
             Op::Activate { input, .. } => self.value(input),
+            Op::Route { input, top, .. } => {
+                let width = self.value(input)?;
+                let fits = (1..=width).contains(&top);
+                fits.then_some(width).ok_or_else(|| format!("top {top} is from 1 to {width}"))
+            }
+            Op::Experts { input, routes, ref experts, .. } => {
+                let width = self.value(input)?;
+                equal("routes' width", self.value(routes)?, experts.len())?;
+                let routed = self.block.definition(routes);
+                if !matches!(routed, Some(Op::Route { .. })) {
+                    return Err("routes are what route gives".into());
+                }
+                for expert in experts {
+                    let [ffn, k] = self.matrix(expert.gate)?;
+                    equal("input width", width, k)?;
+                    let [up, down] = [self.matrix(expert.up)?, self.matrix(expert.down)?];
+                    if up != [ffn, width] || down != [width, ffn] {
+                        return Err("an expert's matrices fit each other".into());
+                    }
+                }
+                Ok(width)
+            }
             Op::Scale { input, by } => {
                 let width = self.value(input)?;
                 by.is_finite().then_some(width).ok_or("a factor is finite".into())
@@ -150,12 +172,12 @@ fn multiple(what: &str, found: usize, of: usize) -> Result<(), String> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::op::{Activation, Heads, Rope};
+    use crate::op::{Activation, Expert, Heads, Rope};
     use std::sync::Arc;
     use tensor::DType;
 
     fn block(ops: Vec<Op>, shapes: &[&[usize]]) -> Block<Spec> {
-        let spec = |s: &&[usize]| Spec { tensor: "w".into(), shape: s.to_vec(), dtype: DType::F32 };
+        let spec = |s: &&[usize]| Spec::alone("w", s, DType::F32);
         Block { id: BlockId::Layer(0), ops, weights: shapes.iter().map(spec).collect() }
     }
 
@@ -207,6 +229,20 @@ mod tests {
         let silu = Op::Activate { input: X, kind: Activation::Silu };
         let mul = Op::Mul { a: Value(1), b: Value(2) };
         check(vec![linear(None), silu, mul], &[&[5, 8]], Err("widths 5 is 8"));
+        let route = |top| Op::Route { input: X, top, normalized: true };
+        check(vec![route(8)], &[], Ok(8));
+        check(vec![route(0)], &[], Err("top 0 is from 1 to 8"));
+        check(vec![route(9)], &[], Err("top 9 is from 1 to 8"));
+        let expert = Expert { gate: W, up: WeightId(1), down: WeightId(2) };
+        let experts = |routes| {
+            let experts = vec![expert; 8];
+            vec![route(2), Op::Experts { input: X, routes, experts, kind: Activation::Silu }]
+        };
+        check(experts(Value(1)), &[&[5, 8], &[5, 8], &[8, 5]], Ok(8));
+        check(experts(X), &[&[5, 8]], Err("routes are what route gives"));
+        let unfit = Err("an expert's matrices fit each other");
+        check(experts(Value(1)), &[&[5, 8], &[5, 8], &[8, 4]], unfit);
+        check(experts(Value(1)), &[&[5, 7], &[5, 8], &[8, 5]], Err("input width 8 is 7"));
         let scale = |by| vec![Op::Scale { input: X, by }];
         check(scale(0.5), &[], Ok(8));
         check(scale(f32::INFINITY), &[], Err("a factor is finite"));

@@ -14,7 +14,7 @@ pub(super) const FAMILY: Family = Family {
 
 /// `attention_bias` is on all four projections of the attention, as in transformers.
 fn read(config: &Fields) -> Result<Plan, Error> {
-    let plan = common(config, &Defaults { context: 2048, kv_heads: None, head_dim: None })?;
+    let plan = common(config, &Defaults::COMMON)?;
     let attention = config.flag("attention_bias", false)?;
     let mlp_bias = config.flag("mlp_bias", false)?;
     Ok(Plan { qkv_bias: attention, o_bias: attention, mlp_bias, ..plan })

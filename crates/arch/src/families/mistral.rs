@@ -11,8 +11,8 @@ pub(super) const FAMILY: Family =
 
 /// An absent `num_key_value_heads` means 8, a null one as many as query heads.
 fn read(config: &Fields) -> Result<Plan, Error> {
-    let defaults = Defaults { context: 131_072, kv_heads: Some(8), head_dim: None };
+    let defaults = Defaults { context: 131_072, kv_heads: Some(8), ..Defaults::COMMON };
     let plan = common(config, &defaults)?;
-    let windows = window::uniform(config, plan.windows.len())?;
+    let windows = window::uniform(config, plan.windows.len(), Some(4096))?;
     Ok(Plan { windows, ..plan })
 }

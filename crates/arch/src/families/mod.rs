@@ -2,6 +2,7 @@
 
 mod llama;
 mod mistral;
+mod mixtral;
 mod qwen2;
 mod qwen3;
 
@@ -26,7 +27,7 @@ pub(crate) struct Family {
 
 /// Every supported family. A family is added by its file and a line here.
 pub(crate) const FAMILIES: &[Family] =
-    &[llama::FAMILY, mistral::FAMILY, qwen2::FAMILY, qwen3::FAMILY];
+    &[llama::FAMILY, mistral::FAMILY, mixtral::FAMILY, qwen2::FAMILY, qwen3::FAMILY];
 
 /// Families that people will try, and what a dense decoder lacks for them.
 const UNSUPPORTED: &[(&str, &str)] = &[
@@ -70,7 +71,6 @@ const UNSUPPORTED: &[(&str, &str)] = &[
     ("minimax_m2", "a mixture of experts"),
     ("ministral3", "another rotary scaling"),
     ("mistral3", "a vision tower"),
-    ("mixtral", "a mixture of experts"),
     ("mllama", "cross attention and a vision tower"),
     ("mpt", "ALiBi and layer norms"),
     ("nemotron", "another norm and activation"),
@@ -126,6 +126,16 @@ pub(crate) struct Defaults {
     pub(crate) kv_heads: Option<usize>,
     /// `head_dim` when absent; `hidden_size / num_attention_heads` if `None`.
     pub(crate) head_dim: Option<usize>,
+    /// `rms_norm_eps`.
+    pub(crate) eps: f64,
+    /// `rope_theta`.
+    pub(crate) theta: f64,
+}
+
+impl Defaults {
+    /// What most families assume.
+    pub(crate) const COMMON: Self =
+        Self { context: 2048, kv_heads: None, head_dim: None, eps: 1e-6, theta: 10_000.0 };
 }
 
 /// The parts that all families read alike. Biases, q/k norms and windows are the family's.
@@ -137,14 +147,15 @@ pub(crate) fn common(config: &Fields, defaults: &Defaults) -> Result<Plan, Error
     let context =
         config.integer("max_position_embeddings", 1, cap::CONTEXT)?.unwrap_or(defaults.context);
     let heads = heads(config, hidden, defaults)?;
-    let Rotary { rope, context, warnings } = crate::rope::read(config, heads.dim, context)?;
+    let theta = defaults.theta;
+    let Rotary { rope, context, warnings } = crate::rope::read(config, heads.dim, context, theta)?;
     Ok(Plan {
         hidden,
         vocab: config.size("vocab_size", cap::VOCAB)?,
         ffn: config.size("intermediate_size", cap::FFN)?,
         context,
         heads,
-        eps: epsilon(config)?,
+        eps: epsilon(config, defaults.eps)?,
         rope,
         tied: config.flag("tie_word_embeddings", false)?,
         windows: vec![None; layers],
@@ -152,6 +163,7 @@ pub(crate) fn common(config: &Fields, defaults: &Defaults) -> Result<Plan, Error
         o_bias: false,
         mlp_bias: false,
         qk_norm: false,
+        mixture: None,
         warnings,
     })
 }
@@ -189,8 +201,8 @@ fn heads(config: &Fields, hidden: usize, defaults: &Defaults) -> Result<Heads, E
     })
 }
 
-fn epsilon(config: &Fields) -> Result<f32, Error> {
-    let eps = config.number("rms_norm_eps")?.unwrap_or(1e-6);
+fn epsilon(config: &Fields, default: f64) -> Result<f32, Error> {
+    let eps = config.number("rms_norm_eps")?.unwrap_or(default);
     let fits = eps > 0.0 && eps <= 1.0 && eps as f32 > 0.0;
     fits.then_some(eps as f32)
         .ok_or_else(|| config.breaks("rms_norm_eps", "must be above 0 and at most 1"))

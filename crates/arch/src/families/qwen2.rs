@@ -15,7 +15,7 @@ pub(super) const FAMILY: Family = Family {
 
 /// An absent `num_key_value_heads` means 32, a null one as many as query heads.
 fn read(config: &Fields) -> Result<Plan, Error> {
-    let defaults = Defaults { context: 32_768, kv_heads: Some(32), head_dim: None };
+    let defaults = Defaults { context: 32_768, kv_heads: Some(32), ..Defaults::COMMON };
     let plan = common(config, &defaults)?;
     let windows = window::by_layer(config, plan.windows.len())?;
     Ok(Plan { windows, qkv_bias: true, ..plan })

@@ -21,7 +21,8 @@ pub(super) const FAMILY: Family = Family {
 
 /// An absent `head_dim` means 128, whatever the other sizes are.
 fn read(config: &Fields) -> Result<Plan, Error> {
-    let defaults = Defaults { context: 32_768, kv_heads: Some(32), head_dim: Some(128) };
+    let defaults =
+        Defaults { context: 32_768, kv_heads: Some(32), head_dim: Some(128), ..Defaults::COMMON };
     let plan = common(config, &defaults)?;
     let windows = window::by_layer(config, plan.windows.len())?;
     let bias = config.flag("attention_bias", false)?;

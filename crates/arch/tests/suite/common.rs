@@ -61,6 +61,16 @@ pub(crate) fn tensors(config: &Map<String, Value>, dtype: DType) -> Tensors {
             put(format!("{at}.self_attn.q_norm.weight"), &[dim]);
             put(format!("{at}.self_attn.k_norm.weight"), &[dim]);
         }
+        let experts = if family == "mixtral" { size("num_local_experts").unwrap_or(8) } else { 0 };
+        if experts > 0 {
+            put(format!("{at}.block_sparse_moe.gate.weight"), &[experts, hidden]);
+        }
+        for expert in 0..experts {
+            let at = format!("{at}.block_sparse_moe.experts.{expert}");
+            put(format!("{at}.w1.weight"), &[ffn, hidden]);
+            put(format!("{at}.w2.weight"), &[hidden, ffn]);
+            put(format!("{at}.w3.weight"), &[ffn, hidden]);
+        }
         for (module, out, width, bias) in [
             ("self_attn.q_proj", heads * dim, hidden, qkv_bias),
             ("self_attn.k_proj", kv * dim, hidden, qkv_bias),
@@ -70,6 +80,9 @@ pub(crate) fn tensors(config: &Map<String, Value>, dtype: DType) -> Tensors {
             ("mlp.up_proj", ffn, hidden, flag("mlp_bias")),
             ("mlp.down_proj", hidden, ffn, flag("mlp_bias")),
         ] {
+            if experts > 0 && module.starts_with("mlp") {
+                continue;
+            }
             put(format!("{at}.{module}.weight"), &[out, width]);
             if bias {
                 put(format!("{at}.{module}.bias"), &[out]);

@@ -2,7 +2,7 @@
 
 use crate::common::{Tensors, small, tensors};
 use arch::Loaded;
-use ir::{Heads, Inventory, Op};
+use ir::{Heads, Inventory, Op, Projection, Role};
 use serde_json::{Value, json};
 use tensor::DType;
 
@@ -96,6 +96,30 @@ fn biases_are_those_of_transformers() {
     assert_eq!(biases("qwen2", json!({})), "q_proj k_proj v_proj");
     assert_eq!(biases("qwen3", json!({})), "");
     assert_eq!(biases("qwen3", json!({"attention_bias": true})), "q_proj k_proj v_proj o_proj");
+}
+
+/// What a configuration leaves out is as `MixtralConfig` of transformers 5.23.0 has it.
+#[test]
+fn a_mixture_has_a_router_and_a_feed_forward_an_expert() {
+    let changes = json!({"rms_norm_eps": "absent"});
+    assert_eq!(windows("mixtral", changes.clone()), [None, None]);
+    let model = load("mixtral", changes).model;
+    let layer = &model.layers[0];
+    assert!(matches!(layer.ops[0], Op::Norm { eps, .. } if eps == 1e-5));
+    let Some(Op::Rope { rope, .. }) = layer.ops.iter().find(|op| op.name() == "rope") else {
+        panic!("a rotation")
+    };
+    assert!((rope.inv_freq[1] - 0.01).abs() < 1e-8);
+    let experts = layer.ops.iter().find(|op| op.name() == "experts").unwrap();
+    assert_eq!(layer.given(experts), Some([2, 8]));
+    let matrix = layer.matrices().into_iter().find(|m| {
+        let spec = layer.weight(m.weight).unwrap();
+        spec.role == Role::Expert(3, Projection::Down)
+    });
+    let spec = layer.weight(matrix.unwrap().weight).unwrap();
+    assert_eq!(spec.tensor, "model.layers.0.block_sparse_moe.experts.3.w2.weight");
+    let router = layer.weights.iter().find(|w| w.role == Role::Matrix(Projection::Router));
+    assert_eq!(router.unwrap().shape, [8, 24]);
 }
 
 /// HF-16: what a tied head reads, and when an untied one may be missing.

@@ -48,6 +48,27 @@ const VALUES: &[(&str, &str, &str)] = &[
         r#"{"head_dim": null}"#,
         "key \"head_dim\" = null: must be an integer from 1 to 65536",
     ),
+    // Experts.
+    (
+        "mixtral",
+        r#"{"num_local_experts": 0}"#,
+        "key \"num_local_experts\" = 0: must be an integer from 1 to 1024",
+    ),
+    (
+        "mixtral",
+        r#"{"num_local_experts": 4, "num_experts_per_tok": 5}"#,
+        "key \"num_experts_per_tok\" = 5: must be an integer from 1 to 4",
+    ),
+    (
+        "mixtral",
+        r#"{"num_local_experts": 1}"#,
+        "key \"num_experts_per_tok\" = absent: 2 when absent, is more than num_local_experts = 1",
+    ),
+    (
+        "mixtral",
+        r#"{"num_local_experts": 1024, "num_hidden_layers": 129}"#,
+        "key \"num_local_experts\" = 1024: 129 layers may have at most 131072 experts in all",
+    ),
     // HF-12: sizes that no model has.
     (
         "llama",
@@ -223,18 +244,18 @@ const VALUES: &[(&str, &str, &str)] = &[
     (
         "llama",
         r#"{"model_type": "gemma9"}"#,
-        "model_type \"gemma9\" (an unknown family) is not supported; supported families are llama, mistral, qwen2, qwen3",
+        "model_type \"gemma9\" (an unknown family) is not supported; supported families are llama, mistral, mixtral, qwen2, qwen3",
     ),
     (
         "llama",
         r#"{"model_type": "absent"}"#,
-        "no key \"model_type\"; supported families are llama, mistral, qwen2, qwen3",
+        "no key \"model_type\"; supported families are llama, mistral, mixtral, qwen2, qwen3",
     ),
     (
         "llama",
         r#"{"model_type": "gemma3", "text_config": {"hidden_size": 8}}"#,
         "model_type \"gemma3\" (another norm and embedding scale, and a vision tower) is not supported; \
-         supported families are llama, mistral, qwen2, qwen3",
+         supported families are llama, mistral, mixtral, qwen2, qwen3",
     ),
     (
         "llama",

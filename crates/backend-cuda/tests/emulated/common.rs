@@ -121,7 +121,7 @@ impl Noise {
 /// A dense weight.
 pub(crate) fn dense(backend: &dyn Backend, shape: &[usize], values: &[f32]) -> DeviceWeight {
     let tensor = Tensor::from_f32(shape.to_vec(), values).unwrap();
-    let spec = Spec { tensor: "w".into(), shape: shape.to_vec(), dtype: DType::F32 };
+    let spec = Spec::alone("w", shape, DType::F32);
     backend.prepare_dense(Weight { spec, tensor }).unwrap()
 }
 

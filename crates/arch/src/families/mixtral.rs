@@ -1,0 +1,53 @@
+//! Mixtral: a Mistral whose feed-forward is a mixture of experts, two of which a token is given to.
+
+use super::{Defaults, Family, common};
+use crate::config::{Fields, cap};
+use crate::decoder::{Mixture, MixtureNames, Plan};
+use crate::error::Error;
+use crate::window;
+
+/// What configures a loss and the training of the router is read by no forward in evaluation.
+pub(super) const FAMILY: Family = Family {
+    name: "mixtral",
+    class: "MixtralForCausalLM",
+    keys: &[
+        "num_experts_per_tok",
+        "num_local_experts",
+        "output_router_logits",
+        "router_aux_loss_coef",
+        "router_jitter_noise",
+        "sliding_window",
+    ],
+    read,
+};
+
+/// As Mistral AI named them; transformers reads and writes these names.
+const NAMES: MixtureNames = MixtureNames {
+    router: "block_sparse_moe.gate",
+    experts: "block_sparse_moe.experts",
+    gate: "w1",
+    up: "w3",
+    down: "w2",
+};
+
+/// An absent `num_key_value_heads` means 8, a null one as many as query heads.
+fn read(config: &Fields) -> Result<Plan, Error> {
+    let defaults =
+        Defaults { context: 131_072, kv_heads: Some(8), eps: 1e-5, theta: 1e6, ..Defaults::COMMON };
+    let plan = common(config, &defaults)?;
+    let windows = window::uniform(config, plan.windows.len(), None)?;
+    const EXPERTS: &str = "num_local_experts";
+    let experts = config.integer(EXPERTS, 1, cap::EXPERTS)?.unwrap_or(8);
+    let layers = plan.windows.len();
+    if layers * experts > cap::ALL_EXPERTS {
+        let rule = format!("{layers} layers may have at most {} experts in all", cap::ALL_EXPERTS);
+        return Err(config.breaks(EXPERTS, rule));
+    }
+    let top = config.integer("num_experts_per_tok", 1, experts)?.unwrap_or(2);
+    if top > experts {
+        let rule = format!("2 when absent, is more than num_local_experts = {experts}");
+        return Err(config.breaks("num_experts_per_tok", rule));
+    }
+    let mixture = Some(Mixture { experts, top, normalized: true, names: &NAMES });
+    Ok(Plan { windows, mixture, ..plan })
+}
