@@ -256,6 +256,20 @@ fn several_outputs_are_written_from_one_calibration() {
 }
 
 #[test]
+fn blocks_are_written_as_text_before_and_after_each_pass() {
+    let bench = Bench::new();
+    let recipe = "[[pass]]\nname = \"awq\"\n[[output]]\n[[output.rule]]\nbits = 4\n";
+    fs::write(bench.path("awq.toml"), recipe).unwrap();
+    bench.make(&stories(), &["--recipe", "awq.toml", "--dump-ir", "ir"]);
+    let folders: Vec<_> = fs::read_dir(bench.path("ir")).unwrap().collect();
+    assert_eq!(folders.len(), 5, "a folder for each layer");
+    let text = |name: &str| fs::read_to_string(bench.path("ir/001-layer-0").join(name)).unwrap();
+    let (before, after) = (text("0-source.ir"), text("1-awq.ir"));
+    assert!(before.starts_with("layer 0:\n  %1 = norm %0 "), "{before}");
+    assert_eq!(before, after, "the program and the shapes stay");
+}
+
+#[test]
 fn a_gate_that_fails_keeps_the_work() {
     let bench = Bench::new();
     let text = root().join("tests/fixtures/stories.txt");

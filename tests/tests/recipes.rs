@@ -112,3 +112,36 @@ fn a_pattern_that_names_nothing_is_refused_with_what_is_near() {
     // Everybody writes it, and the head is not quantized anyway.
     assert_eq!(dry("lm_head").0, 0);
 }
+
+/// A report of the version before outputs had rules: `optimize --quant int4 --head int8 --ignore
+/// '*self_attn*' --ignore 're:.*(gate|up)_proj' --samples 4 --seq-len 64 --no-gate stories260k`.
+#[test]
+fn the_recipe_of_an_older_report_is_read_as_one_of_today() {
+    let at = tempfile::tempdir().unwrap();
+    let old = root().join("tests/fixtures/report-before-rules").display().to_string();
+    let (code, text, said) = outcome(at.path(), &["recipe", &old, "--json"]);
+    assert_eq!(code, 0, "{said}");
+    let read: Value = serde_json::from_str(&text).unwrap();
+    let rules = &read["recipe"]["output"][0]["rule"];
+    assert_eq!(rules[0]["solver"], "gptq");
+    assert_eq!(rules[0]["ignore"], json!(["*self_attn*", "re:.*(gate|up)_proj"]));
+    assert_eq!(rules[1]["of"], json!(["head"]));
+    assert_eq!(rules[1]["bits"], 8);
+    // It makes what it made: the hashes of the files are those of the old report.
+    let words = ["--recipe", &old, "-o", "again", "--no-gate", "--quiet", &stories()];
+    let (code, _, said) = outcome(at.path(), &words);
+    assert_eq!(code, 0, "{said}");
+    let report = |folder: &std::path::Path| -> Value {
+        serde_json::from_slice(&fs::read(folder.join("report.json")).unwrap()).unwrap()
+    };
+    let (before, now) = (report(old.as_ref()), report(&at.path().join("again")));
+    assert_eq!(before["files"], now["files"]);
+    assert_eq!(before["weights"].as_array().unwrap().len(), 6);
+    for (before, now) in
+        before["weights"].as_array().unwrap().iter().zip(now["weights"].as_array().unwrap())
+    {
+        for key in ["tensor", "method", "grid", "rows", "rows_rounded", "damping"] {
+            assert_eq!(before[key], now[key], "{key}");
+        }
+    }
+}

@@ -102,6 +102,33 @@ fn a_run_that_is_killed_at_any_point_goes_on_to_the_same_bytes() {
     }
 }
 
+/// What a pass made of the weights is read from the artifact, not from the source.
+#[test]
+fn a_run_with_a_pass_that_edits_is_killed_at_any_point_and_goes_on_to_the_same_bytes() {
+    let dir = folder();
+    let mut bench = Bench::new(dir.path(), LAYERS, 4);
+    let plain = bench.make(&[]);
+    bench.clean();
+    let recipe = "[[pass]]\nname = \"awq\"\ngroup = 32\n\n[[output]]\n[[output.rule]]\nbits = 4\n\
+                  group = 32\n";
+    fs::write(bench.path("model/awq.toml"), recipe).unwrap();
+    bench.options[..2].clone_from_slice(&["--recipe".to_string(), "model/awq.toml".to_string()]);
+    let expected = bench.make(&[]);
+    let weights = "model.safetensors";
+    assert_ne!(plain[weights], expected[weights], "the pass changes what is written");
+    bench.clean();
+    for (point, times) in POINTS {
+        for n in 1..=times {
+            let mut child = bench.stopped(&format!("{point}:{n}"), &[]);
+            child.kill().unwrap();
+            child.wait().unwrap();
+            let when = format!("killed at {point} {n}");
+            same(&expected, &bench.make(&[]), &when);
+            bench.clean();
+        }
+    }
+}
+
 #[test]
 fn a_resumed_run_may_have_other_threads_memory_and_kernels() {
     let dir = folder();

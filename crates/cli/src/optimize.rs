@@ -215,7 +215,11 @@ fn tell(args: &Compile, out: &Path, report: &Report, run: &Value) -> Result<(), 
     if let Some(why) = report.quality.as_ref().and_then(Quality::proves_nothing) {
         remark(&format!("warning: {why}"));
     }
-    print_table(&table(out, report))
+    if report.outputs.is_empty() {
+        return print_table(&table(out, report));
+    }
+    let tables = report.outputs.iter().map(|(name, report)| table(&out.join(name), report));
+    print_table(&tables.collect::<Vec<_>>().join("\n"))
 }
 
 /// How long it took, what took most of it first, and how much memory.

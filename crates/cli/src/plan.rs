@@ -58,8 +58,9 @@ fn table(cx: &Context<'_>, plan: &Plan, peak: u64, [time, replay]: [f64; 2]) -> 
     }
     for (output, name) in cx.recipe.outputs.iter().zip(cx.recipe.output_names()) {
         let only = cx.recipe.outputs.len() == 1;
-        let label = if only { "rule".into() } else { format!("rule of {name}") };
-        output.rules.iter().for_each(|rule| text += &fold(&label, &settings(rule)));
+        let of = if only { String::new() } else { format!("{name}: ") };
+        let line = |rule| fold("rule", &format!("{of}{}", settings(rule)));
+        output.rules.iter().for_each(|rule| text += &line(rule));
     }
     for ((choice, _), (count, bytes)) in by_choice(plan) {
         text += &fold("weights", &format!("{count} {choice}, from {}", size(bytes)));

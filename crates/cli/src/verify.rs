@@ -14,14 +14,16 @@ pub(crate) fn run(args: &args::Verify) -> Result<(), Failure> {
             .with_hint("only what optimize --quant has written can be verified"));
     }
     let (report, differences) = compiler::verify(&args.artifact)?;
-    let bytes: u64 = report.files.values().map(|f| f.bytes).sum();
+    let all =
+        || report.files.values().chain(report.outputs.values().flat_map(|o| o.files.values()));
+    let (files, bytes) = (all().count(), all().map(|file| file.bytes).sum::<u64>());
     // What was added is somebody's README or LICENSE, and harms nobody.
     let (added, said): (Vec<_>, Vec<_>) = differences.iter().partition(|d| d.is_unknown());
     let lines = |all: Vec<&Difference>| all.iter().map(ToString::to_string).collect::<Vec<_>>();
     let (added, said) = (lines(added), lines(said));
     let result = json!({
         "artifact": args.artifact.display().to_string(),
-        "files": report.files.len(),
+        "files": files,
         "bytes": bytes,
         "identity": report.identity,
         "differences": said,
@@ -36,7 +38,7 @@ pub(crate) fn run(args: &args::Verify) -> Result<(), Failure> {
     if args.json {
         return print(&format!("{result:#}"));
     }
-    let (files, size) = (report.files.len(), size(bytes));
+    let size = size(bytes);
     let added = added.iter().map(|name| format!("{name}: it may stay\n")).collect::<String>();
     print(&format!("{files} files, {size}: each is what was written\n{added}"))
 }
