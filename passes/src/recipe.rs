@@ -3,7 +3,7 @@
 use crate::pattern::Pattern;
 use crate::rule::Rule;
 use compiler::{Output, OutputRecipe, Pass, PassRecipe, Pipeline, Recipe, Refusal, Wrong};
-use ir::{ModelSpec, Op};
+use ir::ModelSpec;
 use std::collections::BTreeSet;
 
 /// A pass, and every setting of it.
@@ -175,12 +175,8 @@ fn make(pass: &PassRecipe) -> Result<Made, Wrong> {
 
 /// The modules of a model that hold a linear: what `ignore` may name.
 pub fn modules(model: &ModelSpec) -> BTreeSet<&str> {
-    let blocks = model.blocks();
-    let linears = blocks.flat_map(|block| {
-        block.ops.iter().filter_map(|op| match op {
-            Op::Linear { weight, .. } => block.weights.get(weight.0 as usize),
-            _ => None,
-        })
+    let linears = model.blocks().flat_map(|block| {
+        block.matrices().into_iter().filter_map(|matrix| block.weight(matrix.weight))
     });
     let name = |tensor: &'_ str| -> usize {
         tensor.strip_suffix(".weight").map_or(tensor.len(), str::len)

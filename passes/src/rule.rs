@@ -4,7 +4,7 @@ use crate::fit::Range;
 use crate::pattern::Pattern;
 use crate::solve::{Gptq, Rtn};
 use compiler::{Key, Refusal, Solver, Wrong, boolean, check_keys, integer, one_of};
-use ir::{Block, BlockId, Grid, Span, Spec, WeightId};
+use ir::{Block, BlockId, Grid, Projection, Role, Span, Spec, WeightId};
 use serde::{Deserialize, Serialize};
 use tensor::DType;
 
@@ -236,7 +236,9 @@ impl Rule {
         let module = spec.tensor.strip_suffix(".weight").unwrap_or(&spec.tensor);
         let any = |all: &[Pattern]| all.iter().any(|p| p.matches(module));
         let named = self.names.is_empty() || any(&self.names);
-        self.settings.of.contains(&part) && named && !any(&self.ignore)
+        // A router's few rows decide where tokens go: it is on a grid only if it is named.
+        let router = spec.role == Role::Matrix(Projection::Router) && self.names.is_empty();
+        self.settings.of.contains(&part) && named && !router && !any(&self.ignore)
     }
 }
 

@@ -270,6 +270,44 @@ fn blocks_are_written_as_text_before_and_after_each_pass() {
 }
 
 #[test]
+fn experts_have_statistics_of_their_own() {
+    let bench = Bench::new();
+    let ids: Vec<String> = (0..2000).map(|i| (i * i * 37 % 61).to_string()).collect();
+    fs::write(bench.path("ids.jsonl"), format!("[{}]\n", ids.join(","))).unwrap();
+    let model = root().join("tests/fixtures/families/mixtral");
+    let words = ["--quant", "int4", "--calibration", "ids.jsonl", "--no-gate", "-o", "out"];
+    let result = bench.make(&model, &words);
+    let weights = result["report"]["weights"].as_array().unwrap();
+    let of = |layer: usize, part: &str| -> Vec<u64> {
+        let own = weights.iter().filter(|w| {
+            let name = w["tensor"].as_str().unwrap();
+            name.contains(&format!("layers.{layer}.")) && name.ends_with(part)
+        });
+        own.map(|w| w["tokens"].as_u64().unwrap()).collect()
+    };
+    let tokens = result["report"]["calibration"]["tokens"].as_u64().unwrap();
+    for layer in 0..2 {
+        // Every token is given to two experts, which see it in all of their matrices.
+        let given = of(layer, ".w1.weight");
+        assert!(given.len() >= 4, "{given:?}");
+        assert_eq!(given.iter().sum::<u64>(), 2 * tokens);
+        assert_eq!(given, of(layer, ".w2.weight"));
+        assert_eq!(given, of(layer, ".w3.weight"));
+    }
+    let config: Value =
+        serde_json::from_slice(&fs::read(bench.path("out/config.json")).unwrap()).unwrap();
+    let ignored = config["quantization_config"]["ignore"].to_string();
+    assert!(ignored.contains("layers.1.block_sparse_moe.gate"), "{ignored}");
+    assert!(!weights.iter().any(|w| w["tensor"].as_str().unwrap().ends_with("moe.gate.weight")));
+    // What was written is read, and the same on every run.
+    let first = files(&bench.path("out"));
+    bench.make(&model, &[&words[..], &["--fresh", "--force"]].concat());
+    assert_eq!(first, files(&bench.path("out")));
+    let said = optimize().args(["inspect", "out"]).current_dir(bench.0.path()).output().unwrap();
+    assert!(said.status.success(), "{}", String::from_utf8_lossy(&said.stderr));
+}
+
+#[test]
 fn a_gate_that_fails_keeps_the_work() {
     let bench = Bench::new();
     let text = root().join("tests/fixtures/stories.txt");

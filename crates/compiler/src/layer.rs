@@ -6,13 +6,13 @@ use crate::dump::dump;
 use crate::job::Event;
 use crate::pass::{Edit, PassCx, PassError, Stage};
 use crate::plan::{Choice, PlannedWeight, SolveStage};
-use crate::reader::reader;
+use crate::reader::input;
 use crate::solver::{Input, Output, Solved, Solver};
 use crate::statistics::{Observe, Statistics};
 use crate::turn::{Hashes, Turn, as_stored, prepare, prepare_stored};
 use backend::DeviceWeight;
 use checkpoint::Rows;
-use ir::{Block, Spec, Weight};
+use ir::{Block, Role, Spec, Weight, WeightId};
 use rayon::prelude::*;
 use std::time::Instant;
 use tensor::Tensor;
@@ -137,7 +137,10 @@ impl Layer<'_, '_, '_> {
             let planned = self.turn.writers[number].block(self.turn.index);
             let seen = statistics.take().unwrap_or_default();
             let cx = PassCx { backend: job.backend, statistics: &seen };
-            let solved = solve(&self.host, stage, output, planned, &cx)?;
+            let mut solved = solve(&self.host, stage, output, planned, &cx)?;
+            solved.iter_mut().for_each(|(index, solved)| {
+                note_tokens(&self.host.weights[*index].spec, *index, &seen, solved);
+            });
             // What is not needed any more makes room for what is written.
             statistics = (number < last).then_some(seen);
             self.turn.progress.spent.solve += clock.elapsed();
@@ -226,7 +229,7 @@ fn solve(
     let mut weights: Vec<_> = Vec::new();
     for &id in &stage.weights {
         if let Choice::Quantized { rule, grid } = planned[id.0 as usize].choice {
-            weights.push((rule, reader(host, id).map(|(_, input)| input), id, grid));
+            weights.push((rule, input(host, id), id, grid));
         }
     }
     // Weights of one input share what is made of its Gram matrix.
@@ -245,6 +248,13 @@ fn solve(
     }
     solved.sort_by_key(|(index, _)| *index);
     Ok(solved)
+}
+
+/// Notes how many tokens an expert was given: few tell little.
+fn note_tokens(spec: &Spec, index: usize, seen: &Statistics, solved: &mut Solved) {
+    if let (Role::Expert(..), Some(tokens)) = (spec.role, seen.tokens(WeightId(index as u32))) {
+        solved.outcome.notes.insert("tokens".into(), tokens.into());
+    }
 }
 
 /// A block without its values.

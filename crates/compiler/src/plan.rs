@@ -2,7 +2,7 @@
 
 use crate::output;
 use crate::pass::{Pass, Stage};
-use crate::reader::reader;
+use crate::reader::input;
 use crate::recipe::Dtype;
 use crate::refusal::Refusal;
 use crate::solver::{Output, Solver};
@@ -10,7 +10,7 @@ use crate::statistics::Observe;
 use crate::work::{self, Work};
 use calibration::SPILL_PART;
 use checkpoint::{Checkpoint, Format, TensorInfo};
-use ir::{Block, BlockId, Grid, ModelSpec, Op, Spec, WeightId};
+use ir::{Block, BlockId, Grid, ModelSpec, Role, Spec, WeightId};
 use std::collections::BTreeSet;
 use tensor::DType;
 
@@ -315,10 +315,15 @@ pub(crate) fn of_block(outputs: &[PlannedOutput], index: usize) -> Vec<&[Planned
 
 /// The weights that can be on a grid, in the order of the ops that read them.
 fn matrices(block: &Block<Spec>) -> impl Iterator<Item = WeightId> + '_ {
-    block.ops.iter().filter_map(|op| match *op {
-        Op::Linear { weight, .. } | Op::Embed { weight, .. } => Some(weight),
+    block.table().into_iter().chain(block.matrices().into_iter().map(|matrix| matrix.weight))
+}
+
+/// Which expert a weight is of, if it is of one.
+fn expert(block: &Block<Spec>, weight: WeightId) -> Option<u32> {
+    match block.weight(weight)?.role {
+        Role::Expert(expert, _) => Some(expert),
         _ => None,
-    })
+    }
 }
 
 /// The stages of the lowering: those of the rules of the output that leads, in their order, then
@@ -348,10 +353,13 @@ fn solves(
         let weights: Vec<WeightId> =
             matrices(block).filter(|weight| rule(0, *weight) == Some(index)).collect();
         if own.solver().is_sequential() {
-            let input = |weight: &WeightId| reader(block, *weight).map(|(_, input)| input);
-            weights.chunk_by(|a, b| input(a) == input(b)).for_each(|same| add(same.to_vec()));
+            let of = |weight: &WeightId| input(block, *weight);
+            weights.chunk_by(|a, b| of(a) == of(b)).for_each(|same| add(same.to_vec()));
         } else {
-            add(weights);
+            // Statistics of one expert at a time.
+            weights
+                .chunk_by(|a, b| expert(block, *a) == expert(block, *b))
+                .for_each(|of| add(of.to_vec()));
         }
     }
     let others = |weight: &WeightId| {

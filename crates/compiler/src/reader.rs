@@ -1,11 +1,8 @@
-//! What reads a weight.
+//! What a weight multiplies.
 
-use ir::{Block, Op, Value, WeightId};
+use ir::{Block, Input, WeightId};
 
-/// The linear that reads a weight as its matrix, and its input.
-pub(crate) fn reader<W>(block: &Block<W>, weight: WeightId) -> Option<(usize, Value)> {
-    block.ops.iter().enumerate().find_map(|(index, op)| match *op {
-        Op::Linear { input, weight: own, .. } if own == weight => Some((index, input)),
-        _ => None,
-    })
+/// The rows that a matrix multiplies: weights of one input share its statistics.
+pub(crate) fn input<W>(block: &Block<W>, weight: WeightId) -> Option<Input> {
+    block.matrices().into_iter().find(|matrix| matrix.weight == weight).map(|matrix| matrix.input)
 }

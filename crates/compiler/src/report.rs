@@ -94,7 +94,7 @@ pub struct WeightReport {
     pub fallback: Option<String>,
     /// What else the solver says: of GPTQ `rows_rounded`, the rows for which nearest rounding did
     /// better and was kept, and `damping`, what was added to the Gram matrix's diagonal, as a share of
-    /// its mean.
+    /// its mean; of an expert `tokens`, how many it was given.
     #[serde(flatten)]
     pub notes: Map<String, Value>,
 }

@@ -2,7 +2,7 @@
 
 use crate::pass::Cost;
 use crate::plan::{Pipeline, PlannedBlock, PlannedWeight, Tokens};
-use crate::reader::reader;
+use crate::reader::input;
 use crate::solver::Output;
 use calibration::{GROUP_ROWS, HEAD_ROWS, SLICE_ROWS};
 use ir::{Block, ModelSpec, Op, Spec, WeightId, held_elements};
@@ -104,7 +104,7 @@ fn squares(block: &Block<Spec>, weights: impl Iterator<Item = WeightId>) -> u64 
     let mut sum = 0;
     for weight in weights {
         let width = block.weights[weight.0 as usize].shape.last().map_or(0, |&n| n as u64);
-        if reader(block, weight).is_some_and(|(_, input)| inputs.insert(input)) {
+        if input(block, weight).is_some_and(|input| inputs.insert(input)) {
             sum += width * width;
         }
     }
