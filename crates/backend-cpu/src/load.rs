@@ -157,7 +157,8 @@ fn packed_room(
 
 /// Bytes of a weight that is laid out.
 pub(crate) fn bytes(spec: &Spec, grid: Option<Grid>) -> u64 {
-    match (&spec.shape[..], grid) {
+    // What is not computed with on its grid is dense.
+    match (&spec.shape[..], grid.filter(|grid| grid.int().is_some())) {
         (&[out, inputs], Some(grid)) => {
             Packed::bytes([out, inputs], grid, !grid.is_symmetric()).unwrap_or(u64::MAX)
         }
