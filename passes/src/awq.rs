@@ -210,8 +210,11 @@ fn normalized(loud: &[f64], power: f64) -> Vec<f32> {
     raised.iter().map(|x| (x / middle) as f32).collect()
 }
 
-/// The block's weights with the factors moved from the source to the targets.
-fn apply(fold: &Fold, block: &Block, factors: &[f32]) -> Result<Edit, PassError> {
+/// The block's weights with the factors, one a channel of the source, moved from it to the targets.
+///
+/// # Errors
+/// If a weight is not there, or holds no floats.
+pub fn apply(fold: &Fold, block: &Block, factors: &[f32]) -> Result<Edit, PassError> {
     let mut edit = Edit::default();
     let mut put = |id: WeightId, values: Vec<f32>| {
         let shape = block.weights[id.0 as usize].tensor.shape().to_vec();

@@ -77,7 +77,7 @@ fn what_cannot_be_published_to_is_refused_before_the_work() {
     fs::write(at.path().join("mine/thesis"), "years").unwrap();
     both_refuse(&at, &["-o", "mine", "--force"], "no model folder");
     assert!(rtn(&at, &["-o", "out"]).status.success());
-    both_refuse(&at, &["-o", "out", "--group-size", "32"], "group of pass 1 was 128 and is 32");
+    both_refuse(&at, &["-o", "out", "--group-size", "32"], "group of rule 1 was 128 and is 32");
     both_refuse(&at, &["-o", "out", "--fresh"], "built again");
     both_refuse(&at, &["-o", "out2", "--ignore", "*donw_proj"], "down_proj");
     let no_tokenizer = at.path().join("model");

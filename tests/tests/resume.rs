@@ -179,7 +179,7 @@ fn what_changed_under_unfinished_work_is_named_and_fresh_discards_it() {
     unfinished(&bench);
     for (other, named) in [
         (&["--seed", "7"][..], "calibration.seed was 0 and is 7"),
-        (&["--group-size", "32"], "group of pass 1 was 128 and is 32"),
+        (&["--group-size", "32"], "group of rule 1 was 128 and is 32"),
         (&["--dtype", "bf16"], "dtype was \"as-source\" and is \"bf16\""),
         (&["--no-gate"], "held-out"),
     ] {

@@ -237,8 +237,13 @@ pub trait BackendExt: Backend {
     /// [`crate::numerics::route`], on the host.
     ///
     /// # Errors
-    /// If the device fails.
+    /// If the device fails, or is a device of its own: what its rounding does to a choice of experts is
+    /// not known yet.
     fn route(&self, scores: &Buffer, args: &Route) -> Result<Buffer, BackendError> {
+        if self.is_apart() {
+            let rule = "routed experts are computed on the CPU alone today; use --device cpu";
+            return Err(BackendError::Refused(rule.into()));
+        }
         let (experts, mut routes) = (scores.width(), self.download(self.copy(scores)?)?);
         let rows = routes.chunks_exact_mut(experts.max(1));
         rows.for_each(|row| crate::numerics::route(row, args));

@@ -186,10 +186,14 @@ impl Recipe {
                 "has nothing to do: [[output]] with an [[output.rule]], or [[pass]] with a name";
             return Err(rule.into());
         }
+        if self.outputs.is_empty() {
+            return Err("has no output: [[output]], or none of that key".into());
+        }
         let mut names = BTreeSet::new();
         for name in self.output_names() {
             let plain = |c: char| c.is_ascii_alphanumeric() || "-_.".contains(c);
-            if name.is_empty() || name.starts_with('.') || !name.chars().all(plain) {
+            let taken = name == "report.json";
+            if name.is_empty() || taken || name.starts_with('.') || !name.chars().all(plain) {
                 return Err(format!("the name {name:?} of an output is no name of a folder"));
             }
             if !names.insert(name.clone()) {
@@ -327,6 +331,8 @@ mod tests {
         Recipe::parse(text).unwrap_err().to_string()
     }
 
+    const RULE: &str = "[[output.rule]]\nbits = 4\n";
+
     const PASS: &str = "[[pass]]\nname = \"gptq\"\nbits = 4\n";
 
     #[test]
@@ -351,6 +357,13 @@ mod tests {
         assert!(wrong("[[pass]]\nbits = 4\n").starts_with("line 1, pass 1: has no name"));
         assert!(wrong("[[output]]\ndtype = 4\n").starts_with("line 2, output 1, dtype: is"));
         assert!(wrong("").contains("[[output.rule]]"));
+        assert!(wrong("output = []\n[[pass]]\nname = \"awq\"\n").contains("has no output"));
+        let named = |name: &str| wrong(&format!("[[output]]\nname = \"{name}\"\n{RULE}"));
+        for name in ["", "..", "a/b", "report.json"] {
+            assert!(named(name).contains("is no name of a folder"), "{name}");
+        }
+        let twice = format!("[[output]]\nname = \"2\"\n{RULE}[[output]]\n{RULE}");
+        assert!(wrong(&twice).contains("two outputs are named \"2\""));
     }
 
     #[test]
