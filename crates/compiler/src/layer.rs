@@ -15,7 +15,6 @@ use checkpoint::Rows;
 use ir::{Block, Role, Spec, Weight, WeightId};
 use rayon::prelude::*;
 use std::time::Instant;
-use tensor::Tensor;
 
 /// A layer while it is compiled.
 struct Layer<'t, 'r, 'a> {
@@ -177,7 +176,9 @@ impl Layer<'_, '_, '_> {
         let clock = Instant::now();
         let Self { turn, host, device } = self;
         for (index, weight) in host.weights.into_iter().enumerate() {
-            put_everywhere(turn, index, weight.tensor)?;
+            for writer in &*turn.writers {
+                writer.put_dense(&writer.block(turn.index)[index], &weight.tensor, 0)?;
+            }
         }
         turn.progress.spent.write += clock.elapsed();
         let clock = Instant::now();
@@ -197,25 +198,6 @@ impl Layer<'_, '_, '_> {
             None => Ok(()),
         }
     }
-}
-
-/// Writes a dense weight to each output that keeps it so.
-fn put_everywhere(
-    turn: &mut Turn<'_, '_>,
-    index: usize,
-    tensor: Tensor,
-) -> Result<(), CompileError> {
-    let dense: Vec<_> = turn
-        .writers
-        .iter()
-        .map(|writer| (writer, &writer.block(turn.index)[index]))
-        .filter(|(_, weight)| matches!(weight.choice, Choice::Dense(_)))
-        .collect();
-    let Some(((last, weight), rest)) = dense.split_last() else { return Ok(()) };
-    for (writer, weight) in rest {
-        writer.put_dense(weight, tensor.clone(), 0)?;
-    }
-    last.put_dense(weight, tensor, 0)
 }
 
 /// Solves a stage's weights for one output; by the index of the weight, in order.

@@ -114,7 +114,7 @@ fn slices(
             _ => check_damage(&spec.tensor, Kind::Table, &tensor)?,
         }
         for writer in &*turn.writers {
-            writer.put_dense(&writer.block(turn.index)[index], tensor.clone(), slice.start)?;
+            writer.put_dense(&writer.block(turn.index)[index], &tensor, slice.start)?;
         }
         if parts.is_empty() {
             continue;

@@ -1,7 +1,7 @@
 //! One output that is being written: its files, what the report says of it, and what it holds.
 
 use crate::CompileError;
-use crate::dense::converted;
+use crate::dense::{check_finite, converted};
 use crate::pass::PassError;
 use crate::plan::{Choice, PlannedOutput, PlannedWeight};
 use crate::report::WeightReport;
@@ -57,14 +57,21 @@ impl<'a> Writer<'a> {
     pub(crate) fn put_dense(
         &self,
         weight: &PlannedWeight,
-        tensor: Tensor,
+        tensor: &Tensor,
         first: usize,
     ) -> Result<(), CompileError> {
-        if let Choice::Dense(dtype) = weight.choice {
-            let tensor = converted(&weight.spec.tensor, tensor, dtype, first)?;
-            self.sink.put_values(&weight.name, first, &tensor)?;
+        let (name, stored) = (&weight.name, &weight.spec.tensor);
+        match weight.choice {
+            Choice::Dense(dtype) if dtype == tensor.dtype() => {
+                check_finite(stored, tensor, first)?;
+                Ok(self.sink.put_values(name, first, tensor)?)
+            }
+            Choice::Dense(dtype) => {
+                let tensor = converted(stored, tensor.clone(), dtype, first)?;
+                Ok(self.sink.put_values(name, first, &tensor)?)
+            }
+            _ => Ok(()),
         }
-        Ok(())
     }
 
     /// Notes how a weight was put on its grid.
