@@ -86,13 +86,13 @@ fn fold(block: &Block<Spec>, input: Value) -> Option<Fold> {
             let is_row = shape(*targets.first()?).get(1) == Some(&width);
             is_row.then_some((Source::Norm(weight), width, whole(width)))?
         }
-        // What is multiplied is linear in each factor; the second is no gate.
-        Op::Mul { a, b } => {
+        // What is multiplied is linear in each factor, unless both are one; the second is no gate.
+        Op::Mul { a, b } if a != b => {
             let factor = [b, a].into_iter().find_map(|value| rows(block, value));
             let (source, width) = factor?;
             (source, width, whole(width))
         }
-        Op::Attend { v, heads, .. } => {
+        Op::Attend { q, k, v, heads, .. } if v != q && v != k => {
             let (source, width) = rows(block, v)?;
             (source, width, Heads { dim: heads.dim, shared: heads.query / heads.kv.max(1) })
         }
