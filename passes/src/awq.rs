@@ -102,7 +102,7 @@ impl Awq {
         let seen = fold.targets.iter().find_map(|&id| Some((id, cx.statistics.gram(id)?)));
         let Some((first, lower)) = seen else { return Ok(None) };
         let width = weight(block, first)?.tensor.shape()[1];
-        let gram = whole(lower, width);
+        let gram = whole(lower, width, |x| x);
         let tokens = cx.statistics.tokens(first).unwrap_or(0).max(1) as f64;
         let squares: Vec<f64> = (0..width).map(|i| f64::from(gram[i * width + i])).collect();
         let sources = fold.sources(width);
@@ -185,12 +185,7 @@ impl Pass for Awq {
     }
 
     fn run(&self, stage: &Stage, block: &Block, cx: &PassCx<'_>) -> Result<Edit, PassError> {
-        let specs = Block {
-            id: block.id,
-            ops: block.ops.clone(),
-            weights: block.weights.iter().map(|weight| weight.spec.clone()).collect(),
-        };
-        let fold = folds(&specs).into_iter().find(|fold| fold.edits() == stage.edits);
+        let fold = folds(&block.specs()).into_iter().find(|fold| fold.edits() == stage.edits);
         let fold =
             fold.ok_or_else(|| PassError::Internal("awq: no fold is of the stage".into()))?;
         match self.factors(&fold, block, cx)? {

@@ -1,6 +1,7 @@
 //! What GPTQ needs of a Gram matrix, made once for all weights that read the same input.
 
 use crate::gptq::{Settings, SolveError};
+use crate::quadratic::whole;
 use backend::Backend;
 
 /// The damping grows by this until the factorization holds.
@@ -50,14 +51,7 @@ impl Factor {
             // Stable, so that ties go to the lower column.
             order.sort_by(|&a, &b| diagonal[b].total_cmp(&diagonal[a]));
         }
-        let mut whole = vec![0f32; width * width];
-        for i in 0..width {
-            for j in 0..=i {
-                let value = (f64::from(gram[i * width + j]) / mean) as f32;
-                whole[i * width + j] = value;
-                whole[j * width + i] = value;
-            }
-        }
+        let whole = whole(gram, width, |x| (f64::from(x) / mean) as f32);
         if whole.iter().any(|x| !x.is_finite()) {
             return Err(SolveError::Unsound("the Gram matrix is not finite".into()));
         }

@@ -40,12 +40,12 @@ pub(crate) fn forms(
     Ok(forms)
 }
 
-/// A Gram matrix whole, of its lower triangle.
-pub(crate) fn whole(lower: &[f32], width: usize) -> Vec<f32> {
+/// A Gram matrix whole, of its lower triangle, each element as `of` has it.
+pub(crate) fn whole(lower: &[f32], width: usize, of: impl Fn(f32) -> f32) -> Vec<f32> {
     let mut whole = vec![0f32; width * width];
     for i in 0..width {
         for j in 0..=i {
-            let value = lower[i * width + j];
+            let value = of(lower[i * width + j]);
             whole[i * width + j] = value;
             whole[j * width + i] = value;
         }

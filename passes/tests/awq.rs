@@ -2,7 +2,10 @@
 
 #![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 
+mod common;
+
 use backend::{Backend, BackendExt, Interpreter, Reference};
+use common::Noise;
 use compiler::{Pass, PassCx, Stage, Statistics};
 use ir::{Block, ModelSpec, Spec, Weight};
 use passes::awq::{Awq, apply};
@@ -11,20 +14,6 @@ use passes::fold::{Source, folds};
 use passes::rtn::rtn;
 use serde_json::{Value, json};
 use tensor::{DType, Tensor};
-
-/// A small generator of reproducible values in -1..1.
-struct Noise(u64);
-
-impl Noise {
-    fn next(&mut self) -> f32 {
-        self.0 = self.0.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1);
-        (self.0 >> 40) as f32 / (1 << 23) as f32 - 1.0
-    }
-
-    fn values(&mut self, n: usize) -> Vec<f32> {
-        (0..n).map(|_| self.next()).collect()
-    }
-}
 
 /// A model of one layer: 4 heads of 16 that share 2 of keys and values.
 fn model(family: &str) -> ModelSpec {
@@ -79,16 +68,11 @@ fn output(block: &Block) -> Vec<f32> {
 /// What the samples show of a stage's weights.
 fn statistics(block: &Block, stage: &Stage) -> Statistics {
     let device = block.clone().try_map(|weight| Reference.prepare_dense(weight)).unwrap();
-    let specs = Block {
-        id: block.id,
-        ops: block.ops.clone(),
-        weights: block.weights.iter().map(|weight| weight.spec.clone()).collect(),
-    };
     let input = Reference.upload(64, Noise(13).values(24 * 64)).unwrap();
     let sequences = vec![0..16, 16..24];
     Statistics::of(
         &Interpreter::new(&Reference),
-        &specs,
+        &block.specs(),
         &device,
         input,
         &sequences,
@@ -240,6 +224,26 @@ fn whatever_the_factors_are_the_function_stays() {
         let changed = changed.filter(|(a, b)| a.tensor.bytes() != b.tensor.bytes()).count();
         assert_eq!(changed, if family == "qwen2" { 10 } else { 9 }, "two norms, and every matrix");
     }
+}
+
+#[test]
+fn what_is_read_twice_by_one_op_is_not_folded() {
+    let model = model("llama");
+    let mut squared = model.layers[0].clone();
+    let mut keys = squared.clone();
+    for op in &mut squared.ops {
+        if let ir::Op::Mul { a, b } = op {
+            *a = *b;
+        }
+    }
+    for op in &mut keys.ops {
+        if let ir::Op::Attend { k, v, .. } = op {
+            *k = *v;
+        }
+    }
+    assert_eq!(folds(&model.layers[0]).len(), 4);
+    assert_eq!(folds(&squared).len(), 3);
+    assert_eq!(folds(&keys).len(), 3);
 }
 
 #[test]

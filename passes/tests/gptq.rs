@@ -3,28 +3,17 @@
 
 #![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 
+mod common;
+
 use backend::{Algebra, Backend, Reference};
 use backend_cpu::Cpu;
+use common::Noise;
 use ir::{Grid, Quantized, Span};
 use passes::factor::Factor;
 use passes::fit::{Range, fit};
 use passes::gptq::{Settings, SolveError, Solved, gptq};
 use passes::rtn::rtn;
 use tensor::DType;
-
-/// A small generator of reproducible values in -1..1.
-struct Noise(u64);
-
-impl Noise {
-    fn next(&mut self) -> f32 {
-        self.0 = self.0.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1);
-        (self.0 >> 40) as f32 / (1 << 23) as f32 - 1.0
-    }
-
-    fn values(&mut self, n: usize) -> Vec<f32> {
-        (0..n).map(|_| self.next()).collect()
-    }
-}
 
 /// The Gram matrix of correlated inputs: each column leans on the one before, some are louder.
 fn gram(width: usize, tokens: usize, seed: u64) -> Vec<f32> {

@@ -144,6 +144,7 @@ fn build<'a>(
     disk.reached("files-finished");
     progress.spent.write += clock.elapsed();
     let identity = identity::identity(settings, &hashes);
+    let source = source_files(job)?;
     let (mut held, mut reports) = (streams.into_held(), Vec::new());
     for (planned, weights) in job.plan.outputs.iter().zip(weights) {
         let folder = destination.artifact_of(job.plan, planned);
@@ -173,7 +174,7 @@ fn build<'a>(
             carried: planned.carried.iter().map(|tensor| tensor.name.clone()).collect(),
             sizes: Sizes { source: job.plan.source_bytes, artifact: planned.artifact_bytes },
             quality,
-            folders: Some(Sizes { source: source_files(job)?, artifact }),
+            folders: Some(Sizes { source, artifact }),
             files,
             outputs: BTreeMap::new(),
             seal: String::new(),

@@ -101,7 +101,7 @@ impl Layer<'_, '_, '_> {
     fn check(&self) -> Result<(), CompileError> {
         let result = self.turn.result();
         let shapes = |weights: &[Spec]| weights.iter().map(|s| s.shape.clone()).collect::<Vec<_>>();
-        let block = specs(&self.host);
+        let block = self.host.specs();
         ir::verify(&block, self.turn.job.plan.model.hidden)
             .map_err(|broken| CompileError::Internal(broken.to_string()))?;
         match block.ops == result.ops && shapes(&block.weights) == shapes(&result.weights) {
@@ -112,7 +112,7 @@ impl Layer<'_, '_, '_> {
 
     fn observe(&mut self, wanted: &[Observe]) -> Result<Statistics, CompileError> {
         let clock = Instant::now();
-        let (turn, block) = (&mut *self.turn, specs(&self.host));
+        let (turn, block) = (&mut *self.turn, self.host.specs());
         let seen = turn.streams.observe(turn.interpreter, &block, self.device.as_ref(), wanted);
         self.turn.progress.spent.forward += clock.elapsed();
         seen
@@ -194,7 +194,7 @@ impl Layer<'_, '_, '_> {
 
     fn dump(&self, stage: &str) -> Result<(), CompileError> {
         match self.turn.job.dump {
-            Some(folder) => dump(folder, self.turn.index, stage, &specs(&self.host)),
+            Some(folder) => dump(folder, self.turn.index, stage, &self.host.specs()),
             None => Ok(()),
         }
     }
@@ -237,10 +237,4 @@ fn note_tokens(spec: &Spec, index: usize, seen: &Statistics, solved: &mut Solved
     if let (Role::Expert(..), Some(tokens)) = (spec.role, seen.tokens(WeightId(index as u32))) {
         solved.outcome.notes.insert("tokens".into(), tokens.into());
     }
-}
-
-/// A block without its values.
-pub(crate) fn specs(block: &Block) -> Block<Spec> {
-    let weights = block.weights.iter().map(|weight| weight.spec.clone()).collect();
-    Block { id: block.id, ops: block.ops.clone(), weights }
 }

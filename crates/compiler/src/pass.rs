@@ -1,4 +1,5 @@
-//! What a pass is: a rewrite of the program and its dense weights, planned on shapes first.
+//! What a pass is: a rewrite of a block's dense weights, planned on shapes first. Its program stays: the
+//! driver refuses a block whose program is not the one that was planned.
 //!
 //! A pass edits; putting weights on grids is the lowering's ([`crate::Solver`]). So a pass works for
 //! every grid and format, and what it changed is what all of them store.
@@ -16,7 +17,7 @@ pub trait Pass: Send + Sync {
     /// What recipes and reports call it.
     fn name(&self) -> &'static str;
 
-    /// Changes shapes and programs as its run will, and gives its stages, in the order of the blocks
+    /// Changes shapes as its run will, and gives its stages, in the order of the blocks
     /// that they are of.
     ///
     /// # Errors

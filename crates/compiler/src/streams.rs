@@ -9,7 +9,6 @@ use calibration::{Activations, Room};
 use ir::{Block, Spec};
 
 /// Token streams between two blocks.
-#[derive(Default)]
 pub(crate) struct Streams {
     /// The calibration samples, through the blocks as the first output stores them.
     samples: Option<Activations>,

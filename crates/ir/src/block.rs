@@ -120,6 +120,14 @@ impl<W> Block<W> {
     }
 }
 
+impl Block<Weight> {
+    /// The block without its values.
+    pub fn specs(&self) -> Block<Spec> {
+        let weights = self.weights.iter().map(|weight| weight.spec.clone()).collect();
+        Block { id: self.id, ops: self.ops.clone(), weights }
+    }
+}
+
 impl Spec {
     /// A weight that is of no block.
     pub fn alone(tensor: impl Into<String>, shape: &[usize], dtype: DType) -> Self {
