@@ -52,26 +52,90 @@ fn given(block: *mut u8, bytes: usize) -> *mut u8 {
     block
 }
 
-// SAFETY: every call is passed on as it is.
+/// What the system's allocator aligns every block to by itself, at least.
+const NATURAL: usize = 16;
+
+/// The layout in which a block is asked for that is aligned more strictly than [`NATURAL`]: with
+/// room before it to say where it begins.
+///
+/// glibc before 2.38 finds no use for what an aligned block leaves when it is freed: it looks for
+/// size and alignment together, and what is kept for long settles in the gap. A compilation then
+/// grows with every block. Asked for like this, the next block of a size fits where the last was.
+fn roomy(layout: Layout) -> Option<Layout> {
+    Layout::from_size_align(layout.size().checked_add(layout.align())?, NATURAL).ok()
+}
+
+/// Aligns a block that [`roomy`] described, and notes before it where it begins.
+///
+/// # Safety
+/// `block` is null, or was given for `roomy(layout)`.
+unsafe fn aligned(block: *mut u8, layout: Layout) -> *mut u8 {
+    if block.is_null() {
+        return block;
+    }
+    let offset = layout.align() - block.addr() % layout.align();
+    // SAFETY: the offset is at least `NATURAL`, since both are multiples of it, and at most the
+    // alignment, which the block is longer than `layout`.
+    unsafe {
+        let start = block.add(offset);
+        start.cast::<*mut u8>().sub(1).write(block);
+        start
+    }
+}
+
+// SAFETY: every call is passed on, those for strictly aligned blocks in a larger layout from which
+// `aligned` cuts what was asked for.
 unsafe impl GlobalAlloc for Remembering {
     unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
-        // SAFETY: the caller's promise is passed on, here and below.
-        given(unsafe { System.alloc(layout) }, layout.size())
+        let block = match layout.align() > NATURAL {
+            // SAFETY: the caller's promise is passed on, here and below.
+            false => unsafe { System.alloc(layout) },
+            true => match roomy(layout) {
+                // SAFETY: the block was given for this.
+                Some(roomy) => unsafe { aligned(System.alloc(roomy), layout) },
+                None => std::ptr::null_mut(),
+            },
+        };
+        given(block, layout.size())
     }
 
     unsafe fn alloc_zeroed(&self, layout: Layout) -> *mut u8 {
-        // SAFETY: see above.
-        given(unsafe { System.alloc_zeroed(layout) }, layout.size())
+        let block = match layout.align() > NATURAL {
+            // SAFETY: see above.
+            false => unsafe { System.alloc_zeroed(layout) },
+            true => match roomy(layout) {
+                // SAFETY: see above.
+                Some(roomy) => unsafe { aligned(System.alloc_zeroed(roomy), layout) },
+                None => std::ptr::null_mut(),
+            },
+        };
+        given(block, layout.size())
     }
 
     unsafe fn realloc(&self, block: *mut u8, layout: Layout, size: usize) -> *mut u8 {
-        // SAFETY: see above.
-        given(unsafe { System.realloc(block, layout, size) }, size)
+        if layout.align() <= NATURAL {
+            // SAFETY: see above.
+            return given(unsafe { System.realloc(block, layout, size) }, size);
+        }
+        // SAFETY: the caller promises that the size can be rounded up to the alignment; both blocks
+        // hold what is copied.
+        unsafe {
+            let moved = self.alloc(Layout::from_size_align_unchecked(size, layout.align()));
+            if !moved.is_null() {
+                moved.copy_from_nonoverlapping(block, layout.size().min(size));
+                self.dealloc(block, layout);
+            }
+            moved
+        }
     }
 
     unsafe fn dealloc(&self, block: *mut u8, layout: Layout) {
-        // SAFETY: see above.
-        unsafe { System.dealloc(block, layout) }
+        match roomy(layout).filter(|_| layout.align() > NATURAL) {
+            // SAFETY: see above.
+            None => unsafe { System.dealloc(block, layout) },
+            // SAFETY: `aligned` noted where it begins.
+            Some(roomy) => unsafe { System.dealloc(block.cast::<*mut u8>().sub(1).read(), roomy) },
+        }
     }
 }
 
