@@ -1,12 +1,28 @@
-//! The printed form of a block, one line an op: what `inspect` and the goldens show.
+//! The printed form of a block, one line an op: what `inspect`, dumps and the goldens show, and what is
+//! parsed again ([`crate::parse`]).
+//!
+//! ```text
+//! layer 0:
+//!   %1 = norm %0 norm=model.layers.0.input_layernorm.weight:BF16[64] eps=1e-5
+//!   %2 = linear %1 q=model.layers.0.self_attn.q_proj.weight:BF16[64, 64]
+//!   %3 = rope %2 head_dim=4 rotary=4 inv_freq=1e0..1e-2 magnitude=1 @0
+//!   @0 = 1e0 1e-2
+//! ```
+//!
+//! `%0` is the input. A weight stands with its role where it is read first, after `#5:` if it is not the
+//! next of the block's weights, and as `#5` where it is read again. What rotates stands below the ops, each
+//! list of frequencies once.
 
 use crate::block::{Block, Spec, WeightId};
-use crate::op::Op;
+use crate::op::{Op, Rope};
+use std::collections::HashSet;
 use std::fmt;
+use std::sync::Arc;
 
 impl fmt::Display for Block<Spec> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         writeln!(f, "{}:", self.id)?;
+        let mut printed = Printed::default();
         for (i, op) in self.ops.iter().enumerate() {
             write!(f, "  %{} = {}", i + 1, op.name())?;
             for value in op.inputs() {
@@ -14,42 +30,80 @@ impl fmt::Display for Block<Spec> {
             }
             for id in op.weights() {
                 f.write_str(" ")?;
-                self.write_weight(f, id)?;
+                printed.weight(f, self, id)?;
             }
-            write_parameters(f, op)?;
+            printed.parameters(f, op)?;
+            f.write_str("\n")?;
+        }
+        for (i, rope) in printed.ropes.iter().enumerate() {
+            write!(f, "  @{i} =")?;
+            rope.inv_freq.iter().try_for_each(|x| write!(f, " {x:e}"))?;
             f.write_str("\n")?;
         }
         Ok(())
     }
 }
 
-impl Block<Spec> {
-    fn write_weight(&self, f: &mut fmt::Formatter<'_>, id: WeightId) -> fmt::Result {
-        match self.weights.get(id.0 as usize) {
-            Some(w) => write!(f, "{}:{}{:?}", w.tensor, w.dtype, w.shape),
-            None => write!(f, "w{}", id.0),
-        }
-    }
+/// Whether a name can stand without quotes.
+pub(crate) fn is_plain(name: &str) -> bool {
+    let plain = |b: u8| b.is_ascii_alphanumeric() || matches!(b, b'.' | b'_' | b'-' | b'/');
+    !name.is_empty() && name.bytes().all(plain)
 }
 
-fn write_parameters(f: &mut fmt::Formatter<'_>, op: &Op) -> fmt::Result {
-    match op {
-        Op::Norm { eps, .. } => write!(f, " eps={eps:e}"),
-        Op::Rope { head_dim, rope, .. } => {
-            let (first, last) = (rope.inv_freq.first(), rope.inv_freq.last());
-            let ends = [first, last].map(|x| x.copied().unwrap_or_default());
-            write!(f, " head_dim={head_dim} rotary={}", rope.inv_freq.len() * 2)?;
-            write!(f, " inv_freq={:e}..{:e}", ends[0], ends[1])?;
-            write!(f, " magnitude={}", rope.magnitude)
+/// What has been printed of a block.
+#[derive(Default)]
+struct Printed<'a> {
+    weights: HashSet<WeightId>,
+    ropes: Vec<&'a Arc<Rope>>,
+}
+
+impl<'a> Printed<'a> {
+    fn weight(
+        &mut self,
+        f: &mut fmt::Formatter<'_>,
+        block: &Block<Spec>,
+        id: WeightId,
+    ) -> fmt::Result {
+        let next = self.weights.len();
+        let Some(w) = block.weight(id).filter(|_| self.weights.insert(id)) else {
+            return write!(f, "#{}", id.0);
+        };
+        if id.0 as usize != next {
+            write!(f, "#{}:", id.0)?;
         }
-        Op::Attend { heads, scale, window, .. } => {
-            write!(f, " heads={}/{}x{} scale={scale}", heads.query, heads.kv, heads.dim)?;
-            window.map_or(Ok(()), |w| write!(f, " window={w}"))
+        write!(f, "{}=", w.role.to_string().replace(' ', "."))?;
+        if is_plain(&w.tensor) { f.write_str(&w.tensor) } else { write!(f, "{:?}", w.tensor) }?;
+        write!(f, ":{}{:?}", w.dtype, w.shape)
+    }
+
+    /// The number of a list of frequencies: that of the first that is the same.
+    fn rope(&mut self, rope: &'a Arc<Rope>) -> usize {
+        let known = self.ropes.iter().position(|known| known.inv_freq == rope.inv_freq);
+        known.unwrap_or_else(|| {
+            self.ropes.push(rope);
+            self.ropes.len() - 1
+        })
+    }
+
+    fn parameters(&mut self, f: &mut fmt::Formatter<'_>, op: &'a Op) -> fmt::Result {
+        match op {
+            Op::Norm { eps, .. } => write!(f, " eps={eps:e}"),
+            Op::Rope { head_dim, rope, .. } => {
+                let (first, last) = (rope.inv_freq.first(), rope.inv_freq.last());
+                let ends = [first, last].map(|x| x.copied().unwrap_or_default());
+                write!(f, " head_dim={head_dim} rotary={}", rope.inv_freq.len() * 2)?;
+                write!(f, " inv_freq={:e}..{:e}", ends[0], ends[1])?;
+                write!(f, " magnitude={} @{}", rope.magnitude, self.rope(rope))
+            }
+            Op::Attend { heads, scale, window, .. } => {
+                write!(f, " heads={}/{}x{} scale={scale}", heads.query, heads.kv, heads.dim)?;
+                window.map_or(Ok(()), |w| write!(f, " window={w}"))
+            }
+            Op::Activate { kind, .. } => write!(f, " {kind:?}"),
+            Op::Scale { by, .. } => write!(f, " by={by:e}"),
+            Op::Route { top, normalized, .. } => write!(f, " top={top} normalized={normalized}"),
+            Op::Experts { kind, .. } => write!(f, " {kind:?}"),
+            Op::Embed { .. } | Op::Linear { .. } | Op::Mul { .. } | Op::Add { .. } => Ok(()),
         }
-        Op::Activate { kind, .. } => write!(f, " {kind:?}"),
-        Op::Scale { by, .. } => write!(f, " by={by:e}"),
-        Op::Route { top, normalized, .. } => write!(f, " top={top} normalized={normalized}"),
-        Op::Experts { kind, .. } => write!(f, " {kind:?}"),
-        Op::Embed { .. } | Op::Linear { .. } | Op::Mul { .. } | Op::Add { .. } => Ok(()),
     }
 }

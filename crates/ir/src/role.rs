@@ -114,6 +114,19 @@ impl<W> Block<W> {
 }
 
 impl Projection {
+    /// Every one.
+    pub(crate) const ALL: [Self; 9] = [
+        Self::Query,
+        Self::Key,
+        Self::Value,
+        Self::Output,
+        Self::Gate,
+        Self::Up,
+        Self::Down,
+        Self::Router,
+        Self::Head,
+    ];
+
     /// How reports and recipes spell it.
     pub fn name(self) -> &'static str {
         match self {

@@ -14,6 +14,26 @@ pub(crate) fn published(name: &str) -> Map<String, Value> {
     serde_json::from_str(&text).unwrap()
 }
 
+/// Every configuration that is committed and of a supported family, by its name: the published ones, and
+/// those of the fixtures of families.
+pub(crate) fn committed() -> Vec<(String, Map<String, Value>)> {
+    let root = concat!(env!("CARGO_MANIFEST_DIR"), "/../../tests/fixtures");
+    let list = |folder: &str| {
+        let entries = std::fs::read_dir(format!("{root}/{folder}")).unwrap();
+        entries.map(|entry| entry.unwrap().path()).collect::<Vec<_>>()
+    };
+    let families = list("families").into_iter().map(|folder| folder.join("config.json"));
+    let files = list("configs").into_iter().chain(families.filter(|file| file.exists()));
+    let read = |file: std::path::PathBuf| {
+        let config = serde_json::from_str(&std::fs::read_to_string(&file).unwrap()).unwrap();
+        (file.display().to_string(), config)
+    };
+    let supported = |(_, config): &(String, Map<String, Value>)| arch::check(config).is_ok();
+    let all: Vec<_> = files.map(read).filter(supported).collect();
+    assert!(all.len() > 30, "{} configurations", all.len());
+    all
+}
+
 /// A small valid configuration of `family`, with `changes` laid over it. A change to the string
 /// `"absent"` removes the key.
 pub(crate) fn small(family: &str, changes: Value) -> Map<String, Value> {

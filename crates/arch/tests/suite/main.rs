@@ -5,6 +5,7 @@
 mod common;
 mod goldens;
 mod inert;
+mod printed;
 mod programs;
 mod refusals;
 mod rope;
