@@ -1,4 +1,4 @@
-//! What the tests of passes share.
+//! Numbers that look random and are always the same.
 
 /// A small generator of reproducible values in -1..1.
 pub(crate) struct Noise(pub(crate) u64);

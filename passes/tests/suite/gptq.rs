@@ -1,13 +1,9 @@
 //! GPTQ against a naive version in f64 that follows the paper column by column, and against what
 //! statistics can do to it.
 
-#![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
-
-mod common;
-
+use crate::noise::Noise;
 use backend::{Algebra, Backend, Reference};
 use backend_cpu::Cpu;
-use common::Noise;
 use ir::{Grid, Quantized, Span};
 use passes::factor::Factor;
 use passes::fit::{Range, fit};

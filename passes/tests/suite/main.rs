@@ -1,0 +1,10 @@
+//! Fits, solvers and passes, each on a block or less: never through the program.
+
+#![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
+
+mod awq;
+mod block;
+mod blocks;
+mod fit;
+mod gptq;
+mod noise;
