@@ -5,8 +5,8 @@ use crate::config::quote;
 use crate::error::{Error, LISTED, Mismatch, ShapeMismatch};
 use crate::prefix;
 use ir::{
-    Activation, Block, BlockId, Expert, Heads, ModelSpec, Op, Projection, Role, Rope, Spec, Value,
-    WeightId,
+    Activation, Block, BlockId, Expert, Heads, ModelSpec, Op, Projection, Role, Rope, Rotary, Spec,
+    Value, WeightId,
 };
 use std::collections::{BTreeMap, HashSet};
 use std::sync::Arc;
@@ -24,6 +24,7 @@ pub(crate) struct Plan {
     pub(crate) heads: Heads,
     pub(crate) eps: f32,
     pub(crate) rope: Arc<Rope>,
+    pub(crate) rotary: Rotary,
     pub(crate) tied: bool,
     /// The sliding window of each layer; its length is the number of layers.
     pub(crate) windows: Vec<Option<u32>>,
@@ -97,7 +98,8 @@ fn programs(
     let layers = (0..plan.windows.len()).map(|i| layer(plan, found, i)).collect();
     let head = head_block(plan, found, head);
     let (hidden, vocab, context) = (plan.hidden, plan.vocab, plan.context);
-    let model = ModelSpec { family, hidden, vocab, context, tied, embedding, layers, head };
+    let rotary = plan.rotary.clone();
+    let model = ModelSpec { family, hidden, vocab, context, tied, rotary, embedding, layers, head };
     ir::verify(&model.embedding, 1)?;
     for block in model.layers.iter().chain([&model.head]) {
         ir::verify(block, plan.hidden)?;

@@ -6,7 +6,8 @@ use tensor::DType;
 /// How many tensors a message lists before it only counts.
 pub(crate) const LISTED: usize = 20;
 
-/// A refused checkpoint. Every variant but [`Error::Internal`] is the input's fault.
+/// A refused checkpoint. Every variant but [`Error::Internal`] and
+/// [`Error::Undescribed`] is the input's fault.
 #[derive(Debug, PartialEq, Eq, thiserror::Error)]
 pub enum Error {
     /// `config.json` names no family.
@@ -121,6 +122,14 @@ pub enum Error {
         count: usize,
         /// The first of them.
         first: Vec<Mismatch>,
+    },
+    /// No configuration of the family says what a model has become.
+    #[error("no config.json of {family} describes the model: {what}")]
+    Undescribed {
+        /// The family's name.
+        family: &'static str,
+        /// What it cannot say.
+        what: String,
     },
     /// An emitted block breaks a rule: a bug of this crate.
     #[error("internal error: the emitted program breaks a rule: {0}")]

@@ -5,6 +5,7 @@
 //! the last place; here the power is taken in `f64` and rounded, so that it is the same on every
 //! machine. Every later step is torch's, bit for bit.
 
+use ir::{Llama3, Rotary, Scaling, Yarn};
 use std::f64::consts::PI;
 
 /// Frequencies and the factor of sine and cosine.
@@ -15,48 +16,37 @@ pub(crate) struct Frequencies {
     pub(crate) magnitude: f64,
 }
 
-/// What yarn needs beyond the base (Peng et al. 2023).
-#[derive(Clone, Debug, PartialEq)]
-pub(crate) struct Yarn {
-    pub(crate) factor: f64,
-    pub(crate) original: f64,
-    pub(crate) attention_factor: Option<f64>,
-    pub(crate) mscale: Option<f64>,
-    pub(crate) mscale_all_dim: Option<f64>,
-    pub(crate) beta_fast: f64,
-    pub(crate) beta_slow: f64,
-    pub(crate) truncate: bool,
-}
-
-/// What the Llama 3.1 scaling needs beyond the base.
-#[derive(Clone, Debug, PartialEq)]
-pub(crate) struct Llama3 {
-    pub(crate) factor: f64,
-    pub(crate) original: f64,
-    pub(crate) low: f64,
-    pub(crate) high: f64,
+/// The frequencies of heads of size `dim`.
+pub(crate) fn frequencies(rotary: &Rotary, dim: usize) -> Frequencies {
+    let base = rotary.base;
+    match &rotary.scaling {
+        Scaling::Default => plain(base, dim),
+        Scaling::Linear(linear) => divided(base, dim, linear.factor),
+        Scaling::Llama3(scaling) => llama3(base, dim, scaling),
+        Scaling::Yarn(scaling) => yarn(base, dim, scaling),
+    }
 }
 
 /// `1 / base^(2i / dim)`.
-pub(crate) fn plain(base: f64, dim: usize) -> Frequencies {
+fn plain(base: f64, dim: usize) -> Frequencies {
     let inv_freq = powers(base, dim).map(recip).collect();
     Frequencies { inv_freq, magnitude: 1.0 }
 }
 
 /// Every frequency divided by `factor`.
-pub(crate) fn linear(base: f64, dim: usize, factor: f64) -> Frequencies {
+fn divided(base: f64, dim: usize, factor: f64) -> Frequencies {
     let inv_freq = powers(base, dim).map(|p| recip(p) / factor as f32).collect();
     Frequencies { inv_freq, magnitude: 1.0 }
 }
 
 /// Long wavelengths are divided by `factor`, short ones kept, those between interpolated.
-pub(crate) fn llama3(base: f64, dim: usize, scaling: &Llama3) -> Frequencies {
+fn llama3(base: f64, dim: usize, scaling: &Llama3) -> Frequencies {
     let inv_freq = powers(base, dim).map(|p| llama3_one(recip(p), scaling)).collect();
     Frequencies { inv_freq, magnitude: 1.0 }
 }
 
 /// Interpolated and extrapolated frequencies blended along a ramp over the dimensions.
-pub(crate) fn yarn(base: f64, dim: usize, scaling: &Yarn) -> Frequencies {
+fn yarn(base: f64, dim: usize, scaling: &Yarn) -> Frequencies {
     let (low, high) = correction_range(base, dim, scaling);
     // torch's ramp is degenerate when the ends meet.
     let span = if low == high { high + 0.001 - low } else { high - low };

@@ -6,6 +6,7 @@
 
 mod config;
 mod decoder;
+mod describe;
 mod error;
 mod families;
 mod frequencies;
@@ -16,6 +17,7 @@ mod rope;
 mod stored;
 mod window;
 
+pub use describe::describe;
 pub use error::{Error, Mismatch, ShapeMismatch};
 pub use keys::ignore;
 

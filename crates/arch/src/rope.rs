@@ -2,30 +2,24 @@
 //! `rope_parameters`, which holds everything.
 
 use crate::config::{Fields, cap, quote, show};
+use crate::describe::scaled;
 use crate::error::Error;
-use crate::frequencies::{self, Frequencies, Llama3, Yarn};
+use crate::frequencies::{Frequencies, frequencies};
 use crate::inert;
-use ir::Rope;
+use ir::{Linear, Llama3, Rope, Rotary, Scaling, Yarn};
 use serde_json::Value;
 use std::sync::Arc;
 
 /// What a configuration says of positions.
-pub(crate) struct Rotary {
+pub(crate) struct Positions {
     /// The frequencies.
     pub(crate) rope: Arc<Rope>,
+    /// What they are made of.
+    pub(crate) rotary: Rotary,
     /// The tokens that the model takes, what its scaling adds included.
     pub(crate) context: usize,
     /// What is legal but worth a word.
     pub(crate) warnings: Vec<String>,
-}
-
-/// How the base frequencies are stretched.
-#[derive(Clone, Debug, PartialEq)]
-enum Scaling {
-    Default,
-    Linear { factor: f64 },
-    Llama3(Llama3),
-    Yarn(Yarn),
 }
 
 /// The frequencies of heads of size `head_dim` in a model whose `max_position_embeddings` is
@@ -38,37 +32,41 @@ pub(crate) fn read(
     head_dim: usize,
     context: usize,
     default: f64,
-) -> Result<Rotary, Error> {
+) -> Result<Positions, Error> {
     whole_head(config)?;
     let old = config.object("rope_scaling")?;
     let new = config.object("rope_parameters")?;
-    let theta = base(config, [old, new])?.unwrap_or(default);
+    let base = base(config, [old, new])?.unwrap_or(default);
     let scaling = match (old, new) {
         (None, None) => Scaling::Default,
         (Some(one), None) | (None, Some(one)) => scaling(config, &one, context)?,
         (Some(old), Some(new)) => {
-            let both = [scaling(config, &old, context)?, scaling(config, &new, context)?];
-            agree("the rotary scaling", ["rope_scaling", "rope_parameters"], both)?
+            let [a, b] = [scaling(config, &old, context)?, scaling(config, &new, context)?];
+            if a != b {
+                return Err(Error::Contradiction {
+                    what: "the rotary scaling",
+                    a_key: "rope_scaling".into(),
+                    a: scaled(&a).to_string(),
+                    b_key: "rope_parameters".into(),
+                    b: scaled(&b).to_string(),
+                });
+            }
+            a
         }
     };
-    let found = match &scaling {
-        Scaling::Default => frequencies::plain(theta, head_dim),
-        Scaling::Linear { factor } => frequencies::linear(theta, head_dim, *factor),
-        Scaling::Llama3(llama3) => frequencies::llama3(theta, head_dim, llama3),
-        Scaling::Yarn(yarn) => frequencies::yarn(theta, head_dim, yarn),
-    };
-    let rope = finite(config, found)?;
+    let rotary = Rotary { base, scaling };
+    let rope = finite(config, frequencies(&rotary, head_dim))?;
     let mut warnings = Vec::new();
     for object in [old, new].into_iter().flatten() {
         warnings.extend(followed(&object));
     }
-    let (extended, by) = extended(&scaling, context);
+    let (extended, by) = extended(&rotary.scaling, context);
     if extended != context {
         warnings.push(format!(
             "the context is {extended} tokens, {by}; config.json says max_position_embeddings = {context}"
         ));
     }
-    Ok(Rotary { rope, context: extended, warnings })
+    Ok(Positions { rope, rotary, context: extended, warnings })
 }
 
 /// The context of a scaled model, and how it comes about, as vLLM derives its `max_model_len`: yarn
@@ -81,7 +79,7 @@ fn extended(scaling: &Scaling, context: usize) -> (usize, String) {
         Scaling::Yarn(Yarn { factor, original, .. }) => {
             (times(*original, *factor), format!("as yarn extends {original} by {factor}"))
         }
-        Scaling::Linear { factor } => {
+        Scaling::Linear(Linear { factor, .. }) => {
             let by = format!("as linear scaling extends {context} by {factor}");
             (times(context as f64, *factor), by)
         }
@@ -161,7 +159,10 @@ fn scaling(config: &Fields, object: &Fields, context: usize) -> Result<Scaling, 
     };
     only(object, kind, own)?;
     match kind {
-        "linear" => Ok(Scaling::Linear { factor: positive(object, "factor")? }),
+        "linear" => {
+            let factor = positive(object, "factor")?;
+            Ok(Scaling::Linear(Linear { factor, original: context }))
+        }
         "llama3" => llama3(config, object, context).map(Scaling::Llama3),
         "yarn" => yarn(config, object, context).map(Scaling::Yarn),
         _ => Ok(Scaling::Default),

@@ -1,7 +1,10 @@
 //! Which layers attend through a sliding window, as the Qwen configurations say it.
 
 use crate::config::{Fields, cap};
+use crate::describe::windows;
 use crate::error::Error;
+use ir::ModelSpec;
+use serde_json::{Map, Value};
 
 /// The window of each of `layers` layers, from `use_sliding_window`, `sliding_window`,
 /// `max_window_layers` and `layer_types`.
@@ -39,6 +42,25 @@ pub(crate) fn uniform(
         Some(stated) => u32::try_from(stated).ok(),
     };
     Ok(vec![window; layers])
+}
+
+/// What [`by_layer`] reads a model's windows from.
+pub(crate) fn describe_by_layer(model: &ModelSpec, config: &mut Map<String, Value>) {
+    let windows = windows(model);
+    let first = windows.iter().position(Option::is_some);
+    let window = first.and_then(|first| windows[first]);
+    config.insert("use_sliding_window".into(), first.is_some().into());
+    config.insert("sliding_window".into(), window.into());
+    config.insert("max_window_layers".into(), first.unwrap_or(windows.len()).into());
+    let kind = |w: &Option<u32>| if w.is_some() { "sliding_attention" } else { "full_attention" };
+    let kinds: Value = windows.iter().map(kind).collect();
+    config.insert("layer_types".into(), kinds);
+}
+
+/// What [`uniform`] reads a model's window from.
+pub(crate) fn describe_uniform(model: &ModelSpec, config: &mut Map<String, Value>) {
+    let window = windows(model).first().copied().flatten();
+    config.insert("sliding_window".into(), window.into());
 }
 
 fn by_type(config: &Fields, kind: &str, window: Option<u32>) -> Result<Option<u32>, Error> {

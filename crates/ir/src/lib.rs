@@ -15,6 +15,7 @@ mod parse;
 mod print;
 mod quantized;
 mod role;
+mod rotary;
 mod source;
 mod verify;
 
@@ -28,5 +29,6 @@ pub use op::{Activation, Expert, Heads, Op, Rope};
 pub use parse::ParseError;
 pub use quantized::{Params, Quantized, Step};
 pub use role::{Input, Matrix, Projection, Role};
+pub use rotary::{Linear, Llama3, Rotary, Scaling, Yarn};
 pub use source::{ReadError, Source};
 pub use verify::{Verified, VerifyError, verify};

@@ -1,6 +1,7 @@
 //! A whole decoder as data: everything the configuration determines before a weight is read.
 
 use crate::block::{Block, Spec};
+use crate::rotary::Rotary;
 
 /// A decoder: its embedding, its layers, its head.
 #[derive(Clone, Debug, PartialEq)]
@@ -15,6 +16,8 @@ pub struct ModelSpec {
     pub context: usize,
     /// Whether the head reads the embedding's weight.
     pub tied: bool,
+    /// What the frequencies in its programs are made of.
+    pub rotary: Rotary,
     /// Token ids to hidden states: rows of a table, and what is done to them.
     pub embedding: Block<Spec>,
     /// The decoder layers, in order.

@@ -11,7 +11,7 @@
 use crate::block::{filled, output, same, statistics, width};
 use backend::Reference;
 use compiler::{Input, Misfit, Observe, Pass, PassCx, Pipeline, Recipe, Refusal, Solved, Stage};
-use ir::{Block, BlockId, ModelSpec, Spec, Weight, WeightId};
+use ir::{Block, BlockId, ModelSpec, Rotary, Scaling, Spec, Weight, WeightId};
 use sha2::{Digest, Sha256};
 use std::fmt::Write as _;
 use std::fs;
@@ -107,6 +107,7 @@ fn alone(block: &Block<Spec>) -> ModelSpec {
         vocab: 0,
         context: 64,
         tied: false,
+        rotary: Rotary { base: 10_000.0, scaling: Scaling::Default },
         embedding: empty(BlockId::Embedding),
         layers: vec![block.clone()],
         head: empty(BlockId::Head),

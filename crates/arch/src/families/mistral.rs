@@ -6,8 +6,13 @@ use crate::decoder::Plan;
 use crate::error::Error;
 use crate::window;
 
-pub(super) const FAMILY: Family =
-    Family { name: "mistral", class: "MistralForCausalLM", keys: &["sliding_window"], read };
+pub(super) const FAMILY: Family = Family {
+    name: "mistral",
+    class: "MistralForCausalLM",
+    keys: &["sliding_window"],
+    read,
+    describe: window::describe_uniform,
+};
 
 /// An absent `num_key_value_heads` means 8, a null one as many as query heads.
 fn read(config: &Fields) -> Result<Plan, Error> {

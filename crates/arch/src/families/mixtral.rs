@@ -3,8 +3,11 @@
 use super::{Defaults, Family, common};
 use crate::config::{Fields, cap};
 use crate::decoder::{Mixture, MixtureNames, Plan};
+use crate::describe::given;
 use crate::error::Error;
 use crate::window;
+use ir::ModelSpec;
+use serde_json::{Map, Value};
 
 /// What configures a loss and the training of the router is read by no forward in evaluation.
 pub(super) const FAMILY: Family = Family {
@@ -19,6 +22,7 @@ pub(super) const FAMILY: Family = Family {
         "sliding_window",
     ],
     read,
+    describe,
 };
 
 /// As Mistral AI named them; transformers reads and writes these names.
@@ -50,4 +54,12 @@ fn read(config: &Fields) -> Result<Plan, Error> {
     }
     let mixture = Some(Mixture { experts, top, normalized: true, names: &NAMES });
     Ok(Plan { windows, mixture, ..plan })
+}
+
+fn describe(model: &ModelSpec, config: &mut Map<String, Value>) {
+    window::describe_uniform(model, config);
+    if let Some([top, experts]) = given(model) {
+        config.insert("num_local_experts".into(), experts.into());
+        config.insert("num_experts_per_tok".into(), top.into());
+    }
 }

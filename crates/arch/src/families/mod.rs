@@ -9,8 +9,8 @@ mod qwen3;
 use crate::config::{Fields, cap, quote};
 use crate::decoder::Plan;
 use crate::error::Error;
-use crate::rope::Rotary;
-use ir::Heads;
+use crate::rope::Positions;
+use ir::{Heads, ModelSpec};
 use serde_json::{Map, Value};
 
 /// A family: how its configurations are spelled and read.
@@ -23,6 +23,8 @@ pub(crate) struct Family {
     pub(crate) keys: &'static [&'static str],
     /// From the configuration to the decoder it describes.
     pub(crate) read: fn(&Fields) -> Result<Plan, Error>,
+    /// Back again: what its keys say of a model, beyond what the common ones do.
+    pub(crate) describe: fn(&ModelSpec, &mut Map<String, Value>),
 }
 
 /// Every supported family. A family is added by its file and a line here.
@@ -148,7 +150,8 @@ pub(crate) fn common(config: &Fields, defaults: &Defaults) -> Result<Plan, Error
         config.integer("max_position_embeddings", 1, cap::CONTEXT)?.unwrap_or(defaults.context);
     let heads = heads(config, hidden, defaults)?;
     let theta = defaults.theta;
-    let Rotary { rope, context, warnings } = crate::rope::read(config, heads.dim, context, theta)?;
+    let positions = crate::rope::read(config, heads.dim, context, theta)?;
+    let Positions { rope, rotary, context, warnings } = positions;
     Ok(Plan {
         hidden,
         vocab: config.size("vocab_size", cap::VOCAB)?,
@@ -157,6 +160,7 @@ pub(crate) fn common(config: &Fields, defaults: &Defaults) -> Result<Plan, Error
         heads,
         eps: epsilon(config, defaults.eps)?,
         rope,
+        rotary,
         tied: config.flag("tie_word_embeddings", false)?,
         windows: vec![None; layers],
         qkv_bias: false,

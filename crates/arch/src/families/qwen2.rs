@@ -11,6 +11,7 @@ pub(super) const FAMILY: Family = Family {
     class: "Qwen2ForCausalLM",
     keys: &["layer_types", "max_window_layers", "sliding_window", "use_sliding_window"],
     read,
+    describe: window::describe_by_layer,
 };
 
 /// An absent `num_key_value_heads` means 32, a null one as many as query heads.

@@ -3,8 +3,11 @@
 use super::{Defaults, Family, common};
 use crate::config::Fields;
 use crate::decoder::Plan;
+use crate::describe::is_biased;
 use crate::error::Error;
 use crate::window;
+use ir::{ModelSpec, Projection};
+use serde_json::{Map, Value};
 
 pub(super) const FAMILY: Family = Family {
     name: "qwen3",
@@ -17,6 +20,7 @@ pub(super) const FAMILY: Family = Family {
         "use_sliding_window",
     ],
     read,
+    describe,
 };
 
 /// An absent `head_dim` means 128, whatever the other sizes are.
@@ -27,4 +31,9 @@ fn read(config: &Fields) -> Result<Plan, Error> {
     let windows = window::by_layer(config, plan.windows.len())?;
     let bias = config.flag("attention_bias", false)?;
     Ok(Plan { windows, qkv_bias: bias, o_bias: bias, qk_norm: true, ..plan })
+}
+
+fn describe(model: &ModelSpec, config: &mut Map<String, Value>) {
+    config.insert("attention_bias".into(), is_biased(model, Projection::Query).into());
+    window::describe_by_layer(model, config);
 }

@@ -346,7 +346,8 @@ const ROTARY: &[(&str, &str)] = &[
     ),
     (
         r#"{"rope_scaling": {"type": "linear", "factor": 2}, "rope_parameters": {"rope_type": "default"}}"#,
-        "the rotary scaling is Linear { factor: 2.0 } by rope_scaling but Default by rope_parameters; remove one of them",
+        "the rotary scaling is {\"rope_type\":\"linear\",\"factor\":2.0} by rope_scaling but null by rope_parameters; \
+         remove one of them",
     ),
     (
         r#"{"original_max_position_embeddings": 32, "rope_scaling": {"type": "yarn", "factor": 2, "original_max_position_embeddings": 16}}"#,
