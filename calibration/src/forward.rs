@@ -177,10 +177,10 @@ impl Forward<'_> {
     ) -> Result<DeviceWeight, EvalError> {
         let Model { spec: model, source } = self.model;
         // A table that embeds too is dense for both, as it is when served.
-        let dense = model.table().is_some_and(|table| table.tensor == spec.tensor);
+        let dense = model.table().is_some_and(|table| table.at == spec.at);
         if self.precision != Precision::Exact
             && !dense
-            && let Some(weight) = source.read_quantized(&spec.tensor, rows.clone())?
+            && let Some(weight) = source.read_view_quantized(&spec.at, rows.clone())?
         {
             return Ok(interpreter.backend().prepare_quantized(&spec.tensor, weight)?);
         }
@@ -194,7 +194,7 @@ fn prepare(
     spec: &Spec,
     rows: Range<usize>,
 ) -> Result<DeviceWeight, EvalError> {
-    let tensor = source.read_rows(&spec.tensor, rows)?;
+    let tensor = source.read_view(&spec.at, rows)?;
     let spec = Spec { shape: tensor.shape().to_vec(), ..spec.clone() };
     Ok(interpreter.backend().prepare_dense(Weight { spec, tensor })?)
 }

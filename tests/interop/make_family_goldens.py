@@ -74,8 +74,21 @@ YARN_MSCALE = {
 }
 
 
-def case(config, text=40, std=0.35, dtype=torch.float32, shard="1GB", after=None, **changes):
-    """A checkpoint: configuration class, length of the text, and what is done to it once saved."""
+def case(
+    config,
+    text=40,
+    std=0.35,
+    dtype=torch.float32,
+    shard="1GB",
+    after=None,
+    numbers=None,
+    as_held=False,
+    **changes,
+):
+    """A checkpoint: configuration class, length of the text, and what is done to it once saved.
+
+    `numbers` is another case, whose numbers it has; `as_held` saves it as transformers holds it.
+    """
     return {
         "config": config,
         "changes": changes,
@@ -84,6 +97,8 @@ def case(config, text=40, std=0.35, dtype=torch.float32, shard="1GB", after=None
         "dtype": dtype,
         "shard": shard,
         "after": after,
+        "numbers": numbers,
+        "as_held": as_held,
     }
 
 
@@ -188,6 +203,14 @@ CASES = {
         MistralConfig, sliding_window=None, num_hidden_layers=1, text=48, after=old_spelling("type")
     ),
     "mixtral": case(MixtralConfig, num_local_experts=4, num_experts_per_tok=2, text=48),
+    "mixtral-stacked": case(
+        MixtralConfig,
+        num_local_experts=4,
+        num_experts_per_tok=2,
+        text=48,
+        numbers="mixtral",
+        as_held=True,
+    ),
     "mixtral-window": case(
         MixtralConfig,
         num_local_experts=3,
@@ -261,12 +284,14 @@ def forward(folder, ids):
 def make(name, folder):
     """Writes the case `name` into `folder` and returns its logits."""
     spec = CASES[name]
-    random = numpy.random.default_rng(list(name.encode()))
+    random = numpy.random.default_rng(list((spec["numbers"] or name).encode()))
     config = spec["config"](**json.loads(json.dumps({**BASE, **spec["changes"]})))
     model = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
     fill(model, spec["std"], random)
     model.tie_weights()
-    model.to(spec["dtype"]).save_pretrained(folder, max_shard_size=spec["shard"])
+    model.to(spec["dtype"]).save_pretrained(
+        folder, max_shard_size=spec["shard"], save_original_format=not spec["as_held"]
+    )
     if spec["after"]:
         spec["after"](folder)
     ids = torch.from_numpy(random.integers(0, config.vocab_size, spec["text"], dtype=numpy.int64))

@@ -307,6 +307,24 @@ fn experts_have_statistics_of_their_own() {
     assert!(said.status.success(), "{}", String::from_utf8_lossy(&said.stderr));
 }
 
+/// Experts that are stored together become the same artifact: its readers look for one tensor a matrix.
+#[test]
+fn stacked_experts_make_the_artifact_of_separate_ones() {
+    let bench = Bench::new();
+    let ids: Vec<String> = (0..900).map(|i| (i * i * 37 % 61).to_string()).collect();
+    fs::write(bench.path("ids.jsonl"), format!("[{}]\n", ids.join(","))).unwrap();
+    let make = |name: &str| {
+        let model = root().join("tests/fixtures/families").join(name);
+        let words = ["--quant", "int4", "--calibration", "ids.jsonl", "--no-gate", "-o", name];
+        let result = bench.make(&model, &words);
+        let mut made = files(&bench.path(name));
+        made.remove("report.json").unwrap();
+        (made, result["report"]["weights"].clone(), result["report"]["source"].clone())
+    };
+    let apart = make("mixtral");
+    assert_eq!(apart, make("mixtral-stacked"));
+}
+
 #[test]
 fn a_gate_that_fails_keeps_the_work() {
     let bench = Bench::new();

@@ -5,8 +5,8 @@ use crate::config::quote;
 use crate::error::{Error, LISTED, Mismatch, ShapeMismatch};
 use crate::prefix;
 use ir::{
-    Activation, Block, BlockId, Expert, Heads, ModelSpec, Op, Projection, Role, Rope, Rotary, Spec,
-    Value, WeightId,
+    Activation, Block, BlockId, Expert, Heads, ModelSpec, Op, Projection, Role, Rope, Rotary,
+    RowMap, Spec, Value, View, WeightId,
 };
 use std::collections::{BTreeMap, HashSet};
 use std::sync::Arc;
@@ -60,6 +60,18 @@ pub(crate) struct MixtureNames {
     pub(crate) experts: &'static str,
     pub(crate) gate: &'static str,
     pub(crate) up: &'static str,
+    pub(crate) down: &'static str,
+    /// Where they lie instead if the experts of a layer are stored together.
+    pub(crate) stacks: Stacks,
+}
+
+/// Where a mixture lies whose experts are stored together.
+pub(crate) struct Stacks {
+    /// The module of the router.
+    pub(crate) router: &'static str,
+    /// The tensor `[experts, 2 * ffn, hidden]`: of each expert the gate, then what it is multiplied into.
+    pub(crate) gate_up: &'static str,
+    /// The tensor `[experts, hidden, ffn]`.
     pub(crate) down: &'static str,
 }
 
@@ -222,24 +234,59 @@ impl Layer<'_, '_> {
     }
 
     fn mixture(&mut self, input: Value, mixture: Mixture) -> Value {
-        let Plan { hidden, ffn, .. } = *self.plan;
         let Mixture { experts: count, top, normalized, names } = mixture;
-        let scores = self.linear(input, Projection::Router, names.router, [count, hidden], false);
+        let shape = [count, self.plan.hidden];
+        let at = self.stacks(names).map(|stacks| self.named(stacks.router, "weight"));
+        let name = self.named(names.router, "weight");
+        let lie = Lie::alone(at.unwrap_or_else(|| name.clone()), &shape);
+        let weight = self.lying(Role::Matrix(Projection::Router), name, lie, &shape);
+        let scores = self.block.push(Op::Linear { input, weight, bias: None });
         let routes = self.block.push(Op::Route { input: scores, top, normalized });
         // The number of experts is capped far below what an index holds.
-        let experts = (0..count as u32).map(|expert| {
-            let mut matrix = |of, name, shape: [usize; 2]| {
-                let module = format!("{}.{expert}.{name}", names.experts);
-                self.weight(Role::Expert(expert, of), &module, "weight", &shape)
-            };
-            Expert {
-                gate: matrix(Projection::Gate, names.gate, [ffn, hidden]),
-                up: matrix(Projection::Up, names.up, [ffn, hidden]),
-                down: matrix(Projection::Down, names.down, [hidden, ffn]),
-            }
+        let experts = (0..count as u32).map(|expert| Expert {
+            gate: self.expert(mixture, expert, Projection::Gate),
+            up: self.expert(mixture, expert, Projection::Up),
+            down: self.expert(mixture, expert, Projection::Down),
         });
         let experts = experts.collect();
         self.block.push(Op::Experts { input, routes, experts, kind: Activation::Silu })
+    }
+
+    /// Where the layer's experts are stored together, if they are.
+    fn stacks(&self, names: &'static MixtureNames) -> Option<&'static Stacks> {
+        let stored = |stacks: &&Stacks| {
+            let [gate_up, down] =
+                [stacks.gate_up, stacks.down].map(|name| format!("{}.{name}", self.prefix));
+            self.found.has(&gate_up) || self.found.has(&down)
+        };
+        Some(&names.stacks).filter(stored)
+    }
+
+    /// The gate, up or down projection of an expert.
+    fn expert(&mut self, mixture: Mixture, expert: u32, of: Projection) -> WeightId {
+        let Plan { hidden, ffn, .. } = *self.plan;
+        let Mixture { experts, names, .. } = mixture;
+        let (wide, back) = ([ffn, hidden], [hidden, ffn]);
+        let (name, shape, rows) = match of {
+            Projection::Gate => (names.gate, wide, RowMap::From(0)),
+            Projection::Up => (names.up, wide, RowMap::From(ffn)),
+            _ => (names.down, back, RowMap::All),
+        };
+        let name = self.named(&format!("{}.{expert}.{name}", names.experts), "weight");
+        let lie = match self.stacks(names) {
+            None => Lie::alone(name.clone(), &shape),
+            Some(stacks) => {
+                let (stack, stored) = match rows {
+                    RowMap::All => (stacks.down, back),
+                    _ => (stacks.gate_up, [2 * ffn, hidden]),
+                };
+                let tensor = format!("{}.{stack}", self.prefix);
+                let index = Some(expert as usize);
+                let at = View { index, rows, ..View::whole(tensor) };
+                Lie { at, stored: [&[experts], &stored[..]].concat() }
+            }
+        };
+        self.lying(Role::Expert(expert, of), name, lie, &shape)
     }
 
     fn norm(&mut self, input: Value, name: &str, len: usize) -> Value {
@@ -266,8 +313,29 @@ impl Layer<'_, '_> {
     }
 
     fn weight(&mut self, role: Role, module: &str, leaf: &str, shape: &[usize]) -> WeightId {
-        let name = format!("{}.{module}.{leaf}", self.prefix);
+        let name = self.named(module, leaf);
         self.block.weight(self.found, role, name, shape)
+    }
+
+    fn lying(&mut self, role: Role, name: String, lie: Lie, shape: &[usize]) -> WeightId {
+        self.block.lying(self.found, role, name, lie, shape)
+    }
+
+    fn named(&self, module: &str, leaf: &str) -> String {
+        format!("{}.{module}.{leaf}", self.prefix)
+    }
+}
+
+/// Where a weight lies, and the shape of the tensor that it lies in.
+struct Lie {
+    at: View,
+    stored: Vec<usize>,
+}
+
+impl Lie {
+    /// In a tensor of its own.
+    fn alone(tensor: String, shape: &[usize]) -> Self {
+        Self { at: View::whole(tensor), stored: shape.to_vec() }
     }
 }
 
@@ -293,9 +361,23 @@ impl Program {
         tensor: String,
         shape: &[usize],
     ) -> WeightId {
+        let lie = Lie::alone(tensor.clone(), shape);
+        self.lying(found, role, tensor, lie, shape)
+    }
+
+    /// A weight that lies where its name does not say.
+    fn lying(
+        &mut self,
+        found: &mut Found,
+        role: Role,
+        tensor: String,
+        lie: Lie,
+        shape: &[usize],
+    ) -> WeightId {
         let id = WeightId(self.block.weights.len() as u32);
-        let dtype = found.take(&tensor, shape);
-        self.block.weights.push(Spec { role, tensor, shape: shape.to_vec(), dtype });
+        let Lie { at, stored } = lie;
+        let dtype = found.take(&at.tensor, &stored);
+        self.block.weights.push(Spec { role, tensor, at, shape: shape.to_vec(), dtype });
         id
     }
 }
@@ -317,6 +399,11 @@ impl<'a> Found<'a> {
         let seen = HashSet::new();
         let (missing, shapes, dtypes) = (Vec::new(), Vec::new(), Vec::new());
         Self { stored, imagined: None, seen, missing, shapes, dtypes }
+    }
+
+    /// Whether there is a stored tensor of this name.
+    fn has(&self, name: &str) -> bool {
+        self.stored.get(name).is_some()
     }
 
     /// The dtype of a stored tensor. What is wrong is kept for one error at the end.

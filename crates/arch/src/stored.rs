@@ -9,7 +9,7 @@ use tensor::DType;
 /// Stored tensors that no block reads. Rotary buffers of old checkpoints are not worth a word:
 /// they are recomputed from the configuration, as transformers does.
 pub(crate) fn unused_warning(model: &ModelSpec, stored: &dyn Inventory) -> Option<String> {
-    let read: HashSet<&str> = model.tensors().iter().map(|s| s.tensor.as_str()).collect();
+    let read: HashSet<&str> = model.tensors().iter().map(|s| s.at.tensor.as_str()).collect();
     let idle = |name: &&str| !read.contains(name) && !name.ends_with("rotary_emb.inv_freq");
     let unused: Vec<&str> = stored.names().filter(idle).collect();
     let first: Vec<String> = unused.iter().take(LISTED).map(|name| quote(name)).collect();
@@ -35,7 +35,9 @@ pub(crate) fn dtype_warning(
         _ => None,
     };
     let mut counts = BTreeMap::new();
-    for spec in model.tensors().iter().filter(|s| !stored.is_packed(&s.tensor)) {
+    let mut seen = HashSet::new();
+    let weights = model.tensors().into_iter().filter(|s| !stored.is_packed(&s.at.tensor));
+    for spec in weights.filter(|s| seen.insert(&s.at.tensor)) {
         *counts.entry(spec.dtype).or_insert(0usize) += 1;
     }
     if counts.keys().all(|&dtype| Some(dtype) == expected) {

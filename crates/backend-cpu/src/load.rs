@@ -71,17 +71,18 @@ fn prepare_quantized(tensor: &str, weight: &Quantized) -> Result<Packed, Backend
 /// Reads a weight by rows and lays it out; one on an integer grid as that, if `integers`.
 fn load(source: &dyn Source, spec: &Spec, integers: bool) -> Result<Prepared, BackendError> {
     let rows = spec.shape.first().copied().unwrap_or(0);
-    let first = if integers { source.read_quantized(&spec.tensor, 0..rows.min(1))? } else { None };
+    let first = if integers { source.read_view_quantized(&spec.at, 0..rows.min(1))? } else { None };
     let first = first.filter(|first| first.grid.int().is_some());
     if let (Some(first), &[out, inputs]) = (first, &spec.shape[..]) {
         return load_quantized(source, spec, [out, inputs], &first).map(Prepared::Quantized);
     }
-    match (&spec.shape[..], spec.dtype) {
-        ([_, _], DType::F32) => load_panels(source, spec).map(Prepared::F32),
-        ([_, _], DType::BF16) => load_panels(source, spec).map(Prepared::Bf16),
-        ([_, _], DType::F16) => load_panels(source, spec).map(Prepared::F16),
+    let by_rows = Some(spec.dtype).filter(|_| spec.at.by_rows());
+    match (&spec.shape[..], by_rows) {
+        ([_, _], Some(DType::F32)) => load_panels(source, spec).map(Prepared::F32),
+        ([_, _], Some(DType::BF16)) => load_panels(source, spec).map(Prepared::Bf16),
+        ([_, _], Some(DType::F16)) => load_panels(source, spec).map(Prepared::F16),
         _ => {
-            let tensor = source.read_rows(&spec.tensor, 0..rows)?;
+            let tensor = source.read_view(&spec.at, 0..rows)?;
             prepare_dense(&Weight { spec: spec.clone(), tensor })
         }
     }
@@ -94,7 +95,7 @@ fn load_panels<T: Word>(source: &dyn Source, spec: &Spec) -> Result<Panels<T>, B
     let (inputs, step) = (size[1], step(panels.panels(), size[1]));
     panels.parts(step).try_for_each(|(rows, part)| {
         let shape = [rows.len(), inputs];
-        let tensor = source.read_rows(&spec.tensor, rows)?;
+        let tensor = source.read_view(&spec.at, rows)?;
         let words = T::stored(&tensor).filter(|_| tensor.shape() == shape);
         let words = words.ok_or_else(|| {
             let (dtype, shape) = (tensor.dtype(), tensor.shape());
@@ -117,7 +118,7 @@ fn load_quantized(
     let step = step(shape[0].div_ceil(PANEL), shape[1]);
     packed.parts(step).try_for_each(|mut part| {
         let shape = [part.rows.len(), shape[1]];
-        let read = source.read_quantized(&spec.tensor, part.rows.clone())?;
+        let read = source.read_view_quantized(&spec.at, part.rows.clone())?;
         let fits = |read: &Quantized| {
             let alike = read.grid == first.grid && read.zeros().is_empty() != asymmetric;
             read.shape == shape && alike && read.is_whole()

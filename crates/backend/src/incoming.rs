@@ -52,7 +52,7 @@ impl<'a> Incoming<'a> {
         if integers && let Some(codes) = read_codes(source, spec, rows)? {
             return Ok(Whole::On { tensor: &spec.tensor, codes });
         }
-        let tensor = source.read_rows(&spec.tensor, 0..rows)?;
+        let tensor = source.read_view(&spec.at, 0..rows)?;
         Ok(Whole::Dense(Weight { spec: spec.clone(), tensor }))
     }
 
@@ -65,7 +65,7 @@ impl<'a> Incoming<'a> {
             Self::Memory(Whole::On { codes, .. }) => Ok(Some(codes.grid)),
             Self::Stored { source, spec, integers: true } => {
                 let rows = spec.shape.first().copied().unwrap_or(0);
-                let first = source.read_quantized(&spec.tensor, 0..rows.min(1))?;
+                let first = source.read_view_quantized(&spec.at, 0..rows.min(1))?;
                 Ok(first.map(|first| first.grid).filter(|grid| grid.int().is_some()))
             }
             _ => Ok(None),
@@ -85,7 +85,7 @@ fn read_codes(
     spec: &Spec,
     rows: usize,
 ) -> Result<Option<Quantized>, BackendError> {
-    let read = |rows: Range<usize>| source.read_quantized(&spec.tensor, rows);
+    let read = |rows: Range<usize>| source.read_view_quantized(&spec.at, rows);
     if read(0..rows.min(1))?.is_none_or(|first| first.grid.int().is_none()) {
         return Ok(None);
     }

@@ -476,6 +476,25 @@ impl Checkpoint {
         Tensor::new(*dtype, shape, buffer).ok_or_else(too_large)
     }
 
+    /// Reads rows of a matrix of a stack; see [`ir::Source::read_stacked`].
+    fn stacked_rows(&self, name: &str, index: usize, rows: Range<usize>) -> Result<Tensor, Error> {
+        let broken =
+            |rule: String| Error::broken(self.folder(), format!("tensor {name:?}: {rule}"));
+        let info = self.tensor(name).ok_or_else(|| broken("is not there".into()))?;
+        let &[count, height, width] = &info.shape[..] else {
+            return Err(broken(format!("{:?} is no stack of matrices", info.shape)));
+        };
+        if index >= count || rows.start > rows.end || rows.end > height {
+            let rule = format!("rows {rows:?} of {height}, of matrix {index} of {count}");
+            return Err(broken(rule));
+        }
+        // The rows of all matrices, one after the other.
+        let too_large = || broken("the rows exceed the address space".into());
+        let all = count.checked_mul(height).ok_or_else(too_large)?;
+        let lie = index * height + rows.start..index * height + rows.end;
+        self.stored_rows(&TensorInfo { shape: vec![all, width], ..info.clone() }, lie)
+    }
+
     /// Reads rows of a packed weight as the `f32` they stand for, some of them at a time.
     fn unpacked_rows(
         &self,
@@ -543,6 +562,15 @@ impl Checkpoint {
 impl ir::Source for Checkpoint {
     fn read_rows(&self, name: &str, rows: Range<usize>) -> Result<Tensor, ir::ReadError> {
         Ok(self.rows(name, rows)?)
+    }
+
+    fn read_stacked(
+        &self,
+        name: &str,
+        index: usize,
+        rows: Range<usize>,
+    ) -> Result<Tensor, ir::ReadError> {
+        Ok(self.stacked_rows(name, index, rows)?)
     }
 
     fn read_quantized(

@@ -5,6 +5,7 @@ use crate::codec::Codec;
 use crate::container::{Placed, Stored};
 use crate::error::Error;
 use crate::format::Format;
+use ir::RowMap;
 use std::collections::BTreeMap;
 use tensor::DType;
 
@@ -85,38 +86,7 @@ pub(crate) struct Laid {
     /// The names of its tensors.
     pub(crate) parts: Vec<String>,
     /// Where its rows are in them.
-    pub(crate) order: RowOrder,
-}
-
-/// How the rows of a tensor lie in the file.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum RowOrder {
-    /// As they are.
-    Same,
-    /// Of each head of so many rows, those of the first and the second half take turns: pairs that are
-    /// rotated together lie side by side.
-    Paired(usize),
-}
-
-impl RowOrder {
-    /// The row of the file that row `row` is.
-    pub(crate) fn place(self, row: usize) -> usize {
-        match self {
-            Self::Same => row,
-            Self::Paired(head) => {
-                let (first, within) = (row / head * head, row % head);
-                first + 2 * (within % (head / 2)) + within / (head / 2)
-            }
-        }
-    }
-
-    /// Rows that lie together whatever their order.
-    pub(crate) fn span(self) -> usize {
-        match self {
-            Self::Same => 1,
-            Self::Paired(head) => head,
-        }
-    }
+    pub(crate) order: RowMap,
 }
 
 impl Layout {
@@ -132,7 +102,7 @@ impl Layout {
             stored: Stored::Dense(tensor.dtype),
             codec: None,
             parts: vec![tensor.name.clone()],
-            order: RowOrder::Same,
+            order: RowMap::All,
         };
         let weights = tensors.iter().map(|tensor| (tensor.name.clone(), dense(tensor))).collect();
         Ok(Self { weights, ..crate::shards::layout(tensors, shard_bytes)? })
@@ -161,7 +131,7 @@ impl Layout {
                 stored: weight.stored,
                 codec,
                 parts: parts.iter().map(|part| part.name.clone()).collect(),
-                order: RowOrder::Same,
+                order: RowMap::All,
             };
             tensors.extend(parts);
             all.insert(weight.name.clone(), laid);

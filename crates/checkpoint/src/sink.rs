@@ -8,9 +8,9 @@ use crate::codec::Slice;
 use crate::container::{Rows, Stored};
 use crate::disk::{Disk, DiskFile, System};
 use crate::error::Error;
-use crate::layout::{Laid, LaidFile, Layout, Planned, RowOrder, Trailer};
+use crate::layout::{Laid, LaidFile, Layout, Planned, Trailer};
 use crate::write::{Written, hash_part, sync_folder, write_file_on};
-use ir::Quantized;
+use ir::{Quantized, RowMap};
 use std::collections::{BTreeMap, HashMap};
 use std::ops::Range;
 use std::path::{Path, PathBuf};
@@ -147,7 +147,7 @@ impl Sink {
             let rule = format!("{name:?} is not laid out as dense {}", values.dtype());
             return Err(Error::Internal(rule));
         }
-        match values.shape() == laid.shape && laid.order == RowOrder::Same {
+        match values.shape() == laid.shape && laid.order == RowMap::All {
             true => self.put(&laid.name, values.bytes()),
             false => self.put_ordered(&laid.name, laid.order, first, values.bytes()),
         }
@@ -183,12 +183,12 @@ impl Sink {
     fn put_ordered(
         &self,
         name: &str,
-        order: RowOrder,
+        order: RowMap,
         first: usize,
         bytes: &[u8],
     ) -> Result<(), Error> {
         let row = self.place(name)?.0.row_bytes.unwrap_or(0) as usize;
-        if order == RowOrder::Same || row == 0 {
+        if order == RowMap::All || row == 0 {
             return self.put_rows(name, first, bytes);
         }
         let mut rows = bytes.chunks(row).enumerate();
@@ -196,13 +196,8 @@ impl Sink {
     }
 
     /// [`Sink::get_rows`] of rows that lie in another order.
-    fn get_ordered(
-        &self,
-        name: &str,
-        order: RowOrder,
-        rows: Range<usize>,
-    ) -> Result<Tensor, Error> {
-        if order == RowOrder::Same {
+    fn get_ordered(&self, name: &str, order: RowMap, rows: Range<usize>) -> Result<Tensor, Error> {
+        if order == RowMap::All {
             return self.get_rows(name, rows);
         }
         let place = self.place(name)?.0;

@@ -76,6 +76,44 @@ fn rows_are_the_bytes_of_the_file() {
     assert!(opened.warnings().is_empty());
 }
 
+/// A stack that transformers 5.23.0 saved holds the matrices that it saves apart.
+#[test]
+fn matrices_of_a_stack_are_read_by_rows() {
+    let open = |name: &str| {
+        let folder = concat!(env!("CARGO_MANIFEST_DIR"), "/../../tests/fixtures/families");
+        Checkpoint::open(&Path::new(folder).join(name)).unwrap()
+    };
+    let (apart, stacked) = (open("mixtral"), open("mixtral-stacked"));
+    let gate_up = "model.layers.1.mlp.experts.gate_up_proj";
+    let down = "model.layers.1.mlp.experts.down_proj";
+    for expert in 0..4 {
+        for (part, stack, first, rows) in
+            [("w1", gate_up, 0, 28), ("w3", gate_up, 28, 28), ("w2", down, 0, 24)]
+        {
+            let name = format!("model.layers.1.block_sparse_moe.experts.{expert}.{part}.weight");
+            for rows in [0..rows, 5..6, 9..20, 7..7] {
+                let expected = apart.read_rows(&name, rows.clone()).unwrap();
+                let lie = first + rows.start..first + rows.end;
+                assert_eq!(stacked.read_stacked(stack, expert, lie).unwrap(), expected);
+            }
+        }
+    }
+    for (name, index, rows, rule) in [
+        (down, 4, 0..1, "rows 0..1 of 24, of matrix 4 of 4"),
+        (down, usize::MAX, 0..1, "of matrix 18446744073709551615 of 4"),
+        (down, 3, 0..25, "rows 0..25 of 24"),
+        (down, 3, 0..usize::MAX, "of 24, of matrix 3"),
+        (down, 3, usize::MAX..usize::MAX, "of 24, of matrix 3"),
+        #[expect(clippy::reversed_empty_ranges, reason = "what is refused")]
+        (down, 3, 2..1, "rows 2..1 of 24"),
+        ("model.norm.weight", 0, 0..1, "[24] is no stack of matrices"),
+        ("absent", 0, 0..1, "\"absent\": is not there"),
+    ] {
+        let error = stacked.read_stacked(name, index, rows).unwrap_err().to_string();
+        assert!(error.contains(rule), "{error}");
+    }
+}
+
 /// ST-32: whatever happens to the file after it was checked is an error, never other bytes.
 #[test]
 fn a_file_that_changes_after_it_was_opened_is_an_error() {

@@ -87,6 +87,16 @@ impl Source for FaultySource<'_> {
         self.count(name)?;
         self.source.read_quantized(name, rows)
     }
+
+    fn read_stacked(
+        &self,
+        name: &str,
+        index: usize,
+        rows: Range<usize>,
+    ) -> Result<Tensor, ReadError> {
+        self.count(name)?;
+        self.source.read_stacked(name, index, rows)
+    }
 }
 
 #[derive(Debug)]

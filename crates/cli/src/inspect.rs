@@ -8,7 +8,6 @@ use crate::failure::Failure;
 use crate::model;
 use crate::output::{grouped, print, remark, size};
 use crate::serve::to_run;
-use checkpoint::TensorInfo;
 use ir::{Block, BlockId, Heads, ModelSpec, Op, Spec};
 use runtime::Opened;
 use serde_json::{Value, json};
@@ -77,12 +76,11 @@ fn alike(opened: &Opened, a: &Block<Spec>, b: &Block<Spec>) -> bool {
 
 /// How a weight lies in the files: its dtype, or the grid it was quantized to, and its bytes.
 fn stored(opened: &Opened, weight: &Spec) -> (String, u64) {
-    let info = opened.checkpoint.tensor(&weight.tensor);
-    let kind = match info.and_then(|info| info.grid) {
+    let kind = match opened.grid(&weight.at.tensor) {
         Some(grid) => grid.to_string(),
         None => weight.dtype.name().to_string(),
     };
-    (kind, info.map_or(weight.bytes() as u64, TensorInfo::bytes))
+    (kind, opened.stored_bytes(weight))
 }
 
 fn table(opened: &Opened, tokenizer: &TokenizerIds, to_run: &str) -> String {
@@ -208,7 +206,12 @@ fn report(opened: &Opened, tokenizer: &TokenizerIds, programs: bool) -> Value {
     let blocks = model.blocks().map(|block| {
         let weights = block.weights.iter().map(|w| {
             let (kind, bytes) = stored(opened, w);
-            json!({ "tensor": w.tensor, "stored": kind, "shape": w.shape, "bytes": bytes })
+            let mut entry =
+                json!({ "tensor": w.tensor, "stored": kind, "shape": w.shape, "bytes": bytes });
+            if !w.is_alone() {
+                entry["at"] = w.at.to_string().into();
+            }
+            entry
         });
         let mut entry =
             json!({ "block": block.id.to_string(), "weights": Value::from_iter(weights) });

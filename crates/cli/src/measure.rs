@@ -55,7 +55,7 @@ impl Forwards {
     pub(crate) fn of(args: &Eval, opened: &Opened) -> Self {
         let stored = |name: &str| opened.checkpoint.tensor(name);
         let mut weights = opened.spec.tensors().into_iter();
-        let rounds = weights.any(|w| stored(&w.tensor).is_some_and(|t| t.grid.is_some()));
+        let rounds = weights.any(|w| stored(&w.at.tensor).is_some_and(|t| t.grid.is_some()));
         let served = AsServed { keys: args.kv_dtype.unwrap_or_default().into(), rounds };
         match args.path {
             Some(EvalPath::Exact) => Self::Exact,

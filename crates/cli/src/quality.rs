@@ -196,7 +196,7 @@ fn not_finite(model: &Opened, weight: &Spec) -> Option<String> {
     let step = (LOOKED_AT / width).max(1);
     let (mut count, mut first) = (0, None);
     for begin in (0..rows).step_by(step) {
-        let read = model.checkpoint.read_rows(&weight.tensor, begin..(begin + step).min(rows));
+        let read = model.checkpoint.read_view(&weight.at, begin..(begin + step).min(rows));
         let values = read.ok()?.to_f32()?;
         for (i, value) in values.iter().enumerate().filter(|(_, v)| !v.is_finite()) {
             count += 1;

@@ -6,6 +6,7 @@ use crate::job::{Job, Text};
 use crate::recipe::Recipe;
 use crate::report::{Report, TokensReport};
 use crate::table::hash_of;
+use ir::View;
 use serde_json::{Value, json};
 use sha2::{Digest, Sha256};
 use std::collections::BTreeMap;
@@ -43,12 +44,14 @@ pub(crate) fn identity(settings: &Value, source: &BTreeMap<String, String>) -> S
     hex(Sha256::new().chain_update(json!([settings, source]).to_string()))
 }
 
-/// SHA-256 of each tensor that the model reads.
+/// SHA-256 of each weight that the model reads, wherever it lies, and of what is carried over.
 pub(crate) fn source_hashes(job: &Job<'_>) -> Result<BTreeMap<String, String>, CompileError> {
-    let read = job.model.spec.tensors().into_iter().map(|s| (&s.tensor, &s.shape));
-    let carried = job.plan.lead().carried.iter().map(|t| (&t.name, &t.shape));
-    let all = read.chain(carried);
-    all.map(|(name, shape)| Ok((name.clone(), hash_of(job, name, shape)?))).collect()
+    let read = job.model.spec.tensors().into_iter();
+    let read = read.map(|s| Ok((s.tensor.clone(), hash_of(job, &s.at, &s.shape)?)));
+    let carried = job.plan.lead().carried.iter();
+    let carried =
+        carried.map(|t| Ok((t.name.clone(), hash_of(job, &View::whole(&*t.name), &t.shape)?)));
+    read.chain(carried).collect()
 }
 
 /// What is said of a text in a report.

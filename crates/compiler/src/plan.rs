@@ -97,7 +97,7 @@ pub struct PlannedOutput {
 /// A weight and what becomes of it.
 #[derive(Clone, Debug, PartialEq)]
 pub struct PlannedWeight {
-    /// The stored tensor.
+    /// What it is, and where it lies in the source.
     pub spec: Spec,
     /// The name that the artifact gives it.
     pub name: String,
@@ -231,7 +231,7 @@ impl Plan {
         model: &ModelSpec,
     ) -> Result<Self, Refusal> {
         self.source_bytes = checkpoint.stored().iter().map(TensorInfo::bytes).sum();
-        let read: BTreeSet<&str> = model.tensors().iter().map(|s| s.tensor.as_str()).collect();
+        let read: BTreeSet<&str> = model.tensors().iter().map(|s| s.at.tensor.as_str()).collect();
         let unread: Vec<&TensorInfo> =
             checkpoint.tensors().iter().filter(|t| !read.contains(t.name.as_str())).collect();
         for output in &mut self.outputs {
@@ -442,7 +442,7 @@ fn plan_block(
         return Err(refusals);
     }
     let table = model.table().filter(|_| model.tied && block.id == BlockId::Head);
-    let tied = |spec: &Spec| table.is_some_and(|table| spec.tensor == table.tensor);
+    let tied = |spec: &Spec| table.is_some_and(|table| spec.at == table.at);
     let as_table = |dtype| table.is_some_and(|t| dtype == as_asked(output.dtype, t.dtype));
     let weights = block.weights.iter().zip(&shown.weights).zip(grids);
     let planned = weights.map(|((spec, shown), grid)| PlannedWeight {

@@ -12,7 +12,7 @@ use crate::turn::{Hashes, Turn, prepare};
 use crate::writer::Writer;
 use backend::DeviceWeight;
 use calibration::SLICE_ROWS;
-use ir::{Grid, Spec, Weight, WeightId};
+use ir::{Grid, Spec, View, Weight, WeightId};
 use sha2::{Digest, Sha256};
 use std::ops::Range;
 use std::time::Instant;
@@ -68,7 +68,7 @@ fn observe(turn: &mut Turn<'_, '_>) -> Result<Statistics, CompileError> {
     let (job, block) = (turn.job, turn.source());
     let narrow = |spec: Spec| -> Result<DeviceWeight, CompileError> {
         let rows = if spec.shape.len() == 2 { 1 } else { spec.shape[0] };
-        prepare(job.backend, &spec, job.model.source.read_rows(&spec.tensor, 0..rows)?)
+        prepare(job.backend, &spec, job.model.source.read_view(&spec.at, 0..rows)?)
     };
     let device = block.clone().try_map(narrow)?;
     let seen = turn.streams.observe(turn.interpreter, block, Some(&device), &wanted);
@@ -106,7 +106,7 @@ fn slices(
     let rows = spec.shape[0];
     let mut flat = Flat::new(Kind::Table, rows);
     for slice in by_slices(rows) {
-        let tensor = job.model.source.read_rows(&spec.tensor, slice.clone())?;
+        let tensor = job.model.source.read_view(&spec.at, slice.clone())?;
         hash.update(tensor.bytes());
         match spec.shape.len() {
             _ if job.allow_zero => {}
@@ -139,25 +139,25 @@ fn by_slices(rows: usize) -> impl Iterator<Item = Range<usize>> {
     (0..rows).step_by(SLICE_ROWS).map(move |at| at..(at + SLICE_ROWS).min(rows))
 }
 
-/// SHA-256 of some rows after the other of a source tensor.
+/// SHA-256 of some rows after the other of what lies in the source.
 fn hash_rows(
     job: &Job<'_>,
-    name: &str,
+    at: &View,
     rows: usize,
     mut see: impl FnMut(Range<usize>, Tensor) -> Result<(), CompileError>,
 ) -> Result<String, CompileError> {
     let mut hash = Sha256::new();
     for slice in by_slices(rows) {
-        let part = job.model.source.read_rows(name, slice.clone())?;
+        let part = job.model.source.read_view(at, slice.clone())?;
         hash.update(part.bytes());
         see(slice, part)?;
     }
     Ok(hex(hash))
 }
 
-/// SHA-256 of a source tensor.
-pub(crate) fn hash_of(job: &Job<'_>, name: &str, shape: &[usize]) -> Result<String, CompileError> {
-    hash_rows(job, name, shape.first().copied().unwrap_or(1), |_, _| Ok(()))
+/// SHA-256 of a weight of this shape in the source.
+pub(crate) fn hash_of(job: &Job<'_>, at: &View, shape: &[usize]) -> Result<String, CompileError> {
+    hash_rows(job, at, shape.first().copied().unwrap_or(1), |_, _| Ok(()))
 }
 
 /// SHA-256 of the source tensors of the embedding or the head that are stored.
@@ -165,7 +165,7 @@ pub(crate) fn hashes_of(turn: &Turn<'_, '_>) -> Result<Hashes, CompileError> {
     let weights = turn.source().weights.iter().enumerate();
     let stored = weights.filter(|(index, _)| is_stored(turn, *index));
     stored
-        .map(|(_, spec)| Ok((spec.tensor.clone(), hash_of(turn.job, &spec.tensor, &spec.shape)?)))
+        .map(|(_, spec)| Ok((spec.tensor.clone(), hash_of(turn.job, &spec.at, &spec.shape)?)))
         .collect()
 }
 
@@ -174,7 +174,7 @@ pub(crate) fn carry(job: &Job<'_>, writers: &[Writer<'_>]) -> Result<Hashes, Com
     let mut hashes = Hashes::new();
     for tensor in &job.plan.lead().carried {
         let rows = tensor.shape.first().copied().unwrap_or(1);
-        let hash = hash_rows(job, &tensor.name, rows, |slice, part| {
+        let hash = hash_rows(job, &View::whole(&*tensor.name), rows, |slice, part| {
             let put = |writer: &Writer<'_>| {
                 Ok(writer.sink.put_values(&tensor.name, slice.start, &part)?)
             };

@@ -59,7 +59,7 @@ impl<'a> Turn<'_, 'a> {
     pub(crate) fn read(&self) -> Result<(Block, Hashes), CompileError> {
         let (source, block) = (self.job.model.source, self.source());
         let read = |spec: &Spec| {
-            let tensor = source.read_rows(&spec.tensor, 0..spec.shape[0])?;
+            let tensor = source.read_view(&spec.at, 0..spec.shape[0])?;
             let hash = hex(Sha256::new().chain_update(tensor.bytes()));
             Ok((Weight { spec: spec.clone(), tensor }, hash))
         };

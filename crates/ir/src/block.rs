@@ -2,6 +2,7 @@
 
 use crate::op::{Heads, Op};
 use crate::role::Role;
+use crate::view::View;
 use tensor::{DType, Tensor};
 
 /// Which part of a decoder a block is.
@@ -49,8 +50,10 @@ pub struct Block<W = Weight> {
 pub struct Spec {
     /// What it is to its block.
     pub role: Role,
-    /// The stored tensor that holds it.
+    /// Its name: that of the tensor that holds it where each weight has one of its own.
     pub tensor: String,
+    /// Where it lies.
+    pub at: View,
     /// Its sizes: `[out, in]` of a linear, `[width]` of a norm or a bias.
     pub shape: Vec<usize>,
     /// Its stored element type.
@@ -131,7 +134,14 @@ impl Block<Weight> {
 impl Spec {
     /// A weight that is of no block.
     pub fn alone(tensor: impl Into<String>, shape: &[usize], dtype: DType) -> Self {
-        Self { role: Role::Other, tensor: tensor.into(), shape: shape.to_vec(), dtype }
+        let tensor = tensor.into();
+        let at = View::whole(&*tensor);
+        Self { role: Role::Other, tensor, at, shape: shape.to_vec(), dtype }
+    }
+
+    /// Whether it is a stored tensor of its name.
+    pub fn is_alone(&self) -> bool {
+        self.at == View::whole(&*self.tensor)
     }
 
     /// The bytes the stored weight takes. The front end has checked that they do not overflow.

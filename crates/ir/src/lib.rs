@@ -18,6 +18,7 @@ mod role;
 mod rotary;
 mod source;
 mod verify;
+mod view;
 
 pub use block::{Block, BlockId, Spec, Value, Weight, WeightId};
 pub use block_kind::{BlockForm, BlockKind};
@@ -32,3 +33,4 @@ pub use role::{Input, Matrix, Projection, Role};
 pub use rotary::{Linear, Llama3, Rotary, Scaling, Yarn};
 pub use source::{ReadError, Source};
 pub use verify::{Verified, VerifyError, verify};
+pub use view::{RowMap, View};

@@ -42,10 +42,10 @@ impl ModelSpec {
         self.head.weight(self.head.projection()?)
     }
 
-    /// The stored tensors the model reads, each once, in order of first use.
+    /// The weights the model reads, each place where one lies once, in order of first use.
     pub fn tensors(&self) -> Vec<&Spec> {
         let mut seen = std::collections::HashSet::new();
         let all = self.blocks().flat_map(|b| &b.weights);
-        all.filter(|spec| seen.insert(spec.tensor.as_str())).collect()
+        all.filter(|spec| seen.insert(&spec.at)).collect()
     }
 }

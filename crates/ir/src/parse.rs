@@ -7,6 +7,7 @@ use crate::block::{Block, BlockId, Spec, Value, WeightId};
 use crate::op::{Activation, Expert, Heads, Op, Rope};
 use crate::print::is_plain;
 use crate::role::{Projection, Role};
+use crate::view::{RowMap, View};
 use std::collections::BTreeMap;
 use std::str::FromStr;
 use std::sync::Arc;
@@ -327,13 +328,36 @@ impl<'a> Line<'a> {
             }
             shape.push(self.number("a size")?);
         }
-        Ok(Spec { role, tensor, shape, dtype })
+        let at = if self.eat("@") { self.view()? } else { View::whole(&*tensor) };
+        Ok(Spec { role, tensor, at, shape, dtype })
+    }
+
+    /// Where a weight lies.
+    fn view(&mut self) -> Result<View, ParseError> {
+        let mut view = View::whole(self.name()?);
+        while self.eat("[") {
+            let at = *self;
+            let step = || at.error("what is read of a stored tensor");
+            let number = |text: &str| text.parse().map_err(|_| step());
+            let text = self.until(&[']']);
+            self.expect("]", "a bracket")?;
+            if let Some(inputs) = text.strip_prefix("T ") {
+                view.transposed = Some(number(inputs)?);
+            } else if let Some(head) = text.strip_prefix("paired ") {
+                view.rows = RowMap::Paired(number(head)?);
+            } else if let Some(first) = text.strip_suffix("..") {
+                view.rows = RowMap::From(number(first)?);
+            } else {
+                view.index = Some(number(text)?);
+            }
+        }
+        Ok(view)
     }
 
     fn name(&mut self) -> Result<String, ParseError> {
         let at = *self;
         if !self.eat("\"") {
-            let name = self.until(&[':', ' ']);
+            let name = self.until(&[':', '[', ' ']);
             return is_plain(name).then(|| name.into()).ok_or_else(|| at.error("a name"));
         }
         let mut name = String::new();
@@ -405,9 +429,9 @@ mod tests {
   %4 = rope %1 head_dim=4 rotary=2 inv_freq=5e-1..5e-1 magnitude=1.2 @1
   %5 = rope %4 head_dim=4 rotary=4 inv_freq=1e0..1e-2 magnitude=1 @0
   %6 = attend %3 %5 %1 heads=2/2x4 scale=0.5 window=9
-  %7 = linear %6 router=r:F32[2, 8]
+  %7 = linear %6 router=r:F32[2, 8]@q[paired 2]
   %8 = route %7 top=1 normalized=true
-  %9 = experts %6 %8 #5:expert.0.gate=g:F32[4, 8] #4:expert.0.up=u:F32[4, 8] expert.0.down=d:F32[8, 4] #5 #4 #6 Silu
+  %9 = experts %6 %8 #5:expert.0.gate=g:F32[4, 8]@s[1][0..] #4:expert.0.up=u:F32[4, 8]@\"s t\"[1][T 8][4..] expert.0.down=d:F32[8, 4] #5 #4 #6 Silu
   %10 = activate %9 Silu
   %11 = scale %10 by=-5e-1
   %12 = mul %11 %11
@@ -423,6 +447,8 @@ mod tests {
         assert_eq!(block.to_string(), LAYER);
         assert_eq!(block.to_string().parse(), Ok(block.clone()));
         assert_eq!(block.weights[7].tensor, "odd \"name\\: \u{202e}\n");
+        let at = View { index: Some(1), transposed: Some(8), ..View::whole("s t") };
+        assert_eq!(block.weights[4].at, View { rows: RowMap::From(4), ..at });
         assert_eq!(block.weights[5].role, Role::Expert(0, Projection::Gate));
         assert!(matches!(block.ops[1], Op::Linear { bias: Some(WeightId(2)), .. }));
         assert!(matches!(block.ops[10], Op::Scale { by: -0.5, .. }));
@@ -500,6 +526,11 @@ mod tests {
                 "  @1 = 5e-1\n",
                 "",
                 "line 5: expected a list of frequencies that stands below the ops, found \"@1\"",
+            ),
+            (
+                "[paired 2]",
+                "[by 2]",
+                "line 8: expected what is read of a stored tensor, found \"by 2]\"",
             ),
             (" window=9", " window=9 ", "line 7: expected the end of the line"),
             ("add %12 %0", "add  %12 %0", "line 14: expected an op"),

@@ -10,7 +10,8 @@
 //! ```
 //!
 //! `%0` is the input. A weight stands with its role where it is read first, after `#5:` if it is not the
-//! next of the block's weights, and as `#5` where it is read again. What rotates stands below the ops, each
+//! next of the block's weights, and as `#5` where it is read again. One that is no stored tensor of its name
+//! says where it lies: `up=a.up:F32[4, 8]@a.gate_up[3][4..]` ([`crate::View`]). What rotates stands below the ops, each
 //! list of frequencies once.
 
 use crate::block::{Block, Spec, WeightId};
@@ -50,6 +51,11 @@ pub(crate) fn is_plain(name: &str) -> bool {
     !name.is_empty() && name.bytes().all(plain)
 }
 
+/// A name, in quotes if it needs them.
+pub(crate) fn write_name(f: &mut fmt::Formatter<'_>, name: &str) -> fmt::Result {
+    if is_plain(name) { f.write_str(name) } else { write!(f, "{name:?}") }
+}
+
 /// What has been printed of a block.
 #[derive(Default)]
 struct Printed<'a> {
@@ -72,8 +78,9 @@ impl<'a> Printed<'a> {
             write!(f, "#{}:", id.0)?;
         }
         write!(f, "{}=", w.role.to_string().replace(' ', "."))?;
-        if is_plain(&w.tensor) { f.write_str(&w.tensor) } else { write!(f, "{:?}", w.tensor) }?;
-        write!(f, ":{}{:?}", w.dtype, w.shape)
+        write_name(f, &w.tensor)?;
+        write!(f, ":{}{:?}", w.dtype, w.shape)?;
+        if w.is_alone() { Ok(()) } else { write!(f, "@{}", w.at) }
     }
 
     /// The number of a list of frequencies: that of the first that is the same.

@@ -1,10 +1,12 @@
 //! Where weights come from, as seen by those who only want rows of them.
 
 use crate::quantized::Quantized;
+use crate::view::{self, View};
 use std::ops::Range;
 use tensor::Tensor;
 
-/// A checkpoint opened for reading. Bytes come when they are asked for.
+/// A checkpoint opened for reading. Bytes come when they are asked for: of stored tensors by name, of
+/// weights by the view of where they lie.
 pub trait Source: Send + Sync {
     /// Reads rows `rows` of the stored tensor `name` into owned memory.
     ///
@@ -25,6 +27,42 @@ pub trait Source: Send + Sync {
         _rows: Range<usize>,
     ) -> Result<Option<Quantized>, ReadError> {
         Ok(None)
+    }
+
+    /// Rows `rows` of matrix `index` of the stored stack `name`, `[n, out, in]`.
+    ///
+    /// Shape of the result: `[rows.len(), in]`, the stored dtype. A source of files should read only
+    /// these rows; this reads the matrix.
+    ///
+    /// # Errors
+    /// As [`Self::read_rows`], or if it is no stack.
+    fn read_stacked(
+        &self,
+        name: &str,
+        index: usize,
+        rows: Range<usize>,
+    ) -> Result<Tensor, ReadError> {
+        view::of_stack(self, name, index, rows)
+    }
+
+    /// Rows `rows` of a weight, from where it lies.
+    ///
+    /// # Errors
+    /// As [`Self::read_rows`], or if the stored tensor has not the form that the view says.
+    fn read_view(&self, at: &View, rows: Range<usize>) -> Result<Tensor, ReadError> {
+        at.read(self, rows)
+    }
+
+    /// The codes of the same rows; `None` if the tensor is not stored on a grid.
+    ///
+    /// # Errors
+    /// As [`Self::read_view`], or if rows of codes would have to change places.
+    fn read_view_quantized(
+        &self,
+        at: &View,
+        rows: Range<usize>,
+    ) -> Result<Option<Quantized>, ReadError> {
+        at.read_quantized(self, rows)
     }
 }
 

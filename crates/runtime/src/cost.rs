@@ -17,8 +17,8 @@ pub struct Cost {
 }
 
 impl Cost {
-    /// The cost of `spec`; `stored` gives the bytes that a tensor takes.
-    pub fn new(spec: &ModelSpec, stored: impl Fn(&str) -> u64) -> Self {
+    /// The cost of `spec`; `stored` gives the bytes that a weight takes.
+    pub fn new(spec: &ModelSpec, stored: impl Fn(&Spec) -> u64) -> Self {
         let blocks = spec.layers.iter().chain([&spec.head]);
         let weights = blocks.map(|block| read(block, &stored)).sum();
         let attention = |op: &Op| match op {
@@ -42,8 +42,8 @@ fn given(block: &Block<Spec>, op: &Op, all: u64) -> u64 {
 }
 
 /// Bytes of a block's weights that a row needs.
-fn read(block: &Block<Spec>, stored: impl Fn(&str) -> u64) -> u64 {
-    let bytes = |id: WeightId| block.weight(id).map_or(0, |w| stored(&w.tensor));
+fn read(block: &Block<Spec>, stored: impl Fn(&Spec) -> u64) -> u64 {
+    let bytes = |id: WeightId| block.weight(id).map_or(0, &stored);
     let op = |op: &Op| given(block, op, op.weights().into_iter().map(bytes).sum());
     block.ops.iter().map(op).sum()
 }

@@ -2,7 +2,7 @@
 
 use crate::error::LoadError;
 use backend::{Backend, Cut, DeviceWeight, Incoming};
-use ir::{Block, ModelSpec, Source, Spec, WeightId};
+use ir::{Block, ModelSpec, Source, Spec, View, WeightId};
 use rayon::prelude::*;
 use std::collections::HashMap;
 use std::ops::Range;
@@ -45,7 +45,7 @@ impl Model {
         let mut loader = Loader { backend: first, source, exact, loaded: HashMap::new() };
         let embedding = loader.embedding(&spec.embedding)?;
         if let Some(table) = spec.table().filter(|_| spec.tied && backends.len() == 1) {
-            loader.loaded.insert(table.tensor.clone(), embedding.table.clone());
+            loader.loaded.insert(table.at.clone(), embedding.table.clone());
         }
         let mut layers = Vec::new();
         for (&backend, range) in backends.iter().zip(&stages) {
@@ -100,7 +100,7 @@ struct Loader<'a> {
     source: &'a dyn Source,
     exact: bool,
     /// What is used twice.
-    loaded: HashMap<String, DeviceWeight>,
+    loaded: HashMap<View, DeviceWeight>,
 }
 
 impl Loader<'_> {
@@ -121,7 +121,7 @@ impl Loader<'_> {
         let mut cuts = backend::cuts(block)?.into_iter();
         block.clone().try_map(|spec| {
             let cut = cuts.next().unwrap_or(Cut::Whole);
-            match self.loaded.get(&spec.tensor) {
+            match self.loaded.get(&spec.at) {
                 Some(weight) => Ok(weight.clone()),
                 None => self.weight(&spec, cut, !self.exact),
             }

@@ -1,8 +1,8 @@
 //! A checkpoint and the programs it runs, of which only headers have been read.
 
 use crate::error::OpenError;
-use checkpoint::{Checkpoint, TensorInfo};
-use ir::{Grid, ModelSpec, Source};
+use checkpoint::Checkpoint;
+use ir::{Grid, ModelSpec, Source, Spec};
 use serde_json::{Map, Value};
 use std::path::Path;
 use text::{ChatTemplate, TemplateFiles, TokenFiles, Tokenizer};
@@ -79,8 +79,15 @@ impl Opened {
 
     /// What the weights take as stored, in bytes.
     pub fn weight_bytes(&self) -> u64 {
-        let stored = |name: &str| self.checkpoint.tensor(name).map_or(0, TensorInfo::bytes);
-        self.spec.tensors().iter().map(|spec| stored(&spec.tensor)).sum()
+        self.spec.tensors().into_iter().map(|spec| self.stored_bytes(spec)).sum()
+    }
+
+    /// What a weight takes as stored, in bytes: its share of the tensor that it lies in.
+    pub fn stored_bytes(&self, spec: &Spec) -> u64 {
+        let elements = |shape: &[usize]| shape.iter().map(|&n| n as u128).product::<u128>();
+        let Some(info) = self.checkpoint.tensor(&spec.at.tensor) else { return 0 };
+        let (own, all) = (elements(&spec.shape), elements(&info.shape).max(1));
+        (u128::from(info.bytes()).saturating_mul(own) / all) as u64
     }
 
     /// What it is loaded from.

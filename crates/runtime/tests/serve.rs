@@ -11,7 +11,7 @@ use engine::{
     DraftModel, Engine, Event, Executor, Finish, NGram, Options, Request, Sampled, Sampling,
     Scratch, SeqId, Speculator, Stepper, score,
 };
-use ir::{Op, ReadError, Source, Value, WeightId};
+use ir::{Op, ReadError, Source, Value, View, WeightId};
 use rayon::ThreadPoolBuilder;
 use runtime::{InPool, KvPlan, Model, Runner, Settings, apart};
 use std::collections::BTreeMap;
@@ -267,7 +267,7 @@ fn the_ops_of_an_embedding_and_of_a_head_are_run() {
     };
     let plain = Opened::stories();
     let mut spec = plain.spec.clone();
-    spec.embedding.weights[0].tensor = format!("changed {}", table.tensor);
+    spec.embedding.weights[0].at = View::whole(format!("changed {}", table.tensor));
     let Op::Norm { eps, .. } = &mut spec.head.ops[0] else { panic!("a head begins with a norm") };
     // A norm forgets a factor, but for what is added to the mean square.
     *eps /= 16.0;
@@ -287,6 +287,61 @@ fn the_ops_of_an_embedding_and_of_a_head_are_run() {
         let alone = score(row, tokens[position], 0, &mut Scratch::default()).unwrap();
         assert_eq!(alone.logprob.to_bits(), logprob.to_bits(), "{position}");
     }
+}
+
+/// What a source says of some tokens of a model, streamed and served.
+fn said_of(opened: &Opened, spec: &ir::ModelSpec, source: &dyn Source) -> (Vec<u32>, Vec<Said>) {
+    let (tokens, cpu) = (opened.tokens(), &opened.cpu);
+    let model = calibration::Model { spec, source };
+    let streamed = calibration::logits(cpu, model.exact(), &tokens).unwrap();
+    let model = Model::on(cpu, source, spec, false).unwrap();
+    let mut runner = opened.runner(&model, KvDType::F32, 64);
+    let request = Request { prompt_logprobs: Some(0), ..Request::new(tokens, 4) };
+    let (served, _) = serve(&mut runner, &[request], &Options::default(), None);
+    (streamed.into_iter().map(f32::to_bits).collect(), served)
+}
+
+#[test]
+fn experts_in_stacks_are_the_same_experts() {
+    let [apart, stacked] = ["mixtral", "mixtral-stacked"]
+        .map(|name| Opened::new(&tests().join("fixtures/families").join(name)));
+    let up = stacked.spec.layers[1].weights.iter().find(|w| w.at.to_string().ends_with("[28..]"));
+    assert_eq!(up.unwrap().at.to_string(), "model.layers.1.mlp.experts.gate_up_proj[0][28..]");
+    assert_eq!(
+        said_of(&apart, &apart.spec, &apart.checkpoint),
+        said_of(&stacked, &stacked.spec, &stacked.checkpoint)
+    );
+}
+
+/// A checkpoint whose matrices are also there as `turned NAME`, `[in, out]`.
+struct Turned<'a>(&'a Opened);
+
+impl Source for Turned<'_> {
+    fn read_rows(&self, name: &str, rows: Range<usize>) -> Result<Tensor, ReadError> {
+        let Some(plain) = name.strip_prefix("turned ") else {
+            return self.0.checkpoint.read_rows(name, rows);
+        };
+        let info = self.0.checkpoint.tensor(plain).unwrap();
+        let &[out, inputs] = &info.shape[..] else { panic!("{plain} is a matrix") };
+        let whole = self.0.checkpoint.read_rows(plain, 0..out)?.to_f32().unwrap();
+        assert!(rows.end <= inputs);
+        let element = |input: usize| (0..out).map(move |row| row * inputs + input);
+        let values: Vec<f32> = rows.clone().flat_map(element).map(|at| whole[at]).collect();
+        Ok(Tensor::from_f32(vec![rows.len(), out], &values).unwrap())
+    }
+}
+
+#[test]
+fn transposed_matrices_are_the_same_matrices() {
+    let opened = Opened::new(&tests().join("fixtures/families/qwen2"));
+    let mut spec = opened.spec.clone();
+    for weight in spec.layers.iter_mut().flat_map(|layer| &mut layer.weights) {
+        let &[_, inputs] = &weight.shape[..] else { continue };
+        let tensor = format!("turned {}", weight.tensor);
+        weight.at = View { transposed: Some(inputs), ..View::whole(tensor) };
+    }
+    let plain = said_of(&opened, &opened.spec, &opened.checkpoint);
+    assert_eq!(plain, said_of(&opened, &spec, &Turned(&opened)));
 }
 
 #[test]

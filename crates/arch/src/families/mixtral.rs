@@ -2,7 +2,7 @@
 
 use super::{Defaults, Family, common};
 use crate::config::{Fields, cap};
-use crate::decoder::{Mixture, MixtureNames, Plan};
+use crate::decoder::{Mixture, MixtureNames, Plan, Stacks};
 use crate::describe::given;
 use crate::error::Error;
 use crate::window;
@@ -25,13 +25,19 @@ pub(super) const FAMILY: Family = Family {
     describe,
 };
 
-/// As Mistral AI named them; transformers reads and writes these names.
+/// As Mistral AI named them, which transformers reads and writes; and as transformers 5 holds them, which
+/// it writes if it is told to with `save_original_format=False`.
 const NAMES: MixtureNames = MixtureNames {
     router: "block_sparse_moe.gate",
     experts: "block_sparse_moe.experts",
     gate: "w1",
     up: "w3",
     down: "w2",
+    stacks: Stacks {
+        router: "mlp.gate",
+        gate_up: "mlp.experts.gate_up_proj",
+        down: "mlp.experts.down_proj",
+    },
 };
 
 /// An absent `num_key_value_heads` means 8, a null one as many as query heads.

@@ -122,6 +122,53 @@ fn a_mixture_has_a_router_and_a_feed_forward_an_expert() {
     assert_eq!(router.unwrap().shape, [8, 24]);
 }
 
+/// Stacks as transformers 5.23.0 holds and saves them; the weights keep the names that readers of artifacts
+/// look for.
+#[test]
+fn experts_are_read_from_stacks_where_they_are_stored_so() {
+    let config = small("mixtral", json!({}));
+    let apart = tensors(&config, DType::F32);
+    let mut stored = apart.clone();
+    stored.retain(|name, _| !name.contains("block_sparse_moe"));
+    for layer in 0..2 {
+        let mut put = |name: &str, shape: &[usize]| {
+            stored.insert(format!("model.layers.{layer}.mlp.{name}"), (DType::F32, shape.to_vec()))
+        };
+        put("gate.weight", &[8, 24]);
+        put("experts.gate_up_proj", &[8, 40, 24]);
+        put("experts.down_proj", &[8, 24, 20]);
+    }
+    let loaded = arch::load(&config, &stored).unwrap();
+    assert_eq!(loaded.warnings, Vec::<String>::new());
+    let separate = arch::load(&config, &apart).unwrap().model;
+    for (ours, theirs) in loaded.model.layers.iter().zip(&separate.layers) {
+        assert_eq!(ours.ops, theirs.ops);
+        for (ours, theirs) in ours.weights.iter().zip(&theirs.weights) {
+            assert!(theirs.is_alone());
+            assert_eq!(ir::Spec { at: theirs.at.clone(), ..ours.clone() }, *theirs);
+        }
+    }
+    let printed = loaded.model.layers[1].to_string();
+    for part in [
+        "block_sparse_moe.gate.weight:F32[8, 24]@model.layers.1.mlp.gate.weight ",
+        "experts.3.w1.weight:F32[20, 24]@model.layers.1.mlp.experts.gate_up_proj[3][0..] ",
+        "experts.3.w3.weight:F32[20, 24]@model.layers.1.mlp.experts.gate_up_proj[3][20..] ",
+        "experts.3.w2.weight:F32[24, 20]@model.layers.1.mlp.experts.down_proj[3] ",
+    ] {
+        assert!(printed.replace('\n', " ").contains(part), "{part}: {printed}");
+    }
+    let refused = |change: &dyn Fn(&mut Tensors)| {
+        let mut stored = stored.clone();
+        change(&mut stored);
+        arch::load(&config, &stored).unwrap_err().to_string()
+    };
+    let down = "model.layers.1.mlp.experts.down_proj";
+    let said = refused(&|stored| stored.get_mut(down).unwrap().1[0] = 7);
+    assert!(said.contains(&format!("{down:?} is [7, 24, 20]")), "{said}");
+    let said = refused(&|stored| drop(stored.remove(down)));
+    assert!(said.contains(&format!("{down:?}")), "{said}");
+}
+
 /// HF-16: what a tied head reads, and when an untied one may be missing.
 #[test]
 fn the_head_is_tied_as_transformers_ties_it() {

@@ -8,9 +8,8 @@ use crate::checkpoint::TensorInfo;
 use crate::codec::{Codec, Slice};
 use crate::error::Error;
 use crate::folder::Folder;
-use crate::layout::RowOrder;
 use crate::shard::Shard;
-use ir::Quantized;
+use ir::{Quantized, RowMap};
 use serde_json::{Map, Value};
 use std::collections::BTreeMap;
 use std::ops::Range;
@@ -27,7 +26,7 @@ pub(crate) struct Gguf {
     header: Header,
     config: Map<String, Value>,
     /// By the name in a Hugging Face folder: which entry, and the order of its rows.
-    places: BTreeMap<String, (usize, RowOrder)>,
+    places: BTreeMap<String, (usize, RowMap)>,
 }
 
 impl Gguf {
@@ -93,7 +92,7 @@ impl Gguf {
 
     /// The tensors, by name.
     pub(crate) fn tensors(&self) -> Vec<TensorInfo> {
-        let info = |(name, &(index, _)): (&String, &(usize, RowOrder))| {
+        let info = |(name, &(index, _)): (&String, &(usize, RowMap))| {
             let entry = self.header.entries.get(index)?;
             let (dtype, grid) = match entry.held {
                 Held::Dense(dtype) => (dtype, None),
@@ -134,14 +133,14 @@ impl Gguf {
         GgufBlocks.decode(name, grid, &Slice { rows, shape: [out, width] }, &get)
     }
 
-    fn place(&self, name: &str) -> Result<(&Entry, RowOrder), Error> {
+    fn place(&self, name: &str) -> Result<(&Entry, RowMap), Error> {
         let missing = || Error::broken(&self.shard.path, format!("has no tensor {name:?}"));
         let &(index, order) = self.places.get(name).ok_or_else(missing)?;
         Ok((self.header.entries.get(index).ok_or_else(missing)?, order))
     }
 
     /// The bytes of rows, in the order of a Hugging Face folder.
-    fn stored(&self, entry: &Entry, order: RowOrder, rows: Range<usize>) -> Result<Bytes, Error> {
+    fn stored(&self, entry: &Entry, order: RowMap, rows: Range<usize>) -> Result<Bytes, Error> {
         let broken = |rule: String| {
             Error::broken(&self.shard.path, format!("tensor {:?}: {rule}", entry.name))
         };
@@ -151,23 +150,23 @@ impl Gguf {
         }
         // No overflow: the header was held against the file's length.
         let row = entry.bytes as usize / height.max(1);
-        let span = order.span();
-        let (from, to) = (rows.start / span * span, rows.end.next_multiple_of(span).min(height));
-        let read = |from: usize, to: usize| {
-            let room = Bytes::try_zeroed((to - from) * row);
+        // Whole heads: the tensor is made of them.
+        let lie = order.covering(&rows);
+        let read = |rows: Range<usize>| {
+            let room = Bytes::try_zeroed(rows.len() * row);
             let fault = || std::io::Error::from(std::io::ErrorKind::OutOfMemory);
             let full = || Error::io(&self.shard.path, "hold the rows in memory", fault());
             let mut bytes = room.ok_or_else(full)?;
-            self.shard.read(bytes.as_mut_slice(), entry.begin + (from * row) as u64)?;
+            self.shard.read(bytes.as_mut_slice(), entry.begin + (rows.start * row) as u64)?;
             Ok::<_, Error>(bytes)
         };
-        if order == RowOrder::Same {
-            return read(rows.start, rows.end);
+        if order == RowMap::All {
+            return read(lie);
         }
-        let all = read(from, to)?;
+        let all = read(lie.clone())?;
         let mut bytes = Bytes::zeroed(rows.len() * row);
         for (index, out) in rows.zip(bytes.as_mut_slice().chunks_exact_mut(row.max(1))) {
-            let at = (order.place(index) - from) * row;
+            let at = (order.place(index) - lie.start) * row;
             out.copy_from_slice(&all.as_slice()[at..at + row]);
         }
         Ok(bytes)

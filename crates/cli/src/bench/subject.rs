@@ -95,11 +95,9 @@ impl Subject {
 
     /// What its steps must read and compute.
     pub(crate) fn cost(&self) -> Cost {
-        Cost::new(self.spec(), |name: &str| match &self.kind {
-            Kind::Stored(opened) => {
-                opened.checkpoint.tensor(name).map_or(0, checkpoint::TensorInfo::bytes)
-            }
-            Kind::Noise(_, noise) => noise.bytes(name),
+        Cost::new(self.spec(), |weight: &ir::Spec| match &self.kind {
+            Kind::Stored(opened) => opened.stored_bytes(weight),
+            Kind::Noise(_, noise) => noise.bytes(&weight.at.tensor),
         })
     }
 
@@ -109,8 +107,8 @@ impl Subject {
         let layers = spec.layers.iter().flat_map(|block| &block.weights);
         let head = spec.projection();
         [
-            layers.map(|w| &w.tensor).any(|t| self.is_integer(t)),
-            head.is_some_and(|w| self.is_integer(&w.tensor)),
+            layers.map(|w| &w.at.tensor).any(|t| self.is_integer(t)),
+            head.is_some_and(|w| self.is_integer(&w.at.tensor)),
         ]
     }
 
