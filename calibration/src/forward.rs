@@ -1,11 +1,12 @@
 //! The streamed forward: a model larger than memory, one block at a time.
 //!
-//! Sequences go through the blocks in groups. Resident are one block, the hidden states of one
-//! batch of sequences, and a slice of rows of the embedding or of the head.
+//! Sequences go through the blocks in groups. Resident are one block, of its experts one, the hidden
+//! states of one batch of sequences, and a slice of rows of the embedding or of the head.
 
 use crate::EvalError;
 use crate::pages::Pages;
-use backend::{BackendExt, Buffer, DeviceWeight, Embed, Interpreter, KvDType};
+use crate::streamed::{Streamed, expert, resident};
+use backend::{BackendError, BackendExt, Buffer, DeviceWeight, Embed, Interpreter, KvDType};
 use ir::{Block, ModelSpec, Source, Spec, Weight, WeightId};
 use std::ops::Range;
 
@@ -106,7 +107,9 @@ pub(crate) fn hidden_states(
     let mut states = embed(interpreter, forward.model, groups)?;
     done();
     for layer in &forward.model.spec.layers {
-        let block = forward.load(interpreter, layer)?;
+        let held = forward.load(interpreter, layer)?;
+        let lay_out = |id| forward.expert(interpreter, layer, id);
+        let block = Streamed::new(&held, &layer.weights, &lay_out);
         let mut pages = forward.pages(interpreter, layer, groups)?;
         for (group, state) in groups.iter().zip(&mut states) {
             let input = std::mem::replace(state, Buffer::new(0, 0, ()));
@@ -140,20 +143,32 @@ impl Forward<'_> {
         head.clone().try_map(|spec| {
             let is_sliced = ids.next().is_some_and(|id| sliced.contains(&id));
             let rows = if is_sliced { slice.clone() } else { 0..spec.shape[0] };
-            self.weight(interpreter, &spec, rows)
+            Ok(self.weight(interpreter, &spec, rows)?)
         })
     }
 
-    /// Reads a block's weights, one at a time, and lays them out for the device.
+    /// Reads a block's weights but those of experts, one at a time, and lays them out for the device.
     fn load(
         &self,
         interpreter: &Interpreter<'_>,
         block: &Block<Spec>,
-    ) -> Result<Block<DeviceWeight>, EvalError> {
+    ) -> Result<Block<Option<DeviceWeight>>, EvalError> {
         block.clone().try_map(|spec| {
-            let rows = 0..spec.shape[0];
-            self.weight(interpreter, &spec, rows)
+            let held = expert(&spec).is_none().then_some(0..spec.shape[0]);
+            Ok(held.map(|rows| self.weight(interpreter, &spec, rows)).transpose()?)
         })
+    }
+
+    /// Reads a weight of an expert, and lays it out for the device.
+    fn expert(
+        &self,
+        interpreter: &Interpreter<'_>,
+        block: &Block<Spec>,
+        id: WeightId,
+    ) -> Result<DeviceWeight, BackendError> {
+        let absent = || BackendError::Internal(format!("weight {} is not there", id.0));
+        let spec = block.weight(id).ok_or_else(absent)?;
+        self.weight(interpreter, spec, 0..spec.shape[0])
     }
 
     /// A layer's keys and values, if they are to be read back as stored.
@@ -174,7 +189,7 @@ impl Forward<'_> {
         interpreter: &Interpreter<'_>,
         spec: &Spec,
         rows: Range<usize>,
-    ) -> Result<DeviceWeight, EvalError> {
+    ) -> Result<DeviceWeight, BackendError> {
         let Model { spec: model, source } = self.model;
         // A table that embeds too is dense for both, as it is when served.
         let dense = model.table().is_some_and(|table| table.at == spec.at);
@@ -182,7 +197,7 @@ impl Forward<'_> {
             && !dense
             && let Some(weight) = source.read_view_quantized(&spec.at, rows.clone())?
         {
-            return Ok(interpreter.backend().prepare_quantized(&spec.tensor, weight)?);
+            return interpreter.backend().prepare_quantized(&spec.tensor, weight);
         }
         prepare(interpreter, source, spec, rows)
     }
@@ -193,10 +208,10 @@ fn prepare(
     source: &dyn Source,
     spec: &Spec,
     rows: Range<usize>,
-) -> Result<DeviceWeight, EvalError> {
+) -> Result<DeviceWeight, BackendError> {
     let tensor = source.read_view(&spec.at, rows)?;
     let spec = Spec { shape: tensor.shape().to_vec(), ..spec.clone() };
-    Ok(interpreter.backend().prepare_dense(Weight { spec, tensor })?)
+    interpreter.backend().prepare_dense(Weight { spec, tensor })
 }
 
 /// The embeddings of every token, by the embedding's program: a buffer `[rows, hidden]` a group. Of its
@@ -233,9 +248,11 @@ pub(crate) fn embed(
     states.into_iter().map(run).collect()
 }
 
-/// The largest block's bytes as stored: what a streamed forward holds of the weights.
+/// The largest block's bytes as stored, with one of its experts: what a streamed forward holds of the
+/// weights.
 pub fn largest_block(model: &ModelSpec) -> usize {
-    let layers = model.layers.iter().map(|b| b.weights.iter().map(Spec::bytes).sum());
+    let of = |b: &Block<Spec>| resident(&b.weights, |index| b.weights[index].bytes() as u64);
+    let layers = model.layers.iter().map(|b| of(b) as usize);
     let slice = model.table().map(|t| t.dtype.bytes_of(&[SLICE_ROWS, t.shape[1]]));
     layers.chain(slice.flatten()).max().unwrap_or(0)
 }

@@ -9,6 +9,7 @@ mod forward;
 mod pages;
 pub mod samples;
 mod score;
+mod streamed;
 pub mod tasks;
 pub mod windows;
 
@@ -18,6 +19,7 @@ pub use score::{
     ACTIVATION_BYTES_MAX, Against, HEAD_ROWS, Progress, Scored, Sequence, Target, logits, score,
     score_states,
 };
+pub use streamed::{LayOut, Streamed, expert, experts, resident};
 
 /// Why a measurement failed.
 #[derive(Debug, thiserror::Error)]

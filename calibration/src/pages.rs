@@ -2,7 +2,7 @@
 
 use crate::EvalError;
 use crate::forward::Group;
-use backend::{BackendError, Buffer, DeviceWeight, Interpreter, KV_BLOCK, KvCache, KvDType, Span};
+use backend::{BackendError, Buffer, Interpreter, KV_BLOCK, KvCache, KvDType, Program, Span};
 use ir::{Block, Spec};
 use std::ops::Range;
 
@@ -31,10 +31,10 @@ impl Pages {
     }
 
     /// Runs `block` over whole sequences; `input` is `[rows, width]`.
-    pub(crate) fn run(
+    pub(crate) fn run<'p>(
         &self,
         interpreter: &Interpreter<'_>,
-        block: &Block<DeviceWeight>,
+        block: impl Into<Program<'p>>,
         input: Buffer,
         sequences: &[Range<usize>],
     ) -> Result<Buffer, BackendError> {

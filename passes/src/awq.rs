@@ -11,8 +11,8 @@ use crate::fold::{Fold, Source, folds};
 use crate::quadratic::{forms, whole};
 use crate::rtn::rtn;
 use compiler::{
-    Cost, Edit, Key, Observe, Pass, PassCx, PassError, Refusal, Stage, Wrong, boolean, check_keys,
-    integer,
+    Cost, Edit, Held, Key, Observe, Pass, PassCx, PassError, Refusal, Stage, Wrong, boolean,
+    check_keys, integer,
 };
 use ir::{Block, BlockId, Grid, ModelSpec, Span, Weight, WeightId};
 use rayon::prelude::*;
@@ -96,7 +96,7 @@ impl Awq {
     fn factors(
         &self,
         fold: &Fold,
-        block: &Block,
+        block: &Block<Held>,
         cx: &PassCx<'_>,
     ) -> Result<Option<Vec<f32>>, PassError> {
         let seen = fold.targets.iter().find_map(|&id| Some((id, cx.statistics.gram(id)?)));
@@ -184,8 +184,8 @@ impl Pass for Awq {
         }
     }
 
-    fn run(&self, stage: &Stage, block: &Block, cx: &PassCx<'_>) -> Result<Edit, PassError> {
-        let fold = folds(&block.specs()).into_iter().find(|fold| fold.edits() == stage.edits);
+    fn run(&self, stage: &Stage, block: &Block<Held>, cx: &PassCx<'_>) -> Result<Edit, PassError> {
+        let fold = folds(&Held::specs(block)).into_iter().find(|fold| fold.edits() == stage.edits);
         let fold =
             fold.ok_or_else(|| PassError::Internal("awq: no fold is of the stage".into()))?;
         match self.factors(&fold, block, cx)? {
@@ -209,10 +209,10 @@ fn normalized(loud: &[f64], power: f64) -> Vec<f32> {
 ///
 /// # Errors
 /// If a weight is not there, or holds no floats.
-pub fn apply(fold: &Fold, block: &Block, factors: &[f32]) -> Result<Edit, PassError> {
+pub fn apply(fold: &Fold, block: &Block<Held>, factors: &[f32]) -> Result<Edit, PassError> {
     let mut edit = Edit::default();
     let mut put = |id: WeightId, values: Vec<f32>| {
-        let shape = block.weights[id.0 as usize].tensor.shape().to_vec();
+        let shape = weight(block, id)?.tensor.shape().to_vec();
         let tensor = Tensor::from_f32(shape, &values);
         let tensor = tensor.ok_or_else(|| PassError::Internal("awq: a weight's size".into()))?;
         edit.weights.push((id, tensor));
@@ -246,9 +246,9 @@ pub fn apply(fold: &Fold, block: &Block, factors: &[f32]) -> Result<Edit, PassEr
     Ok(edit)
 }
 
-fn weight(block: &Block, id: WeightId) -> Result<&Weight, PassError> {
+fn weight(block: &Block<Held>, id: WeightId) -> Result<&Weight, PassError> {
     let missing = || PassError::Internal(format!("awq: weight {} is not there", id.0));
-    block.weights.get(id.0 as usize).ok_or_else(missing)
+    block.weight(id).ok_or_else(missing)?.weight()
 }
 
 fn values(weight: &Weight) -> Result<Vec<f32>, PassError> {

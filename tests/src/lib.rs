@@ -74,14 +74,59 @@ pub fn write_safetensors(path: &Path, tensors: &[Dense]) {
 /// # Panics
 /// If it cannot be written.
 pub fn write_noise_model(folder: &Path, layers: usize, hidden: usize, vocab: usize) {
-    fs::create_dir_all(folder).expect("the folder can be made");
+    let config = json!({ "architectures": ["LlamaForCausalLM"], "model_type": "llama" });
+    let mlp = |layer: usize| {
+        let at = |part: &str| format!("model.layers.{layer}.mlp.{part}_proj.weight");
+        let wide = vec![3 * hidden, hidden];
+        vec![(at("gate"), wide.clone()), (at("up"), wide), (at("down"), vec![hidden, 3 * hidden])]
+    };
+    write_noise(folder, config, [layers, hidden, vocab], mlp);
+}
+
+/// Writes a Mixtral checkpoint of seeded noise: 2 layers of width `hidden`, 2 heads, so many experts, of
+/// which each token is given to 2.
+///
+/// # Panics
+/// If it cannot be written.
+pub fn write_noise_mixtral(folder: &Path, experts: usize, hidden: usize, vocab: usize) {
     let config = json!({
-        "architectures": ["LlamaForCausalLM"], "model_type": "llama", "hidden_act": "silu",
-        "hidden_size": hidden, "intermediate_size": 3 * hidden, "num_hidden_layers": layers,
-        "num_attention_heads": 2, "num_key_value_heads": 1, "vocab_size": vocab,
-        "max_position_embeddings": 256, "rms_norm_eps": 1e-5, "rope_theta": 10000.0,
-        "tie_word_embeddings": true,
+        "architectures": ["MixtralForCausalLM"], "model_type": "mixtral",
+        "num_local_experts": experts, "num_experts_per_tok": 2,
     });
+    let moe = |layer: usize| {
+        let at = |part: &str| format!("model.layers.{layer}.block_sparse_moe.{part}.weight");
+        let mut all = vec![(at("gate"), vec![experts, hidden])];
+        for expert in 0..experts {
+            let part = |part: &str| at(&format!("experts.{expert}.{part}"));
+            all.push((part("w1"), vec![3 * hidden, hidden]));
+            all.push((part("w2"), vec![hidden, 3 * hidden]));
+            all.push((part("w3"), vec![3 * hidden, hidden]));
+        }
+        all
+    };
+    write_noise(folder, config, [2, hidden, vocab], moe);
+}
+
+/// Names and shapes of tensors.
+type Named = Vec<(String, Vec<usize>)>;
+
+/// Writes a checkpoint of seeded noise: what `config` says beside what all have, and the feed-forwards
+/// that `mlp` names.
+fn write_noise(
+    folder: &Path,
+    mut config: Value,
+    [layers, hidden, vocab]: [usize; 3],
+    mlp: impl Fn(usize) -> Named,
+) {
+    fs::create_dir_all(folder).expect("the folder can be made");
+    let all = json!({
+        "hidden_act": "silu", "hidden_size": hidden, "intermediate_size": 3 * hidden,
+        "num_hidden_layers": layers, "num_attention_heads": 2, "num_key_value_heads": 1,
+        "vocab_size": vocab, "max_position_embeddings": 256, "rms_norm_eps": 1e-5,
+        "rope_theta": 10000.0, "tie_word_embeddings": true,
+    });
+    let map = config.as_object_mut().expect("an object");
+    map.extend(all.as_object().expect("an object").clone());
     fs::write(folder.join("config.json"), config.to_string()).expect("config.json");
     let mut noise = Noise(1);
     let mut tensors = vec![noise.tensor("model.embed_tokens.weight".into(), vec![vocab, hidden])];
@@ -94,12 +139,10 @@ pub fn write_noise_model(folder: &Path, layers: usize, hidden: usize, vocab: usi
             ("self_attn.v_proj", vec![half, hidden]),
             ("self_attn.o_proj", vec![hidden, hidden]),
             ("post_attention_layernorm", vec![hidden]),
-            ("mlp.gate_proj", vec![3 * hidden, hidden]),
-            ("mlp.up_proj", vec![3 * hidden, hidden]),
-            ("mlp.down_proj", vec![hidden, 3 * hidden]),
         ] {
             tensors.push(noise.tensor(format!("model.layers.{layer}.{name}.weight"), shape));
         }
+        tensors.extend(mlp(layer).into_iter().map(|(name, shape)| noise.tensor(name, shape)));
     }
     tensors.push(noise.tensor("model.norm.weight".into(), vec![hidden]));
     write_safetensors(&folder.join("model.safetensors"), &tensors);

@@ -80,3 +80,35 @@ fn a_compilation_takes_what_its_plan_says_however_many_layers() {
         assert!(large[0] < small[0] + (24 << 20), "{arguments:?}: {small:?}, {large:?}");
     }
 }
+
+/// A checkpoint of so many experts, whose matrices of one layer take 9 MB each expert.
+#[cfg(target_os = "linux")]
+fn mixtral(folder: &Path, experts: usize) -> String {
+    tests::write_noise_mixtral(&folder.join(experts.to_string()), experts, 512, 500);
+    format!("./{experts}")
+}
+
+#[test]
+#[cfg(target_os = "linux")]
+fn four_times_the_experts_take_no_more_memory() {
+    let folder = tempfile::tempdir().unwrap();
+    let ids: Vec<String> = (0..6000).map(|i| (i * 37 % 500).to_string()).collect();
+    std::fs::write(folder.path().join("tokens"), ids[..600].join(" ")).unwrap();
+    std::fs::write(folder.path().join("ids.jsonl"), format!("[{}]\n", ids.join(","))).unwrap();
+    // 38 MB a layer, and 151 MB.
+    let models = [4, 16].map(|experts| mixtral(folder.path(), experts));
+    let [small, large] =
+        ["4", "16"].map(|model| peak(&folder.path().join(model), &folder.path().join("tokens")));
+    assert!(large < small + (12 << 20), "eval: {small} bytes with 4 experts, {large} with 16");
+    let calibrated = ["--calibration", "ids.jsonl", "--samples", "16", "--seq-len", "256"];
+    for arguments in [&calibrated[..], &["--method", "rtn", "--no-gate"]] {
+        let [small, large] =
+            models.each_ref().map(|model| compiled(folder.path(), model, arguments));
+        for [peak, planned] in [small, large] {
+            let ratio = planned as f64 / peak as f64;
+            assert!((0.8..1.2).contains(&ratio), "{arguments:?}: {peak} taken, {planned} planned");
+        }
+        // Twelve experts more are 113 MB.
+        assert!(large[0] < small[0] + (16 << 20), "{arguments:?}: {small:?}, {large:?}");
+    }
+}

@@ -1,16 +1,20 @@
 //! One layer: read, observed, rewritten, put on grids, written, and gone through as it was written.
+//!
+//! Of its experts one is in memory at a time: it comes for a stage that names it, for an op that reads
+//! it and for the writer, and goes after that. What a pass changed of it stays until it is written.
 
 use crate::CompileError;
 use crate::damage::{Kind, check_damage};
 use crate::dump::dump;
 use crate::job::Event;
-use crate::pass::{Edit, PassCx, PassError, Stage};
+use crate::pass::{Edit, Held, PassCx, PassError, Stage};
 use crate::plan::{Choice, PlannedWeight, SolveStage};
 use crate::reader::input;
 use crate::solver::{Input, Output, Solved, Solver};
 use crate::statistics::{Observe, Statistics};
-use crate::turn::{Hashes, Turn, as_stored, prepare, prepare_stored};
-use backend::DeviceWeight;
+use crate::streams::Streams;
+use crate::turn::{Hashes, Layouts, Turn, prepare_stored};
+use backend::{DeviceWeight, Interpreter, Program};
 use checkpoint::Rows;
 use ir::{Block, Role, Spec, Weight, WeightId};
 use rayon::prelude::*;
@@ -19,27 +23,22 @@ use std::time::Instant;
 /// A layer while it is compiled.
 struct Layer<'t, 'r, 'a> {
     turn: &'t mut Turn<'r, 'a>,
-    host: Block,
-    device: Option<Block<DeviceWeight>>,
+    host: Block<Held>,
+    /// Without experts; `None` if nothing goes through the blocks.
+    device: Option<Block<Option<DeviceWeight>>>,
+    /// Which weights of experts the output that leads has by now.
+    written: Vec<bool>,
+    /// Of what was read.
+    hashes: Hashes,
 }
 
 /// Compiles one layer; the hashes of what was read.
 pub(crate) fn layer(turn: &mut Turn<'_, '_>) -> Result<Hashes, CompileError> {
-    let clock = Instant::now();
-    let (host, hashes) = turn.read()?;
-    if !turn.job.allow_zero {
-        let check = |w: &Weight| check_damage(&w.spec.tensor, Kind::Linear, &w.tensor);
-        host.weights.par_iter().try_for_each(check)?;
-    }
-    let device = if turn.streams.are_empty() { None } else { Some(turn.upload(&host)?) };
-    turn.progress.spent.load += clock.elapsed();
-    let clock = Instant::now();
-    if let Some(device) = &device {
-        turn.streams.advance_original(turn.interpreter, device)?;
-    }
-    turn.progress.spent.forward += clock.elapsed();
     let planned = turn.planned();
-    let mut layer = Layer { turn, host, device };
+    let mut layer = Layer::begin(turn)?;
+    let clock = Instant::now();
+    layer.run(|streams, interpreter, program| streams.advance_original(interpreter, program))?;
+    layer.turn.progress.spent.forward += clock.elapsed();
     layer.dump("source")?;
     for (pass, stage) in &planned.edits {
         layer.edit(*pass, stage)?;
@@ -48,22 +47,87 @@ pub(crate) fn layer(turn: &mut Turn<'_, '_>) -> Result<Hashes, CompileError> {
     for stage in &planned.solves {
         layer.solve(stage)?;
     }
-    layer.finish()?;
-    Ok(hashes)
+    layer.finish()
 }
 
-impl Layer<'_, '_, '_> {
+impl<'t, 'r, 'a> Layer<'t, 'r, 'a> {
+    /// Reads what stays in memory, and looks at all of it.
+    fn begin(turn: &'t mut Turn<'r, 'a>) -> Result<Self, CompileError> {
+        let (clock, mut hashes) = (Instant::now(), Hashes::new());
+        let (host, allow_zero) = (turn.read_rest(&mut hashes)?, turn.job.allow_zero);
+        let rest = host.weights.par_iter().filter_map(|held| held.weight().ok());
+        rest.try_for_each(|weight| sound(weight, allow_zero))?;
+        let device = match turn.streams.are_empty() {
+            true => None,
+            false => {
+                // What goes through the layer goes through what was hashed.
+                let all_sound = |own: &[Weight]| {
+                    own.par_iter().try_for_each(|weight| sound(weight, allow_zero))
+                };
+                turn.read_experts(&mut hashes, all_sound)?;
+                Some(turn.upload(&host)?)
+            }
+        };
+        turn.progress.spent.load += clock.elapsed();
+        let written = vec![false; host.weights.len()];
+        Ok(Self { turn, host, device, written, hashes })
+    }
+
+    /// Calls `go` with the streams and the layer as it now is, if anything goes through it.
+    fn run<T: Default>(
+        &mut self,
+        go: impl FnOnce(&mut Streams, &Interpreter<'a>, Program<'_>) -> Result<T, CompileError>,
+    ) -> Result<T, CompileError> {
+        let Some(device) = &self.device else { return Ok(T::default()) };
+        let (host, written) = (&self.host, &self.written);
+        let lay_out = |layouts: Layouts<'_, '_>, index: usize| match &host.weights[index] {
+            _ if written[index] => layouts.lead_expert(index),
+            Held::Dense(weight) => layouts.dense(index, weight.tensor.clone()),
+            Held::Unread(_) => layouts.source(index),
+        };
+        self.turn.run(device, lay_out, go)
+    }
+
+    /// Reads those of `named` that are not in memory; which they are.
+    fn hold(&mut self, named: impl Iterator<Item = WeightId>) -> Result<Vec<usize>, CompileError> {
+        let unread = |index: &usize| matches!(self.host.weights.get(*index), Some(Held::Unread(_)));
+        let mut indices: Vec<usize> = named.map(|id| id.0 as usize).filter(unread).collect();
+        indices.sort_unstable();
+        indices.dedup();
+        let clock = Instant::now();
+        let read = self.turn.read(&indices, &mut self.hashes)?;
+        let allow_zero = self.turn.job.allow_zero;
+        read.par_iter().try_for_each(|weight| sound(weight, allow_zero))?;
+        for (&index, weight) in indices.iter().zip(read) {
+            self.host.weights[index] = Held::Dense(weight);
+        }
+        self.turn.progress.spent.load += clock.elapsed();
+        Ok(indices)
+    }
+
+    /// Drops what [`Self::hold`] read, but for what was changed.
+    fn release(&mut self, held: Vec<usize>, changed: &[WeightId]) {
+        for index in held.into_iter().filter(|&index| !changed.contains(&WeightId(index as u32))) {
+            let held = &mut self.host.weights[index];
+            *held = Held::Unread(held.spec().clone());
+        }
+    }
+
     /// Runs a stage of a pass, and holds what it made against what was planned.
     fn edit(&mut self, pass: usize, stage: &Stage) -> Result<(), CompileError> {
         let job = self.turn.job;
         let pass = &job.pipeline.passes[pass];
         self.turn.progress.tell(Event::Stage { block: stage.block, pass: pass.name() });
         let statistics = self.observe(&stage.observes)?;
+        let observed = stage.observes.iter().map(|what| what.weight());
+        let held = self.hold(observed.chain(stage.edits.iter().copied()))?;
         let clock = Instant::now();
         let cx = PassCx { backend: job.backend, statistics: &statistics };
         let edit = pass.run(stage, &self.host, &cx)?;
         self.turn.progress.spent.solve += clock.elapsed();
+        let changed: Vec<WeightId> = edit.weights.iter().map(|(id, _)| *id).collect();
         self.take(pass.name(), stage, edit)?;
+        self.release(held, &changed);
         self.dump(pass.name())
     }
 
@@ -71,13 +135,13 @@ impl Layer<'_, '_, '_> {
     fn take(&mut self, pass: &str, stage: &Stage, edit: Edit) -> Result<(), CompileError> {
         let clock = Instant::now();
         let wrong = |what: &str| PassError::Internal(format!("{pass} on {}: {what}", stage.block));
-        let (backend, lead, result) = (self.turn.job.backend, self.turn.lead(), self.turn.result());
+        let result = self.turn.result();
         for (id, tensor) in edit.weights {
             let index = id.0 as usize;
             let (Some(spec), true) = (result.weights.get(index), stage.edits.contains(&id)) else {
                 return Err(wrong("it changed what it had not said").into());
             };
-            let Some(weight) = self.host.weights.get_mut(index) else {
+            let Some(Held::Dense(weight)) = self.host.weights.get_mut(index) else {
                 return Err(wrong("it changed what is not there").into());
             };
             let finite = tensor.f32s().is_some_and(|v| v.par_iter().all(|x| x.is_finite()));
@@ -85,9 +149,9 @@ impl Layer<'_, '_, '_> {
                 let rule = format!("{pass} made values of it that are not finite");
                 return Err(PassError::Weight { tensor: spec.tensor.clone(), rule }.into());
             }
-            if let Some(device) = &mut self.device {
-                let stored = as_stored(&lead[index], tensor.clone())?;
-                device.weights[index] = prepare(backend, spec, stored)?;
+            let on_device = self.device.as_mut().map(|device| &mut device.weights[index]);
+            if let Some(Some(own)) = on_device {
+                *own = self.turn.layouts().dense(index, tensor.clone())?;
             }
             weight.spec =
                 Spec { shape: tensor.shape().to_vec(), dtype: tensor.dtype(), ..spec.clone() };
@@ -101,7 +165,7 @@ impl Layer<'_, '_, '_> {
     fn check(&self) -> Result<(), CompileError> {
         let result = self.turn.result();
         let shapes = |weights: &[Spec]| weights.iter().map(|s| s.shape.clone()).collect::<Vec<_>>();
-        let block = self.host.specs();
+        let block = Held::specs(&self.host);
         ir::verify(&block, self.turn.job.plan.model.hidden)
             .map_err(|broken| CompileError::Internal(broken.to_string()))?;
         match block.ops == result.ops && shapes(&block.weights) == shapes(&result.weights) {
@@ -112,8 +176,10 @@ impl Layer<'_, '_, '_> {
 
     fn observe(&mut self, wanted: &[Observe]) -> Result<Statistics, CompileError> {
         let clock = Instant::now();
-        let (turn, block) = (&mut *self.turn, self.host.specs());
-        let seen = turn.streams.observe(turn.interpreter, &block, self.device.as_ref(), wanted);
+        let block = Held::specs(&self.host);
+        let seen = self.run(|streams, interpreter, program| {
+            streams.observe(interpreter, &block, program, wanted)
+        });
         self.turn.progress.spent.forward += clock.elapsed();
         seen
     }
@@ -130,6 +196,7 @@ impl Layer<'_, '_, '_> {
         let pass = solver.map_or("", Solver::name);
         self.turn.progress.tell(Event::Stage { block: id, pass });
         let mut statistics = Some(self.observe(&stage.observes)?);
+        let held = self.hold(stage.weights.iter().copied())?;
         let last = self.turn.writers.len() - 1;
         for (number, output) in job.pipeline.outputs.iter().enumerate() {
             let clock = Instant::now();
@@ -138,13 +205,14 @@ impl Layer<'_, '_, '_> {
             let cx = PassCx { backend: job.backend, statistics: &seen };
             let mut solved = solve(&self.host, stage, output, planned, &cx)?;
             solved.iter_mut().for_each(|(index, solved)| {
-                note_tokens(&self.host.weights[*index].spec, *index, &seen, solved);
+                note_tokens(self.host.weights[*index].spec(), *index, &seen, solved);
             });
             // What is not needed any more makes room for what is written.
             statistics = (number < last).then_some(seen);
             self.turn.progress.spent.solve += clock.elapsed();
             self.accept(number, planned, solved)?;
         }
+        self.release(held, &[]);
         Ok(())
     }
 
@@ -162,9 +230,14 @@ impl Layer<'_, '_, '_> {
         for (index, Solved { quantized, outcome }) in solved {
             let report = writer.report(id, &planned[index], &outcome);
             (turn.progress.events)(Event::Weight(report));
-            if let (0, Some(device)) = (number, &mut self.device) {
+            if number > 0 {
+                continue;
+            }
+            self.written[index] = true;
+            let on_device = self.device.as_mut().map(|device| &mut device.weights[index]);
+            if let Some(Some(own)) = on_device {
                 let (spec, stored) = (&planned[index].spec, Rows::On(quantized));
-                device.weights[index] = prepare_stored(turn.job.backend, spec, &stored)?;
+                *own = prepare_stored(turn.job.backend, spec, &stored)?;
             }
         }
         turn.progress.spent.write += clock.elapsed();
@@ -172,37 +245,51 @@ impl Layer<'_, '_, '_> {
     }
 
     /// Writes what stays dense, and sends the streams through what was written.
-    fn finish(self) -> Result<(), CompileError> {
-        let clock = Instant::now();
-        let Self { turn, host, device } = self;
-        for (index, weight) in host.weights.into_iter().enumerate() {
-            for writer in &*turn.writers {
-                writer.put_dense(&writer.block(turn.index)[index], &weight.tensor, 0)?;
+    fn finish(mut self) -> Result<Hashes, CompileError> {
+        for index in 0..self.host.weights.len() {
+            let mut own = self.turn.writers.iter().map(|w| &w.block(self.turn.index)[index]);
+            if own.any(|weight| matches!(weight.choice, Choice::Dense(_))) {
+                self.hold(std::iter::once(WeightId(index as u32)))?;
             }
+            let clock = Instant::now();
+            if let Held::Dense(weight) = &self.host.weights[index] {
+                for writer in &*self.turn.writers {
+                    writer.put_dense(&writer.block(self.turn.index)[index], &weight.tensor, 0)?;
+                }
+            }
+            // What is written is not needed any more.
+            self.release(vec![index], &[]);
+            self.turn.progress.spent.write += clock.elapsed();
         }
-        turn.progress.spent.write += clock.elapsed();
+        self.written.fill(true);
         let clock = Instant::now();
-        if turn.ends_samples() {
-            turn.streams.end_samples();
+        if self.turn.ends_samples() {
+            self.turn.streams.end_samples();
         }
-        if let Some(device) = device {
-            turn.streams.advance(turn.interpreter, &device)?;
-        }
-        turn.progress.spent.forward += clock.elapsed();
-        Ok(())
+        self.run(|streams, interpreter, program| streams.advance(interpreter, program))?;
+        self.turn.progress.spent.forward += clock.elapsed();
+        Ok(self.hashes)
     }
 
     fn dump(&self, stage: &str) -> Result<(), CompileError> {
         match self.turn.job.dump {
-            Some(folder) => dump(folder, self.turn.index, stage, &self.host.specs()),
+            Some(folder) => dump(folder, self.turn.index, stage, &Held::specs(&self.host)),
             None => Ok(()),
         }
     }
 }
 
+/// Refuses a weight that is damaged, unless that is allowed.
+fn sound(weight: &Weight, allow_zero: bool) -> Result<(), CompileError> {
+    match allow_zero {
+        true => Ok(()),
+        false => check_damage(&weight.spec.tensor, Kind::Linear, &weight.tensor),
+    }
+}
+
 /// Solves a stage's weights for one output; by the index of the weight, in order.
 fn solve(
-    host: &Block,
+    host: &Block<Held>,
     stage: &SolveStage,
     output: &Output,
     planned: &[PlannedWeight],
@@ -219,13 +306,13 @@ fn solve(
     let mut solved = Vec::with_capacity(weights.len());
     for same in weights.chunk_by(|a, b| (a.0, a.1) == (b.0, b.1)) {
         let solver = output.rules[same[0].0].solver();
-        let first = &host.weights[same[0].2.0 as usize];
-        let width = first.spec.shape.last().copied().unwrap_or(0);
+        let first = host.weights[same[0].2.0 as usize].spec();
+        let width = first.shape.last().copied().unwrap_or(0);
         let gram = cx.statistics.gram(same[0].2).filter(|_| solver.observes());
         let mut solving = solver.begin(Input { backend: cx.backend, width, gram })?;
         for &(.., id, grid) in same {
             let index = id.0 as usize;
-            solved.push((index, solving.solve(&host.weights[index], grid)?));
+            solved.push((index, solving.solve(host.weights[index].weight()?, grid)?));
         }
     }
     solved.sort_by_key(|(index, _)| *index);

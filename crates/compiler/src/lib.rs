@@ -2,7 +2,7 @@
 //! ([`Plan`]), the streaming driver that runs passes block by block ([`compile`]), and what it says
 //! of the result ([`Report`]).
 //!
-//! One block is resident. Each finished block is written, and the calibration samples go on through
+//! One block is resident, and of its experts one. Each finished block is written, and the calibration samples go on through
 //! what was written, so a later block is fitted to the errors of the earlier ones.
 
 // From the lower to the higher: a module uses those of the groups before its own, with few exceptions,
@@ -55,7 +55,7 @@ mod drive;
 pub use drive::{Compiled, Made, compile, precheck};
 pub use error::CompileError;
 pub use job::{Event, Job, Spent, Text};
-pub use pass::{Cost, Edit, Pass, PassCx, PassError, Stage};
+pub use pass::{Cost, Edit, Held, Pass, PassCx, PassError, Stage};
 pub use plan::{
     BASE_BYTES, Choice, Pipeline, Plan, PlannedBlock, PlannedOutput, PlannedWeight, SolveStage,
     Tokens,

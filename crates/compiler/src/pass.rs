@@ -7,7 +7,7 @@
 use crate::refusal::Refusal;
 use crate::statistics::{Observe, Statistics};
 use backend::Backend;
-use ir::{Block, BlockId, ModelSpec, WeightId};
+use ir::{Block, BlockId, ModelSpec, Spec, Weight, WeightId};
 use serde_json::{Map, Value};
 use tensor::Tensor;
 
@@ -28,7 +28,52 @@ pub trait Pass: Send + Sync {
     ///
     /// # Errors
     /// If a weight holds what cannot be rewritten, or the device fails.
-    fn run(&self, stage: &Stage, block: &Block, cx: &PassCx<'_>) -> Result<Edit, PassError>;
+    fn run(&self, stage: &Stage, block: &Block<Held>, cx: &PassCx<'_>) -> Result<Edit, PassError>;
+}
+
+/// A weight of a block that is being compiled.
+#[derive(Clone, Debug)]
+pub enum Held {
+    /// It is not in memory: it is of an expert, and the stage names no weight of that expert.
+    Unread(Spec),
+    /// As the passes before left it.
+    Dense(Weight),
+}
+
+impl Held {
+    /// What is known of it.
+    pub fn spec(&self) -> &Spec {
+        match self {
+            Self::Unread(spec) => spec,
+            Self::Dense(weight) => &weight.spec,
+        }
+    }
+
+    /// The weight.
+    ///
+    /// # Errors
+    /// If it is not in memory: a bug of the stage, which has not named it.
+    pub fn weight(&self) -> Result<&Weight, PassError> {
+        match self {
+            Self::Dense(weight) => Ok(weight),
+            Self::Unread(spec) => {
+                let tensor = &spec.tensor;
+                Err(PassError::Internal(format!("{tensor:?} was not asked for, and is not read")))
+            }
+        }
+    }
+
+    /// A block without its values.
+    pub fn specs(block: &Block<Self>) -> Block<Spec> {
+        let weights = block.weights.iter().map(|held| held.spec().clone()).collect();
+        Block { id: block.id, ops: block.ops.clone(), weights }
+    }
+
+    /// A block of which every weight is in memory.
+    pub fn all(block: Block) -> Block<Self> {
+        let weights = block.weights.into_iter().map(Self::Dense).collect();
+        Block { id: block.id, ops: block.ops, weights }
+    }
 }
 
 /// A part of a pass that needs a look of its own at a block, as the part before left it.
@@ -36,9 +81,9 @@ pub trait Pass: Send + Sync {
 pub struct Stage {
     /// The block that it is of.
     pub block: BlockId,
-    /// What it needs to see.
+    /// What it needs to see. Of an expert, the weights that it names here and below are in memory.
     pub observes: Vec<Observe>,
-    /// The weights that it may change.
+    /// The weights that it may change. What it changes of an expert stays in memory until it is written.
     pub edits: Vec<WeightId>,
     /// What running it takes beside the block.
     pub cost: Cost,

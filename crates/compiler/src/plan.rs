@@ -8,9 +8,9 @@ use crate::refusal::Refusal;
 use crate::solver::{Output, Solver};
 use crate::statistics::Observe;
 use crate::work::{self, Work};
-use calibration::SPILL_PART;
+use calibration::{SPILL_PART, expert};
 use checkpoint::{Checkpoint, Format, TensorInfo};
-use ir::{Block, BlockId, Grid, ModelSpec, Role, Spec, WeightId};
+use ir::{Block, BlockId, Grid, ModelSpec, Spec, WeightId};
 use std::collections::BTreeSet;
 use tensor::DType;
 
@@ -318,14 +318,6 @@ fn matrices(block: &Block<Spec>) -> impl Iterator<Item = WeightId> + '_ {
     block.table().into_iter().chain(block.matrices().into_iter().map(|matrix| matrix.weight))
 }
 
-/// Which expert a weight is of, if it is of one.
-fn expert(block: &Block<Spec>, weight: WeightId) -> Option<u32> {
-    match block.weight(weight)?.role {
-        Role::Expert(expert, _) => Some(expert),
-        _ => None,
-    }
-}
-
 /// The stages of the lowering: those of the rules of the output that leads, in their order, then
 /// what only others put on a grid.
 fn solves(
@@ -356,17 +348,24 @@ fn solves(
             let of = |weight: &WeightId| input(block, *weight);
             weights.chunk_by(|a, b| of(a) == of(b)).for_each(|same| add(same.to_vec()));
         } else {
-            // Statistics of one expert at a time.
-            weights
-                .chunk_by(|a, b| expert(block, *a) == expert(block, *b))
-                .for_each(|of| add(of.to_vec()));
+            by_expert(block, &weights).for_each(|of| add(of.to_vec()));
         }
     }
     let others = |weight: &WeightId| {
         rule(0, *weight).is_none() && (1..outputs.len()).any(|o| rule(o, *weight).is_some())
     };
-    add(matrices(block).filter(others).collect());
+    let others: Vec<WeightId> = matrices(block).filter(others).collect();
+    by_expert(block, &others).for_each(|of| add(of.to_vec()));
     stages
+}
+
+/// Weights in runs of one expert: the weights and statistics of one are in memory at a time.
+fn by_expert<'w>(
+    block: &Block<Spec>,
+    weights: &'w [WeightId],
+) -> impl Iterator<Item = &'w [WeightId]> {
+    let of = |weight: &WeightId| block.weight(*weight).and_then(expert);
+    weights.chunk_by(move |a, b| of(a) == of(b))
 }
 
 /// What becomes of every weight in an output, and its tensors.

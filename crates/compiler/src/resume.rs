@@ -6,7 +6,7 @@
 use crate::CompileError;
 use crate::journal::Entry;
 use crate::table::hashes_of;
-use crate::turn::{Hashes, Turn, prepare_stored};
+use crate::turn::{Hashes, Layouts, Turn};
 use crate::writer::Writer;
 use ir::BlockId;
 use std::time::Instant;
@@ -47,8 +47,9 @@ pub(crate) fn replay(turn: &mut Turn<'_, '_>) -> Result<Hashes, CompileError> {
 
 /// Sends the streams through a layer as it was and as it was written.
 fn replay_layer(turn: &mut Turn<'_, '_>) -> Result<Hashes, CompileError> {
-    let clock = Instant::now();
-    let (host, source) = turn.read()?;
+    let (clock, mut source) = (Instant::now(), Hashes::new());
+    let host = turn.read_rest(&mut source)?;
+    turn.read_experts(&mut source, |_| Ok(()))?;
     if turn.ends_samples() {
         turn.streams.end_samples();
     }
@@ -59,16 +60,20 @@ fn replay_layer(turn: &mut Turn<'_, '_>) -> Result<Hashes, CompileError> {
     drop(host);
     turn.progress.spent.load += clock.elapsed();
     let clock = Instant::now();
-    turn.streams.advance_original(turn.interpreter, &device)?;
-    let (writer, result) = (&turn.writers[0], turn.result());
-    device.ops.clone_from(&result.ops);
-    for (index, weight) in turn.lead().iter().enumerate() {
-        if let Some(stored) = writer.read(weight)? {
-            device.weights[index] =
-                prepare_stored(turn.job.backend, &result.weights[index], &stored)?;
+    let of_source = |layouts: Layouts<'_, '_>, index| layouts.source(index);
+    turn.run(&device, of_source, |streams, interpreter, program| {
+        streams.advance_original(interpreter, program)
+    })?;
+    device.ops.clone_from(&turn.result().ops);
+    for (index, weight) in device.weights.iter_mut().enumerate().filter(|(_, w)| w.is_some()) {
+        if let Some(stored) = turn.layouts().lead(index)? {
+            *weight = Some(stored);
         }
     }
-    turn.streams.advance(turn.interpreter, &device)?;
+    let of_lead = |layouts: Layouts<'_, '_>, index| layouts.lead_expert(index);
+    turn.run(&device, of_lead, |streams, interpreter, program| {
+        streams.advance(interpreter, program)
+    })?;
     turn.progress.spent.forward += clock.elapsed();
     Ok(source)
 }

@@ -4,7 +4,7 @@ use crate::CompileError;
 use crate::job::{Job, Text};
 use crate::publish::Destination;
 use crate::statistics::{Observe, Observer, Statistics};
-use backend::{DeviceWeight, Interpreter, Seen};
+use backend::{Interpreter, Program, Seen};
 use calibration::{Activations, Room};
 use ir::{Block, Spec};
 
@@ -66,10 +66,10 @@ impl Streams {
     pub(crate) fn advance_original(
         &mut self,
         interpreter: &Interpreter<'_>,
-        device: &Block<DeviceWeight>,
+        program: Program<'_>,
     ) -> Result<(), CompileError> {
         if let Some([_, original]) = &mut self.held {
-            original.advance(interpreter, device)?;
+            original.advance(interpreter, program)?;
         }
         Ok(())
     }
@@ -78,13 +78,13 @@ impl Streams {
     pub(crate) fn advance(
         &mut self,
         interpreter: &Interpreter<'_>,
-        device: &Block<DeviceWeight>,
+        program: Program<'_>,
     ) -> Result<(), CompileError> {
         if let Some(samples) = &mut self.samples {
-            samples.advance(interpreter, device)?;
+            samples.advance(interpreter, program)?;
         }
         if let Some([result, _]) = &mut self.held {
-            result.advance(interpreter, device)?;
+            result.advance(interpreter, program)?;
         }
         Ok(())
     }
@@ -94,18 +94,17 @@ impl Streams {
         &mut self,
         interpreter: &Interpreter<'_>,
         block: &Block<Spec>,
-        device: Option<&Block<DeviceWeight>>,
+        program: Program<'_>,
         wanted: &[Observe],
     ) -> Result<Statistics, CompileError> {
-        let (Some(samples), Some(device), false) = (&mut self.samples, device, wanted.is_empty())
-        else {
+        let (Some(samples), false) = (&mut self.samples, wanted.is_empty()) else {
             return Ok(Statistics::default());
         };
         let backend = interpreter.backend();
         let mut observer = Observer::new(backend, block, wanted)?;
         let wanted = observer.wanted();
         let mut see = |seen: &Seen<'_>| observer.see(backend, seen);
-        samples.observe(interpreter, device, &wanted, &mut see)?;
+        samples.observe(interpreter, program, &wanted, &mut see)?;
         Ok(observer.end(backend)?)
     }
 }

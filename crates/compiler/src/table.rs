@@ -10,7 +10,7 @@ use crate::solver::{Input, Outcome, Solving};
 use crate::statistics::Statistics;
 use crate::turn::{Hashes, Turn, prepare};
 use crate::writer::Writer;
-use backend::DeviceWeight;
+use backend::{DeviceWeight, Program};
 use calibration::SLICE_ROWS;
 use ir::{Grid, Spec, View, Weight, WeightId};
 use sha2::{Digest, Sha256};
@@ -71,7 +71,7 @@ fn observe(turn: &mut Turn<'_, '_>) -> Result<Statistics, CompileError> {
         prepare(job.backend, &spec, job.model.source.read_view(&spec.at, 0..rows)?)
     };
     let device = block.clone().try_map(narrow)?;
-    let seen = turn.streams.observe(turn.interpreter, block, Some(&device), &wanted);
+    let seen = turn.streams.observe(turn.interpreter, block, Program::from(&device), &wanted);
     turn.progress.spent.forward += clock.elapsed();
     seen
 }

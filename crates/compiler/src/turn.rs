@@ -1,15 +1,19 @@
 //! One block of a run: what is read for it, what it becomes on the device, and what it changes.
+//!
+//! Of its experts one is there at a time: it is read when an op, a stage or a writer asks for it.
 
 use crate::CompileError;
 use crate::dense::converted;
 use crate::hash::hex;
 use crate::job::{Job, Progress};
+use crate::pass::{Held, PassError};
 use crate::plan::{Choice, PlannedBlock, PlannedWeight};
 use crate::streams::Streams;
 use crate::writer::Writer;
-use backend::{Backend, BackendExt, DeviceWeight, Interpreter};
+use backend::{Backend, BackendError, BackendExt, DeviceWeight, Interpreter, Program};
+use calibration::{EvalError, Streamed, expert, experts};
 use checkpoint::Rows;
-use ir::{Block, ModelSpec, Quantized, Spec, Weight};
+use ir::{Block, ModelSpec, Quantized, ReadError, Spec, Weight, WeightId};
 use rayon::prelude::*;
 use sha2::{Digest, Sha256};
 use std::collections::BTreeMap;
@@ -45,45 +49,158 @@ impl<'a> Turn<'_, 'a> {
         &self.job.plan.blocks[self.index]
     }
 
-    /// Its weights in the output that leads.
-    pub(crate) fn lead(&self) -> &'a [PlannedWeight] {
-        self.writers[0].block(self.index)
-    }
-
     /// Whether no block after it needs the calibration samples.
     pub(crate) fn ends_samples(&self) -> bool {
         !self.job.plan.blocks[self.index + 1..].iter().any(PlannedBlock::observes)
     }
 
-    /// Reads it whole, and hashes each tensor.
-    pub(crate) fn read(&self) -> Result<(Block, Hashes), CompileError> {
+    /// Reads weights of the block, and hashes each; of one that was read before the hash is the same.
+    pub(crate) fn read(
+        &self,
+        indices: &[usize],
+        hashes: &mut Hashes,
+    ) -> Result<Vec<Weight>, CompileError> {
         let (source, block) = (self.job.model.source, self.source());
-        let read = |spec: &Spec| {
+        let read = |&index: &usize| {
+            let spec = &block.weights[index];
             let tensor = source.read_view(&spec.at, 0..spec.shape[0])?;
             let hash = hex(Sha256::new().chain_update(tensor.bytes()));
             Ok((Weight { spec: spec.clone(), tensor }, hash))
         };
         let all: Vec<(Weight, String)> =
-            block.weights.par_iter().map(read).collect::<Result<_, CompileError>>()?;
-        let mut hashes = Hashes::new();
+            indices.par_iter().map(read).collect::<Result<_, CompileError>>()?;
         let mut weights = Vec::with_capacity(all.len());
         for (weight, hash) in all {
-            hashes.insert(weight.spec.tensor.clone(), hash);
+            let tensor = &weight.spec.tensor;
+            if hashes.get(tensor).is_some_and(|before| *before != hash) {
+                let rule = "its bytes changed while the model was compiled".into();
+                return Err(PassError::Weight { tensor: tensor.clone(), rule }.into());
+            }
+            hashes.insert(tensor.clone(), hash);
             weights.push(weight);
         }
-        Ok((Block { id: block.id, ops: block.ops.clone(), weights }, hashes))
+        Ok(weights)
     }
 
-    /// A block on the device as it will be stored, but for what is to be quantized.
-    pub(crate) fn upload(&self, host: &Block) -> Result<Block<DeviceWeight>, CompileError> {
-        let mut rest = self.lead().iter();
-        host.clone().try_map(|weight| {
-            let tensor = match rest.next() {
-                Some(planned) => as_stored(planned, weight.tensor)?,
-                None => weight.tensor,
-            };
-            prepare(self.job.backend, &weight.spec, tensor)
-        })
+    /// Reads the block but for its experts.
+    pub(crate) fn read_rest(&self, hashes: &mut Hashes) -> Result<Block<Held>, CompileError> {
+        let block = self.source();
+        let weights = block.weights.iter();
+        let rest = weights.enumerate().filter(|(_, spec)| expert(spec).is_none());
+        let rest: Vec<usize> = rest.map(|(index, _)| index).collect();
+        let mut read = self.read(&rest, hashes)?.into_iter();
+        let mut held = |spec: &Spec| match expert(spec) {
+            Some(_) => Ok(Held::Unread(spec.clone())),
+            None => read.next().map(Held::Dense).ok_or_else(|| internal("a weight was not read")),
+        };
+        let weights = block.weights.iter().map(&mut held).collect::<Result<_, _>>()?;
+        Ok(Block { id: block.id, ops: block.ops.clone(), weights })
+    }
+
+    /// Reads the experts of the block, one after the other, for their hashes and for `see`.
+    pub(crate) fn read_experts(
+        &self,
+        hashes: &mut Hashes,
+        mut see: impl FnMut(&[Weight]) -> Result<(), CompileError>,
+    ) -> Result<(), CompileError> {
+        let mut experts = experts(&self.source().weights).into_iter();
+        experts.try_for_each(|own| see(&self.read(&own, hashes)?))
+    }
+
+    /// A block on the device as it will be stored, but for what is to be quantized, and for experts.
+    pub(crate) fn upload(
+        &self,
+        host: &Block<Held>,
+    ) -> Result<Block<Option<DeviceWeight>>, CompileError> {
+        let layouts = self.layouts();
+        let mut weights = Vec::with_capacity(host.weights.len());
+        for (index, held) in host.weights.iter().enumerate() {
+            weights.push(match held {
+                Held::Dense(weight) => Some(layouts.dense(index, weight.tensor.clone())?),
+                Held::Unread(_) => None,
+            });
+        }
+        Ok(Block { id: host.id, ops: host.ops.clone(), weights })
+    }
+
+    /// How the block's weights are laid out.
+    pub(crate) fn layouts(&self) -> Layouts<'_, 'a> {
+        Layouts { job: self.job, index: self.index, writer: &self.writers[0] }
+    }
+
+    /// Calls `go` with the streams and a program of the block, of which `device` is there and the rest
+    /// comes by `lay_out`.
+    pub(crate) fn run<T>(
+        &mut self,
+        device: &Block<Option<DeviceWeight>>,
+        lay_out: impl Fn(Layouts<'_, 'a>, usize) -> Result<DeviceWeight, CompileError>,
+        go: impl FnOnce(&mut Streams, &Interpreter<'a>, Program<'_>) -> Result<T, CompileError>,
+    ) -> Result<T, CompileError> {
+        let layouts = Layouts { job: self.job, index: self.index, writer: &self.writers[0] };
+        let asked = |id: WeightId| lay_out(layouts, id.0 as usize).map_err(of_backend);
+        let block = of_model(self.job.model.spec, self.index);
+        let streamed = Streamed::new(device, &block.weights, &asked);
+        go(self.streams, self.interpreter, Program::from(&streamed))
+    }
+}
+
+/// Lays the weights of a block out for the device.
+#[derive(Clone, Copy)]
+pub(crate) struct Layouts<'l, 'a> {
+    job: &'a Job<'a>,
+    index: usize,
+    writer: &'l Writer<'a>,
+}
+
+impl Layouts<'_, '_> {
+    /// A weight as the source has it, in the dtype that the lead stores.
+    pub(crate) fn source(&self, index: usize) -> Result<DeviceWeight, CompileError> {
+        let spec = &of_model(self.job.model.spec, self.index).weights[index];
+        self.dense(index, self.job.model.source.read_view(&spec.at, 0..spec.shape[0])?)
+    }
+
+    /// A weight of these values, in the dtype that the lead stores.
+    pub(crate) fn dense(&self, index: usize, tensor: Tensor) -> Result<DeviceWeight, CompileError> {
+        let spec = &of_model(&self.job.plan.model, self.index).weights[index];
+        let stored = as_stored(&self.writer.block(self.index)[index], tensor)?;
+        prepare(self.job.backend, spec, stored)
+    }
+
+    /// A weight as the lead has stored it; `None` if another stands for it.
+    pub(crate) fn lead(&self, index: usize) -> Result<Option<DeviceWeight>, CompileError> {
+        let Some(stored) = self.writer.read(&self.writer.block(self.index)[index])? else {
+            return Ok(None);
+        };
+        let spec = &of_model(&self.job.plan.model, self.index).weights[index];
+        prepare_stored(self.job.backend, spec, &stored).map(Some)
+    }
+
+    /// [`Self::lead`] of a weight of an expert, for which no other stands.
+    pub(crate) fn lead_expert(&self, index: usize) -> Result<DeviceWeight, CompileError> {
+        self.lead(index)?.ok_or_else(|| internal("nothing stands for an expert"))
+    }
+}
+
+fn internal(what: &str) -> CompileError {
+    CompileError::Internal(what.into())
+}
+
+/// Why a weight could not be had, as the interpreter says it.
+fn of_backend(error: CompileError) -> BackendError {
+    match error {
+        CompileError::Eval(EvalError::Read(error)) => error.into(),
+        CompileError::Eval(EvalError::Backend(error))
+        | CompileError::Pass(PassError::Backend(error)) => error,
+        CompileError::Pass(PassError::Weight { tensor, rule }) => {
+            BackendError::Weight { tensor, rule }
+        }
+        CompileError::Checkpoint(error) if error.is_machine() => {
+            ReadError::Machine(error.to_string()).into()
+        }
+        CompileError::Checkpoint(error) if !error.is_internal() => {
+            ReadError::Input(error.to_string()).into()
+        }
+        other => BackendError::Internal(other.to_string()),
     }
 }
 

@@ -4,7 +4,7 @@ use crate::pass::Cost;
 use crate::plan::{Pipeline, PlannedBlock, PlannedWeight, Tokens};
 use crate::reader::input;
 use crate::solver::Output;
-use calibration::{GROUP_ROWS, HEAD_ROWS, SLICE_ROWS};
+use calibration::{GROUP_ROWS, HEAD_ROWS, SLICE_ROWS, expert, resident};
 use ir::{Block, ModelSpec, Op, Spec, WeightId, held_elements};
 use std::collections::BTreeSet;
 
@@ -55,19 +55,22 @@ impl Work {
         });
         let observed = planned.edits.iter().flat_map(|(_, stage)| &stage.observes);
         let observed = observed.chain(planned.solves.iter().flat_map(|stage| &stage.observes));
-        let gram = squares(block, observed.map(|what| what.weight()));
+        let squares = squares(block, observed.map(|what| what.weight()));
+        // Of experts, one and its statistics are there at a time.
+        let all = |of: &dyn Fn(usize) -> u64| resident(&block.weights, of);
+        let gram = all(&|index| squares[index]);
         let solver = solving(block, &pipeline.outputs, outputs).max(edits.bytes);
         // A byte a code, and what is made of them to be written.
         let codes = |own: &&[PlannedWeight]| {
-            let on_grid = own.iter().filter(|w| w.grid().is_some());
-            on_grid.map(|w| elements(&w.spec) as u64).sum::<u64>() * 9 / 8
+            let of = |index: usize| own[index].grid().map_or(0, |_| elements(&own[index].spec));
+            all(&|index| of(index) as u64) * 9 / 8
         };
         let codes = outputs.iter().map(codes).max().unwrap_or(0);
-        let host: u64 = block.weights.iter().map(|spec| spec.bytes() as u64).sum();
-        let written: u64 = lead
-            .iter()
-            .map(|w| w.grid().map_or(w.spec.bytes(), |_| elements(&w.spec) * 4) as u64)
-            .sum();
+        let host = all(&|index| block.weights[index].bytes() as u64) + edited(block, planned);
+        let written = all(&|index| {
+            let weight = &lead[index];
+            weight.grid().map_or(weight.spec.bytes(), |_| elements(&weight.spec) * 4) as u64
+        });
         let (before, after) = if rows > 0 { (host, written) } else { (0, 0) };
         let values = rows as u64 * 4 * held_elements(block);
         let values = values + values.min(SCRATCH_BYTES);
@@ -80,7 +83,8 @@ impl Work {
         ];
         let bytes = bytes.into_iter().max().unwrap_or(0);
         let rewritten = lead.iter().any(|w| w.grid().is_some()) || !planned.edits.is_empty();
-        Self { bytes, linear, last, gram: gram as f64, edits: edits.operations, rewritten }
+        let gram = squares.iter().sum::<u64>() as f64;
+        Self { bytes, linear, last, gram, edits: edits.operations, rewritten }
     }
 
     /// Of the forwards alone.
@@ -98,17 +102,27 @@ impl Work {
     }
 }
 
-/// Squares of the widths of the inputs of weights, each input once.
-fn squares(block: &Block<Spec>, weights: impl Iterator<Item = WeightId>) -> u64 {
+/// Squares of the widths of the inputs of some weights, by weight: each input at the first that reads it.
+fn squares(block: &Block<Spec>, weights: impl Iterator<Item = WeightId>) -> Vec<u64> {
     let mut inputs = BTreeSet::new();
-    let mut sum = 0;
+    let mut squares = vec![0; block.weights.len()];
     for weight in weights {
-        let width = block.weights[weight.0 as usize].shape.last().map_or(0, |&n| n as u64);
+        let index = weight.0 as usize;
+        let width = block.weights[index].shape.last().map_or(0, |&n| n as u64);
         if input(block, weight).is_some_and(|input| inputs.insert(input)) {
-            sum += width * width;
+            squares[index] = width * width;
         }
     }
-    sum
+    squares
+}
+
+/// What passes change of experts, which stays until it is written.
+fn edited(block: &Block<Spec>, planned: &PlannedBlock) -> u64 {
+    let all: BTreeSet<&WeightId> =
+        planned.edits.iter().flat_map(|(_, stage)| &stage.edits).collect();
+    let specs = all.into_iter().filter_map(|id| block.weight(*id));
+    let experts = specs.filter(|spec| expert(spec).is_some());
+    experts.map(|spec| spec.shape.iter().product::<usize>() as u64 * 4).sum()
 }
 
 /// The most that a solver takes of a block's weights.

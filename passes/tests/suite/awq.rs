@@ -3,7 +3,7 @@
 use crate::block::{filled, output, same, statistics};
 use crate::noise::Noise;
 use backend::Reference;
-use compiler::{Pass, PassCx, Stage, Statistics};
+use compiler::{Held, Pass, PassCx, Stage, Statistics};
 use ir::{Block, ModelSpec};
 use passes::awq::{Awq, apply};
 use passes::fit::Range;
@@ -39,7 +39,7 @@ fn run(awq: &Awq, stages: &[Stage], block: &mut Block) {
     for stage in stages {
         let statistics = statistics(block, &stage.observes);
         let cx = PassCx { backend: &Reference, statistics: &statistics };
-        let edit = awq.run(stage, block, &cx).unwrap();
+        let edit = awq.run(stage, &Held::all(block.clone()), &cx).unwrap();
         assert!(!edit.weights.is_empty());
         for (id, tensor) in edit.weights {
             assert!(stage.edits.contains(&id), "{id:?}");
@@ -139,7 +139,7 @@ fn whatever_the_factors_are_the_function_stays() {
         for fold in folds(&model.layers[0]) {
             let factors: Vec<f32> =
                 noise.values(fold.width).iter().map(|x| 4f32.powf(*x)).collect();
-            for (id, tensor) in apply(&fold, &block, &factors).unwrap().weights {
+            for (id, tensor) in apply(&fold, &Held::all(block.clone()), &factors).unwrap().weights {
                 let weight = &mut block.weights[id.0 as usize];
                 assert_ne!(weight.tensor.bytes(), tensor.bytes());
                 weight.tensor = tensor;
@@ -180,5 +180,5 @@ fn without_samples_nothing_changes() {
     let block = filled(&model.layers[0]);
     let statistics = Statistics::default();
     let cx = PassCx { backend: &Reference, statistics: &statistics };
-    assert!(awq.run(&stages[0], &block, &cx).unwrap().weights.is_empty());
+    assert!(awq.run(&stages[0], &Held::all(block), &cx).unwrap().weights.is_empty());
 }

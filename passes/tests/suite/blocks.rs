@@ -10,7 +10,7 @@
 
 use crate::block::{filled, output, same, statistics, width};
 use backend::Reference;
-use compiler::{Input, Misfit, Observe, Pass, PassCx, Pipeline, Recipe, Refusal, Solved, Stage};
+use compiler::{Input, Misfit, Observe, Held, Pass, PassCx, Pipeline, Recipe, Refusal, Solved, Stage};
 use ir::{Block, BlockId, ModelSpec, Rotary, Scaling, Spec, Weight, WeightId};
 use sha2::{Digest, Sha256};
 use std::fmt::Write as _;
@@ -131,7 +131,7 @@ fn told(stage: &Stage, pass: &str) -> String {
 fn edit(pass: &dyn Pass, stage: &Stage, block: &mut Block) {
     let statistics = statistics(block, &stage.observes);
     let cx = PassCx { backend: &Reference, statistics: &statistics };
-    for (id, tensor) in pass.run(stage, block, &cx).unwrap().weights {
+    for (id, tensor) in pass.run(stage, &Held::all(block.clone()), &cx).unwrap().weights {
         assert!(stage.edits.contains(&id), "{} changed weight {}", pass.name(), id.0);
         assert!(tensor.f32s().unwrap().iter().all(|x| x.is_finite()));
         let weight = &mut block.weights[id.0 as usize];
