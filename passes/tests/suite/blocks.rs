@@ -10,7 +10,9 @@
 
 use crate::block::{filled, output, same, statistics, width};
 use backend::Reference;
-use compiler::{Input, Misfit, Observe, Held, Pass, PassCx, Pipeline, Recipe, Refusal, Solved, Stage};
+use compiler::{
+    Held, Input, Misfit, Observe, Pass, PassCx, Pipeline, Recipe, Refusal, Solved, Stage,
+};
 use ir::{Block, BlockId, ModelSpec, Rotary, Scaling, Spec, Weight, WeightId};
 use sha2::{Digest, Sha256};
 use std::fmt::Write as _;
