@@ -3,7 +3,7 @@
 
 use crate::noise::Noise;
 use ir::{Grid, IntGrid, Params, Quantized, ReadError, Source, Span};
-use serde_json::{Map, Value, json};
+use serde_json::{Map, Value};
 use std::collections::BTreeMap;
 use std::ops::Range;
 use tensor::{Bytes, DType, Tensor};
@@ -39,84 +39,14 @@ pub struct Synthetic {
     seed: u64,
 }
 
-/// The sizes of a known model.
-struct Shape {
-    name: &'static str,
-    family: &'static str,
-    hidden: usize,
-    ffn: usize,
-    layers: usize,
-    /// Query heads, key heads, and the size of each.
-    heads: [usize; 3],
-    vocab: usize,
-    context: usize,
-    tied: bool,
-    /// Llama 3's factor of the context.
-    factor: Option<f64>,
-}
-
-/// A shape is added by an entry here.
-const SHAPES: [Shape; 5] = [
-    Shape {
-        name: "qwen2.5-0.5b",
-        family: "qwen2",
-        hidden: 896,
-        ffn: 4864,
-        layers: 24,
-        heads: [14, 2, 64],
-        vocab: 151_936,
-        context: 32_768,
-        tied: true,
-        factor: None,
-    },
-    Shape {
-        name: "qwen3-0.6b",
-        family: "qwen3",
-        hidden: 1024,
-        ffn: 3072,
-        layers: 28,
-        heads: [16, 8, 128],
-        vocab: 151_936,
-        context: 40_960,
-        tied: true,
-        factor: None,
-    },
-    Shape {
-        name: "llama-3.2-1b",
-        family: "llama",
-        hidden: 2048,
-        ffn: 8192,
-        layers: 16,
-        heads: [32, 8, 64],
-        vocab: 128_256,
-        context: 131_072,
-        tied: true,
-        factor: Some(32.0),
-    },
-    Shape {
-        name: "llama-3.1-8b",
-        family: "llama",
-        hidden: 4096,
-        ffn: 14_336,
-        layers: 32,
-        heads: [32, 8, 128],
-        vocab: 128_256,
-        context: 131_072,
-        tied: false,
-        factor: Some(8.0),
-    },
-    Shape {
-        name: "qwen3-8b",
-        family: "qwen3",
-        hidden: 4096,
-        ffn: 12_288,
-        layers: 36,
-        heads: [32, 8, 128],
-        vocab: 151_936,
-        context: 40_960,
-        tied: false,
-        factor: None,
-    },
+/// Configurations of known models, by the names of their shapes. A shape is added by its file and a line
+/// here.
+const SHAPES: [(&str, &str); 5] = [
+    ("qwen2.5-0.5b", include_str!("../shapes/qwen2.5-0.5b.json")),
+    ("qwen3-0.6b", include_str!("../shapes/qwen3-0.6b.json")),
+    ("llama-3.2-1b", include_str!("../shapes/llama-3.2-1b.json")),
+    ("llama-3.1-8b", include_str!("../shapes/llama-3.1-8b.json")),
+    ("qwen3-8b", include_str!("../shapes/qwen3-8b.json")),
 ];
 
 const HEAD: &str = "lm_head.weight";
@@ -124,15 +54,21 @@ const HEAD: &str = "lm_head.weight";
 impl Synthetic {
     /// The model of noise of the shape `name`; `None` if there is no such shape.
     pub fn new(name: &str, grid: SyntheticGrid, seed: u64) -> Option<Self> {
-        let shape = SHAPES.iter().find(|shape| shape.name == name)?;
-        // A head of integers has a weight of its own.
-        let tied = shape.tied && grid == SyntheticGrid::Bf16;
-        Some(Self { config: config(shape, tied), tensors: tensors(shape, tied), grid, seed })
+        let (_, text) = SHAPES.iter().find(|(known, _)| *known == name)?;
+        let mut config: Map<String, Value> = serde_json::from_str(text).ok()?;
+        if grid != SyntheticGrid::Bf16 {
+            // A head of integers has a weight of its own.
+            config.insert("tie_word_embeddings".into(), false.into());
+        }
+        let model = arch::imagine(&config, DType::BF16).ok()?.model;
+        let tensors = model.tensors().into_iter();
+        let tensors = tensors.map(|s| (s.tensor.clone(), (s.dtype, s.shape.clone()))).collect();
+        Some(Self { config, tensors, grid, seed })
     }
 
     /// The shapes that there are.
     pub fn names() -> impl Iterator<Item = &'static str> {
-        SHAPES.iter().map(|shape| shape.name)
+        SHAPES.iter().map(|(name, _)| *name)
     }
 
     /// Its configuration, as a `config.json` has it.
@@ -242,67 +178,6 @@ impl Source for Synthetic {
         let params = Params::Flat { scales, zeros: Vec::new() };
         Ok(Some(Quantized { grid, shape: [count, width], codes, params }))
     }
-}
-
-fn config(shape: &Shape, tied: bool) -> Map<String, Value> {
-    let [query, kv, dim] = shape.heads;
-    let llama = shape.family == "llama";
-    let mut config = Map::new();
-    let mut set = |key: &str, value: Value| config.insert(key.into(), value);
-    set("model_type", json!(shape.family));
-    set("hidden_size", json!(shape.hidden));
-    set("intermediate_size", json!(shape.ffn));
-    set("num_hidden_layers", json!(shape.layers));
-    set("num_attention_heads", json!(query));
-    set("num_key_value_heads", json!(kv));
-    if shape.family != "qwen2" {
-        set("head_dim", json!(dim));
-    }
-    set("vocab_size", json!(shape.vocab));
-    set("max_position_embeddings", json!(shape.context));
-    set("tie_word_embeddings", json!(tied));
-    set("hidden_act", json!("silu"));
-    set("rms_norm_eps", json!(if llama { 1e-5 } else { 1e-6 }));
-    set("rope_theta", json!(if llama { 500_000.0 } else { 1e6 }));
-    set("torch_dtype", json!("bfloat16"));
-    if let Some(factor) = shape.factor {
-        let scaling = json!({ "rope_type": "llama3", "factor": factor, "low_freq_factor": 1.0,
-            "high_freq_factor": 4.0, "original_max_position_embeddings": 8192 });
-        set("rope_scaling", scaling);
-    }
-    config
-}
-
-fn tensors(shape: &Shape, tied: bool) -> BTreeMap<String, (DType, Vec<usize>)> {
-    let [query, kv, dim] = shape.heads;
-    let (wide, narrow, hidden, ffn) = (query * dim, kv * dim, shape.hidden, shape.ffn);
-    let mut all = BTreeMap::new();
-    let mut add = |name: String, sizes: Vec<usize>| all.insert(name, (DType::BF16, sizes));
-    add("model.embed_tokens.weight".into(), vec![shape.vocab, hidden]);
-    for layer in 0..shape.layers {
-        let mut add = |name: &str, sizes| add(format!("model.layers.{layer}.{name}"), sizes);
-        add("input_layernorm.weight", vec![hidden]);
-        add("post_attention_layernorm.weight", vec![hidden]);
-        for (name, out) in [("q", wide), ("k", narrow), ("v", narrow)] {
-            add(&format!("self_attn.{name}_proj.weight"), vec![out, hidden]);
-            if shape.family == "qwen2" {
-                add(&format!("self_attn.{name}_proj.bias"), vec![out]);
-            }
-        }
-        if shape.family == "qwen3" {
-            add("self_attn.q_norm.weight", vec![dim]);
-            add("self_attn.k_norm.weight", vec![dim]);
-        }
-        add("self_attn.o_proj.weight", vec![hidden, wide]);
-        add("mlp.gate_proj.weight", vec![ffn, hidden]);
-        add("mlp.up_proj.weight", vec![ffn, hidden]);
-        add("mlp.down_proj.weight", vec![hidden, ffn]);
-    }
-    add("model.norm.weight".into(), vec![hidden]);
-    if !tied {
-        add(HEAD.into(), vec![shape.vocab, hidden]);
-    }
-    all
 }
 
 #[cfg(test)]
