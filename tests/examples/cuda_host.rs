@@ -10,7 +10,7 @@ use backend::KvDType;
 use backend_cuda::{Cuda, Device, DeviceError, Later, Launch, Recorded, Replay};
 use bench::{Synthetic, SyntheticGrid};
 use engine::{Engine, Executor, Options, Request};
-use runtime::{KvPlan, Model, Runner, Settings};
+use runtime::{KvPlan, KvRoom, Model, Runner, Settings};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
@@ -120,7 +120,7 @@ fn main() {
     let launches = Arc::clone(&device.launches);
     let cuda = Cuda::new(Arc::new(device), false);
     let model = Model::on(&cuda, &noise, &spec, false).unwrap();
-    let plan = KvPlan::new(&spec, KvDType::Bf16, 8 << 30, 4 * rows).unwrap();
+    let plan = KvPlan::new(&spec, KvDType::Bf16, &KvRoom::new(8 << 30, 4 * rows)).unwrap();
     let mut runner = Runner::new(&[&cuda], &model, plan, &Settings::default()).unwrap();
     let mut engine = Engine::new(runner.limits(), Options::default());
     for _ in 0..rows {

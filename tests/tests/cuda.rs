@@ -11,7 +11,7 @@ use checkpoint::Checkpoint;
 use cuda_emulator::{Emulated, Library, Order, Queued};
 use engine::{Engine, Event, Executor, NGram, Options, Request, Sampled, SeqId};
 use ir::Op;
-use runtime::{KvPlan, Model, Runner, Settings};
+use runtime::{KvPlan, KvRoom, Model, Runner, Settings};
 use std::collections::BTreeMap;
 use std::fs;
 use std::io::Write;
@@ -154,7 +154,7 @@ fn served_text_does_not_depend_on_company() {
     let Some(cuda) = cuda("served_text_does_not_depend_on_company", false) else { return };
     let (checkpoint, spec) = open(&artifact("int4"));
     let model = Model::on(&cuda, &checkpoint, &spec, false).unwrap();
-    let plan = KvPlan::new(&spec, KvDType::Bf16, 8 << 20, 8).unwrap();
+    let plan = KvPlan::new(&spec, KvDType::Bf16, &KvRoom::new(8 << 20, 8)).unwrap();
     let mut runner = Runner::new(&[&cuda], &model, plan, &Settings::default()).unwrap();
     let requests = requests(spec.vocab);
     let alone: Vec<_> = requests
@@ -186,7 +186,7 @@ fn layers_on_several_devices() {
     let say = |backends: &[&dyn Backend]| {
         let stages = runtime::stages(layers, 1 << 20, backends, Some(2));
         let model = Model::load(backends, stages, &checkpoint, &spec, false).unwrap();
-        let plan = KvPlan::new(&spec, KvDType::Bf16, 8 << 20, 8).unwrap();
+        let plan = KvPlan::new(&spec, KvDType::Bf16, &KvRoom::new(8 << 20, 8)).unwrap();
         let mut runner = Runner::new(backends, &model, plan, &Settings::default()).unwrap();
         serve(&mut runner, &requests(spec.vocab), false)
     };
@@ -214,7 +214,7 @@ fn replicas_on_devices_of_their_own() {
         let parts = std::thread::scope(|scope| {
             let drive = |(replica, &cuda): (usize, &&'_ Cuda)| {
                 let model = Model::on(cuda, checkpoint, spec, false).unwrap();
-                let plan = KvPlan::new(spec, KvDType::Bf16, 1 << 20, 4).unwrap();
+                let plan = KvPlan::new(spec, KvDType::Bf16, &KvRoom::new(1 << 20, 4)).unwrap();
                 let mut runner = Runner::new(&[cuda], &model, plan, &Settings::default()).unwrap();
                 let mut engine = Engine::new(runner.limits(), Options::default());
                 let drive = Drive {
@@ -344,7 +344,7 @@ fn layers_divided_between_devices() {
     let cpus = [Cpu::new(), Cpu::new()];
     let say = |backend: &dyn Backend| {
         let model = Model::on(backend, &checkpoint, &spec, false).unwrap();
-        let plan = KvPlan::new(&spec, KvDType::Bf16, 8 << 20, 8).unwrap();
+        let plan = KvPlan::new(&spec, KvDType::Bf16, &KvRoom::new(8 << 20, 8)).unwrap();
         let mut runner = Runner::new(&[backend], &model, plan, &Settings::default()).unwrap();
         let greedy = Request::new(tokens(20, spec.vocab), 16);
         let said = serve(&mut runner, &[greedy, requests(spec.vocab)[2].clone()], false);

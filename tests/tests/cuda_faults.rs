@@ -7,7 +7,7 @@ use backend_cuda::{Cuda, Device, DeviceError, Driver, Later, Launch, NoDriver, R
 use checkpoint::Checkpoint;
 use cuda_emulator::{Emulated, Order};
 use engine::{Engine, Event, Executor, Finish, Options, Request};
-use runtime::{KvPlan, Model, Runner, Settings};
+use runtime::{KvPlan, KvRoom, Model, Runner, Settings};
 use std::io::Write;
 use std::path::Path;
 use std::sync::Arc;
@@ -138,7 +138,7 @@ fn rounds(cuda: &Cuda, failing: &AtomicBool) -> Vec<u32> {
     let checkpoint = Checkpoint::open(&tests::root().join("tests/models/stories260k")).unwrap();
     let spec = arch::load(checkpoint.config(), &checkpoint).unwrap().model;
     let model = Model::on(cuda, &checkpoint, &spec, false).unwrap();
-    let plan = KvPlan::new(&spec, KvDType::Bf16, 4 << 20, 4).unwrap();
+    let plan = KvPlan::new(&spec, KvDType::Bf16, &KvRoom::new(4 << 20, 4)).unwrap();
     let mut runner = Runner::new(&[cuda], &model, plan, &Settings::default()).unwrap();
     let mut engine = Engine::new(runner.limits(), Options::default());
     let request = || Request::new(vec![1, 40, 90], 6);

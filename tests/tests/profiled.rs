@@ -14,7 +14,7 @@ use checkpoint::Checkpoint;
 use cuda_emulator::{Emulated, Library, Order};
 use engine::{Engine, Event, Executor, Options, Request, Wish};
 use ir::{Activation, Grid, Heads, Spec};
-use runtime::{KvPlan, Model, Runner, Settings};
+use runtime::{KvPlan, KvRoom, Model, Runner, Settings};
 use std::any::Any;
 use std::io::Write;
 use std::ops::Range;
@@ -131,7 +131,7 @@ fn calls(backend: &dyn Backend, is_profiled: bool) -> (Vec<&'static str>, Vec<u3
     profiled.enable(true);
     let backend: &dyn Backend = if is_profiled { &profiled } else { &recording };
     let model = Model::on(backend, &checkpoint, &spec, false).unwrap();
-    let plan = KvPlan::new(&spec, KvDType::Bf16, 1 << 30, 1).unwrap();
+    let plan = KvPlan::new(&spec, KvDType::Bf16, &KvRoom::new(1 << 30, 1)).unwrap();
     let mut runner = Runner::new(&[backend], &model, plan, &Settings::default()).unwrap();
     let mut engine = Engine::new(runner.limits(), Options::default());
     engine.add(Request::new(vec![1, 5, 9, 3], 6)).unwrap();

@@ -165,7 +165,7 @@ impl<'a> Placed<'a> {
         let spec = ModelSpec { context: context.min(asked), ..subject.spec().clone() };
         let grid = |name: &str| subject.grid(name);
         let measured = args.synthetic_acceptance.is_some();
-        let terms = Terms { measured, ..terms(serving, whole) };
+        let terms = Terms { measured, running: users, ..terms(serving, whole) };
         let prepare = |devices: &Devices| {
             let origin = Origin { spec: &spec, ..subject.origin(&grid) };
             let tokenizer = subject.tokenizer.as_ref();

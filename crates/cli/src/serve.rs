@@ -86,7 +86,7 @@ impl Service {
     }
 }
 
-/// What the arguments come to, for so many sequences.
+/// What the arguments come to, for so many sequences of the whole context, of which all run at once.
 pub(crate) fn terms(args: &Serving, sequences: usize) -> Terms {
     Terms {
         keys: args.kv_dtype.into(),
@@ -96,6 +96,7 @@ pub(crate) fn terms(args: &Serving, sequences: usize) -> Terms {
         ngram: args.speculate == Speculate::Ngram,
         measured: false,
         sequences,
+        running: sequences,
         program: BASE_BYTES,
     }
 }

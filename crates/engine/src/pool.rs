@@ -80,6 +80,20 @@ impl GroupKind {
             Self::Window(n) => all.min((n as usize).saturating_add(chunk).div_ceil(BLOCK) + 1),
         }
     }
+
+    /// The most blocks that so many sequences of at most `tokens` need at once, of which a step
+    /// computes `step` tokens together.
+    pub fn blocks_of(self, sequences: usize, tokens: usize, step: usize) -> usize {
+        let all = sequences.saturating_mul(tokens.div_ceil(BLOCK));
+        match self {
+            Self::Full => all,
+            // What each computes ends anywhere in a block, and its window begins anywhere in one.
+            Self::Window(n) => {
+                let each = (n as usize).div_ceil(BLOCK) + 2;
+                all.min(sequences.saturating_mul(each).saturating_add(step.div_ceil(BLOCK)))
+            }
+        }
+    }
 }
 
 impl std::fmt::Display for GroupKind {
@@ -344,6 +358,40 @@ mod tests {
         assert_eq!((cached, pool.used()), (96, vec![6, 2]));
         pool.release(held);
         assert!(pool.is_idle());
+    }
+
+    /// However the tokens of steps fall on sequences: a window group that is sized so never says no.
+    #[test]
+    fn sequences_fit_the_blocks_that_are_said() {
+        let mut seed = 1u32;
+        let mut random = |n: usize| {
+            seed = seed.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
+            (seed >> 8) as usize % n
+        };
+        for (window, step) in [(1, 1), (7, 40), (16, 16), (33, 5), (100, 64), (500, 20)] {
+            let kind = GroupKind::Window(window);
+            let blocks = kind.blocks_of(3, 300, step);
+            assert!(blocks >= kind.most_blocks(300, step), "{window}");
+            let mut pool = KvPool::new(&[(kind, blocks)]);
+            let all: Vec<Vec<u32>> = (0..3).map(|i| vec![i; 300]).collect();
+            let mut held: Vec<(Held, usize)> = Vec::new();
+            while held.iter().any(|(_, computed)| *computed < 300) || held.len() < 3 {
+                if held.len() < 3 && random(2) == 0 {
+                    held.push((pool.admit(0, &all[held.len()], 0, step).unwrap().0, 0));
+                }
+                let mut budget = step;
+                for (held, computed) in &mut held {
+                    let count = random(budget + 1).min(300 - *computed);
+                    assert!(pool.grow(held, *computed + count), "{window} {step}");
+                    (*computed, budget) = (*computed + count, budget - count);
+                }
+                for ((held, computed), tokens) in held.iter_mut().zip(&all) {
+                    pool.commit(held, tokens, *computed);
+                }
+            }
+            held.into_iter().for_each(|(held, _)| pool.release(held));
+            assert!(pool.is_idle());
+        }
     }
 
     #[test]

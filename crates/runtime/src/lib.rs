@@ -29,7 +29,7 @@ pub use cost::Cost;
 pub use error::{AnswerError, GenerationError, LoadError, OpenError, ServeError};
 pub use generation::{Generation, Overrides};
 pub use host::{container_limit, free_memory, machine_memory, peak_memory};
-pub use memory::KvPlan;
+pub use memory::{KvPlan, KvRoom};
 pub use model::Model;
 pub use opened::{Grids, Opened, Origin, configuration};
 pub use placement::{Joined, Placement};

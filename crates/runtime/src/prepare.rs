@@ -5,7 +5,7 @@ use crate::budget::{MemoryBudget, Taken, of_draft, work};
 use crate::error::ServeError;
 use crate::opened::{Opened, Origin};
 use crate::placement::Placement;
-use crate::{KvPlan, Model, Runner, Settings, stages};
+use crate::{KvPlan, KvRoom, Model, Runner, Settings, stages};
 use backend::{Backend, KvDType};
 use engine::{DraftModel, Engine, Executor, Limits, NGram, Speculator};
 use ir::ModelSpec;
@@ -28,6 +28,8 @@ pub struct Terms {
     pub measured: bool,
     /// Sequences of the whole context that it has keys and values for at most.
     pub sequences: usize,
+    /// Sequences that run at once, at most.
+    pub running: usize,
     /// Bytes that the program itself takes.
     pub program: u64,
 }
@@ -73,7 +75,9 @@ impl Ready {
         let memory = terms.kv_memory.unwrap_or_else(|| budget.keys_and_values(placement));
         // A draft's keys are a part of what its target's are.
         let share = if draft.is_some() { memory / 2 } else { memory };
-        let plan = |spec: &ModelSpec| KvPlan::new(spec, terms.keys, share, terms.sequences);
+        let (running, step) = (terms.running.min(settings.rows), settings.tokens);
+        let room = KvRoom { memory: share, sequences: terms.sequences, running, step };
+        let plan = |spec: &ModelSpec| KvPlan::new(spec, terms.keys, &room);
         let own = plan(spec).map_err(ServeError::Keys)?;
         let draft = draft.map(|draft| same_vocabulary(spec, tokenizer, draft)).transpose()?;
         let draft = draft.map(|draft| plan(&draft.spec).map(|plan| (draft, plan))).transpose()?;
@@ -89,13 +93,12 @@ impl Ready {
 
     /// Tokens that its cache has blocks for, of all sequences together.
     pub fn cached(&self) -> u64 {
-        cached(&self.plan)
+        self.plan.tokens as u64
     }
 
     /// Tokens a sequence can have at most: what the context and the cache hold.
     pub fn tokens(&self, spec: &ModelSpec) -> usize {
-        let blocks = self.plan.groups.iter().map(|(_, blocks)| *blocks).min().unwrap_or(0);
-        spec.context.min(blocks.saturating_mul(backend::KV_BLOCK))
+        spec.context.min(self.plan.tokens)
     }
 
     /// Bytes of keys and values that a token takes.
@@ -187,13 +190,11 @@ pub fn foresee(
     let settings = Settings::on(&placement.backends());
     let work = work(program, &origin, &settings);
     let budget = MemoryBudget { origin, exact: false, draft: None, work, gpu_layers: None };
-    let plan = KvPlan::new(origin.spec, keys, budget.keys_and_values(placement), 1);
-    let (bytes, tokens) = plan.map_or((0, 0), |plan| (plan.bytes, cached(&plan)));
+    let memory = budget.keys_and_values(placement);
+    let room = KvRoom { memory, sequences: 1, running: 1, step: settings.tokens };
+    let plan = KvPlan::new(origin.spec, keys, &room);
+    let (bytes, tokens) = plan.map_or((0, 0), |plan| (plan.bytes, plan.tokens as u64));
     (budget.taken(placement, bytes), tokens)
-}
-
-fn cached(plan: &KvPlan) -> u64 {
-    plan.bytes / plan.token.max(1)
 }
 
 /// Refuses a draft that would draft other tokens than its target's.

@@ -36,6 +36,7 @@ fn terms() -> Terms {
         ngram: false,
         measured: false,
         sequences: 1,
+        running: 1,
         program: 0,
     }
 }

@@ -13,7 +13,7 @@ use engine::{
 };
 use ir::{Op, ReadError, Source, Value, View, WeightId};
 use rayon::ThreadPoolBuilder;
-use runtime::{InPool, KvPlan, Model, Runner, Settings, apart};
+use runtime::{InPool, KvPlan, KvRoom, Model, Runner, Settings, apart};
 use std::collections::BTreeMap;
 use std::ops::Range;
 use std::path::{Path, PathBuf};
@@ -45,8 +45,9 @@ impl Opened {
     }
 
     fn runner<'m>(&'m self, model: &'m Model, dtype: KvDType, blocks: u64) -> Runner<'m> {
-        let token = KvPlan::new(&self.spec, dtype, u64::MAX, 1).unwrap().token;
-        let plan = KvPlan::new(&self.spec, dtype, token * 16 * blocks, usize::MAX).unwrap();
+        let token = KvPlan::new(&self.spec, dtype, &KvRoom::new(u64::MAX, 1)).unwrap().token;
+        let room = KvRoom::new(token * 16 * blocks, usize::MAX);
+        let plan = KvPlan::new(&self.spec, dtype, &room).unwrap();
         Runner::new(&[&self.cpu], model, plan, &Settings::default()).unwrap()
     }
 
@@ -287,6 +288,26 @@ fn the_ops_of_an_embedding_and_of_a_head_are_run() {
         let alone = score(row, tokens[position], 0, &mut Scratch::default()).unwrap();
         assert_eq!(alone.logprob.to_bits(), logprob.to_bits(), "{position}");
     }
+}
+
+/// A sequence of the whole context in a cache that has blocks for a part of it, but for all that its
+/// windows see at once.
+#[test]
+fn a_window_needs_no_blocks_for_what_has_left_it() {
+    let opened = Opened::new(&tests().join("fixtures/families/mistral-window"));
+    let model = opened.model();
+    let tokens = opened.tokens();
+    let requests = [Request { prompt_logprobs: Some(0), ..Request::new(tokens, 8) }];
+    let mut roomy = opened.runner(&model, KvDType::F32, 64);
+    let (expected, _) = serve(&mut roomy, &requests, &Options::default(), None);
+    let settings = Settings { tokens: 16, rows: 1 };
+    let block =
+        16 * KvPlan::new(&opened.spec, KvDType::F32, &KvRoom::new(1 << 30, 1)).unwrap().token;
+    let room = KvRoom { running: 1, step: 16, ..KvRoom::new(4 * block, 1) };
+    let plan = KvPlan::new(&opened.spec, KvDType::F32, &room).unwrap();
+    assert_eq!((plan.groups[0].1, plan.tokens), (4, opened.spec.context));
+    let mut narrow = Runner::new(&[&opened.cpu], &model, plan, &settings).unwrap();
+    assert_eq!(serve(&mut narrow, &requests, &Options::default(), None).0, expected);
 }
 
 /// What a source says of some tokens of a model, streamed and served.
