@@ -137,7 +137,7 @@ impl Awq {
         let rows = scaled.par_chunks_mut(width);
         rows.for_each(|row| row.iter_mut().zip(columns).for_each(|(w, s)| *w *= s));
         let shape = [weights.len() / width, width];
-        let codes = rtn(&scaled, shape, self.grid(width), Range::MinMax);
+        let codes = rtn(&scaled, shape, self.grid(width), Range::MinMax, None);
         let rows = scaled.par_chunks_mut(width).zip(weights.par_chunks(width)).enumerate();
         rows.for_each(|(row, (out, weights))| {
             codes.dequantize_row(row, out);

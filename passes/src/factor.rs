@@ -58,6 +58,12 @@ impl Factor {
         let (upper, damping) = factored(backend, &whole, &order, settings.damping)?;
         Ok(Self { order, upper, gram: whole, mean, damping })
     }
+
+    /// How much an error of each column counts: its mean square, as a share of the mean of all.
+    pub(crate) fn importance(&self) -> Vec<f32> {
+        let width = self.order.len();
+        (0..width).map(|i| self.gram[i * width + i]).collect()
+    }
 }
 
 /// The factor and the damping that it took.

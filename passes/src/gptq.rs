@@ -2,8 +2,10 @@
 //! (Frantar et al. 2022, arXiv 2210.17323), with blocked lazy updates, act-order with static
 //! groups, and nearest rounding kept for each row that it serves better.
 
+use crate::blocks::Blocks;
 use crate::factor::Factor;
-use crate::fit::{Params, Range, assemble, fit, fit_rows};
+use crate::fit::{Fit, Range, part};
+use crate::integers::Integers;
 use crate::quadratic::{self, forms};
 use crate::rtn::rtn;
 use backend::{Backend, BackendError, Buffer, RankUpdate};
@@ -98,9 +100,38 @@ pub fn gptq(
     if let Some(index) = weights.iter().position(|w| !w.is_finite()) {
         return Err(SolveError::NotFinite { index, value: weights[index] });
     }
-    let solve = Solve { backend, weights, shape, grid, range, factor };
+    let importance = factor.importance();
+    match grid {
+        Grid::Int { .. } => {
+            let fit = Integers { grid, range };
+            solve(
+                &Solve { backend, weights, shape, fit, factor, importance },
+                settings,
+                grid,
+                range,
+            )
+        }
+        Grid::Block(kind) => {
+            let fit = Blocks { kind, range };
+            solve(
+                &Solve { backend, weights, shape, fit, factor, importance },
+                settings,
+                grid,
+                range,
+            )
+        }
+    }
+}
+
+fn solve<F: Fit>(
+    solve: &Solve<'_, F>,
+    settings: &Settings,
+    grid: Grid,
+    range: Range,
+) -> Result<Solved, SolveError> {
     let mut solved = if settings.act_order { solve.statically()? } else { solve.in_order()? };
-    let mut nearest = rtn(weights, shape, grid, range);
+    let importance = Some(&solve.importance[..]);
+    let nearest = rtn(solve.weights, solve.shape, grid, range, importance);
     let (losses, rtn_losses) = (solve.losses(&solved)?, solve.losses(&nearest)?);
     let energy = solve.energy()?;
     let mut kept = 0;
@@ -108,7 +139,7 @@ pub fn gptq(
     for (row, (ours, theirs)) in losses.iter().zip(&rtn_losses).enumerate() {
         // A loss that is not a number never wins.
         if ours > theirs || ours.is_nan() {
-            take_row(&mut solved, &mut nearest, row);
+            take_row(&mut solved, &nearest, row);
             kept += 1;
         }
         (loss, rtn_loss) = (loss + ours.min(*theirs), rtn_loss + theirs);
@@ -122,30 +153,28 @@ pub fn gptq(
         rtn_loss,
         energy,
         rows_kept_from_rtn: kept,
-        damping: factor.damping,
+        damping: solve.factor.damping,
     })
 }
 
-struct Solve<'a> {
+struct Solve<'a, F> {
     backend: &'a dyn Backend,
     weights: &'a [f32],
     shape: [usize; 2],
-    grid: Grid,
-    range: Range,
+    fit: F,
     factor: &'a Factor,
+    /// Of each column.
+    importance: Vec<f32>,
 }
 
-impl Solve<'_> {
+impl<F: Fit> Solve<'_, F> {
     /// Scales fitted to the original weights, columns in the factor's order.
     fn statically(&self) -> Result<Quantized, SolveError> {
         let [rows, width] = self.shape;
-        let (size, groups) = (self.grid.span().size(width), self.grid.span().groups(width));
-        let mut params = vec![Params::default(); rows * groups];
-        let chunks =
-            params.par_chunks_mut(groups.max(1)).zip(self.weights.par_chunks(width.max(1)));
-        chunks.for_each(|(params, row)| {
-            params.copy_from_slice(&fit_rows(self.grid, self.range, row, width));
-        });
+        let (size, count) = (self.fit.unit(width), self.fit.units(width));
+        let mut units = vec![F::Unit::default(); rows * count];
+        let chunks = units.par_chunks_mut(count.max(1)).zip(self.weights.par_chunks(width.max(1)));
+        chunks.for_each(|(units, row)| self.fit.row(row, Some(&self.importance), units));
         let mut work = self.backend.upload(width, self.permuted())?;
         let mut codes = vec![0i8; rows * width];
         for begin in (0..width).step_by(BLOCK) {
@@ -153,64 +182,69 @@ impl Solve<'_> {
             let mut errors = self.backend.algebra()?.columns(&work, begin..end)?;
             let chunks = codes.par_chunks_mut(LANES * width);
             let chunks = chunks.zip(errors.par_chunks_mut(LANES * (end - begin)));
-            chunks.zip(params.par_chunks(LANES * groups)).for_each(|((codes, errors), params)| {
-                let params =
-                    |lane: usize, at: usize| params[lane * groups + self.factor.order[at] / size];
-                self.block(begin..end, codes, errors, params);
+            chunks.zip(units.par_chunks(LANES * count)).for_each(|((codes, errors), units)| {
+                let unit = |lane: usize, at: usize| {
+                    let column = self.factor.order[at];
+                    (&units[lane * count + column / size], column % size)
+                };
+                self.block(begin..end, codes, errors, unit);
             });
             self.update(&mut work, begin..end, &errors)?;
         }
-        Ok(assemble(self.grid, self.shape, self.unpermuted(&codes), &params))
+        Ok(self.fit.store(self.shape, self.unpermuted(&codes), &units))
     }
 
     /// A group's scale is fitted when the solve reaches it, to the weights as they then are.
     fn in_order(&self) -> Result<Quantized, SolveError> {
         let [rows, width] = self.shape;
-        let (size, groups) = (self.grid.span().size(width), self.grid.span().groups(width));
-        let mut params = vec![Params::default(); rows * groups];
+        let (size, count) = (self.fit.unit(width), self.fit.units(width));
+        let mut units = vec![F::Unit::default(); rows * count];
         let mut work = self.backend.upload(width, self.weights.to_vec())?;
         let mut codes = vec![0i8; rows * width];
         let mut begin = 0;
         while begin < width {
-            // A block ends where a group does, so that a group's first look at its weights sees
+            // A block ends where a unit does, so that a unit's first look at its weights sees
             // every update due to them.
             let end = (begin + BLOCK).min((begin / size + 1) * size).min(width);
-            let group = begin / size;
+            let number = begin / size;
             if begin % size == 0 {
-                let last = ((group + 1) * size).min(width);
+                let last = ((number + 1) * size).min(width);
                 let seen = match begin {
                     // Nothing was updated yet.
                     0 => Cow::Borrowed(self.weights),
                     _ => Cow::Owned(self.backend.algebra()?.columns(&work, begin..last)?),
                 };
                 let stride = if begin == 0 { width } else { last - begin };
-                let lanes = seen.par_chunks(stride.max(1)).zip(params.par_chunks_mut(groups));
-                lanes.for_each(|(row, params)| {
-                    params[group] = fit(self.grid, self.range, &row[..last - begin]);
+                let importance = part(Some(&self.importance), begin..last);
+                let lanes = seen.par_chunks(stride.max(1)).zip(units.par_chunks_mut(count));
+                lanes.for_each(|(row, units)| {
+                    units[number] = self.fit.fit(&row[..last - begin], importance);
                 });
             }
             let mut errors = self.backend.algebra()?.columns(&work, begin..end)?;
             let chunks = codes.par_chunks_mut(LANES * width);
             let chunks = chunks.zip(errors.par_chunks_mut(LANES * (end - begin)));
-            chunks.zip(params.par_chunks(LANES * groups)).for_each(|((codes, errors), params)| {
-                let params = |lane: usize, _| params[lane * groups + group];
-                self.block(begin..end, codes, errors, params);
+            chunks.zip(units.par_chunks(LANES * count)).for_each(|((codes, errors), units)| {
+                let unit = |lane: usize, at: usize| (&units[lane * count + number], at % size);
+                self.block(begin..end, codes, errors, unit);
             });
             self.update(&mut work, begin..end, &errors)?;
             begin = end;
         }
-        Ok(assemble(self.grid, self.shape, codes, &params))
+        Ok(self.fit.store(self.shape, codes, &units))
     }
 
     /// Solves some columns of up to [`LANES`] rows; `errors` holds their weights `w` and takes
     /// `(w - q) / u` of each.
-    fn block(
+    fn block<'u>(
         &self,
         columns: std::ops::Range<usize>,
         codes: &mut [i8],
         errors: &mut [f32],
-        params: impl Fn(usize, usize) -> Params,
-    ) {
+        unit: impl Fn(usize, usize) -> (&'u F::Unit, usize),
+    ) where
+        F::Unit: 'u,
+    {
         let [_, width] = self.shape;
         let depth = columns.len();
         let rows = errors.len() / depth;
@@ -225,10 +259,10 @@ impl Solve<'_> {
             let pivot = upper[at];
             let mut error = [0f32; LANES];
             for lane in 0..rows {
-                let (params, w) = (params(lane, at), turned[i][lane]);
-                let code = params.code(w);
-                codes[lane * width + at] = code as i8;
-                error[lane] = (w - params.value(code)) / pivot;
+                let ((unit, place), w) = (unit(lane, at), turned[i][lane]);
+                let code = self.fit.code(unit, place, w);
+                codes[lane * width + at] = code;
+                error[lane] = (w - self.fit.value(unit, place, code)) / pivot;
                 errors[lane * depth + i] = error[lane];
             }
             for (column, &u) in turned[i + 1..].iter_mut().zip(&upper[at + 1..columns.end]) {
@@ -306,18 +340,30 @@ impl Solve<'_> {
     }
 }
 
-/// Row `row` of `to` becomes that of `from`.
-fn take_row(to: &mut Quantized, from: &mut Quantized, row: usize) {
-    let [_, width] = to.shape;
-    let groups = to.grid.span().groups(width);
-    let (codes, params) = (row * width..(row + 1) * width, row * groups..(row + 1) * groups);
-    to.codes[codes.clone()].copy_from_slice(&from.codes[codes]);
-    if let (ir::Params::Flat { scales, zeros }, ir::Params::Flat { scales: of, zeros: points }) =
-        (&mut to.params, &from.params)
-    {
-        scales[params.clone()].copy_from_slice(&of[params.clone()]);
-        if !zeros.is_empty() {
-            zeros[params.clone()].copy_from_slice(&points[params]);
+/// Row `row` of `to` becomes that of `from`, which is of the same shape and grid.
+fn take_row(to: &mut Quantized, from: &Quantized, row: usize) {
+    fn take<T: Copy>(to: &mut [T], from: &[T], [row, rows]: [usize; 2]) {
+        let stride = to.len() / rows;
+        to[row * stride..][..stride].copy_from_slice(&from[row * stride..][..stride]);
+    }
+    let at = [row, to.shape[0]];
+    take(&mut to.codes, &from.codes, at);
+    use ir::Params::{Flat, Nested};
+    match (&mut to.params, &from.params) {
+        (Flat { scales, zeros }, Flat { scales: of, zeros: points }) => {
+            take(scales, of, at);
+            take(zeros, points, at);
         }
+        (
+            Nested { scales, mins, outer_scales, outer_mins },
+            Nested { scales: of, mins: lows, outer_scales: outer, outer_mins: outer_lows },
+        ) => {
+            take(scales, of, at);
+            take(mins, lows, at);
+            take(outer_scales, outer, at);
+            take(outer_mins, outer_lows, at);
+        }
+        // Both were stored by one fit.
+        _ => {}
     }
 }

@@ -2,10 +2,12 @@
 //! built from them, and the recipes that are built in.
 
 pub mod awq;
+pub mod blocks;
 pub mod factor;
 pub mod fit;
 pub mod fold;
 pub mod gptq;
+pub mod integers;
 mod pattern;
 mod quadratic;
 mod recipe;

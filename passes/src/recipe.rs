@@ -22,6 +22,7 @@ const RECIPES: &[(&str, &str)] = &[
     ("int6", include_str!("../recipes/int6.toml")),
     ("int7", include_str!("../recipes/int7.toml")),
     ("int8", include_str!("../recipes/int8.toml")),
+    ("q4_k", include_str!("../recipes/q4_k.toml")),
 ];
 
 /// The names of the built-in recipes.
@@ -37,6 +38,7 @@ pub fn meant(word: &str) -> Result<&'static str, Refusal> {
     let lower = word.to_ascii_lowercase();
     match lower.trim().replace('-', "").as_str() {
         "int4" | "w4a16" | "w4" | "4" | "4bit" | "i4" | "uint4" => Ok("int4"),
+        "q4_k" | "q4k" => Ok("q4_k"),
         "int8" | "w8a16" | "w8" | "8" | "8bit" | "i8" | "uint8" => Ok("int8"),
         _ => Err(Refusal { what: "--quant".into(), rule: elsewhere(word, &lower) }),
     }
@@ -52,7 +54,11 @@ fn elsewhere(word: &str, lower: &str) -> String {
         || ["w2a", "w3a", "w5a", "w6a", "w7a"].iter().any(|w| lower.starts_with(w));
     let near = if has("8") && !has("w4") { "int8" } else { "int4" };
     let what = match () {
-        () if gguf || has("gguf") => "is a type of GGUF, which is not written yet".to_string(),
+        () if gguf || has("gguf") => {
+            "is a type or a mix of GGUF that no recipe is built in for; q4_k is, and a recipe of your \
+             own may name q4_0 to q8_0 and q4_k to q6_k"
+                .to_string()
+        }
         () if bits => "is not written yet: no reader of the format is proven for it".into(),
         () if has("gptq") || has("rtn") => {
             let method = if has("rtn") { "rtn" } else { "gptq" };

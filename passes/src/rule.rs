@@ -4,7 +4,7 @@ use crate::fit::Range;
 use crate::pattern::Pattern;
 use crate::solve::{Gptq, Rtn};
 use compiler::{Key, Refusal, Solver, Wrong, boolean, check_keys, integer, one_of};
-use ir::{Block, BlockId, Grid, Projection, Role, Span, Spec, WeightId};
+use ir::{Block, BlockId, BlockKind, Grid, Projection, Role, Span, Spec, WeightId};
 use serde::{Deserialize, Serialize};
 use tensor::DType;
 
@@ -21,17 +21,22 @@ struct Settings {
     /// Modules that it is not about: patterns.
     #[serde(default)]
     ignore: Vec<String>,
-    /// 2 to 8.
-    bits: u8,
+    /// 2 to 8: a grid of integers.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    bits: Option<u8>,
+    /// A grid by its name, in place of bits, symmetry and groups.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    grid: Option<String>,
     /// Whether there are no zero points.
     #[serde(default = "yes")]
     symmetric: bool,
     /// What shares a scale.
     #[serde(default)]
     group: Group,
-    /// How a scale is chosen.
+    /// How a scale is chosen; `min-max` for integers and the least squared error for blocks, weighted if
+    /// there are statistics, where nothing is said.
     #[serde(default)]
-    scale: Scale,
+    scale: Option<Scale>,
     /// How codes are chosen.
     #[serde(default)]
     solver: Method,
@@ -89,14 +94,15 @@ enum Channel {
 }
 
 /// How a scale is chosen.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 enum Scale {
     /// No value is clipped.
-    #[default]
     MinMax,
     /// The least squared error.
     Mse,
+    /// The least squared error, each times the mean square of what the weight is multiplied by.
+    Weighted,
 }
 
 impl Default for Group {
@@ -122,6 +128,7 @@ impl From<Scale> for Range {
         match scale {
             Scale::MinMax => Self::MinMax,
             Scale::Mse => Self::MeanSquare,
+            Scale::Weighted => Self::Weighted,
         }
     }
 }
@@ -142,6 +149,26 @@ fn group(value: &toml::Value) -> Result<(), String> {
     }
 }
 
+/// A grid that GGUF has as integers: in groups of 32 with a scale of `F16`.
+const fn legacy(bits: u8) -> Grid {
+    Grid::Int { bits, symmetric: true, span: Span::Group(32), scale: DType::F16 }
+}
+
+/// The grids that have names: those of GGUF, as llama.cpp spells them.
+const NAMED: [(&str, Grid); 8] = [
+    ("q4_0", legacy(4)),
+    ("q5_0", legacy(5)),
+    ("q8_0", legacy(8)),
+    ("q4_1", Grid::Block(BlockKind::Q4_1)),
+    ("q5_1", Grid::Block(BlockKind::Q5_1)),
+    ("q4_k", Grid::Block(BlockKind::Q4K)),
+    ("q5_k", Grid::Block(BlockKind::Q5K)),
+    ("q6_k", Grid::Block(BlockKind::Q6K)),
+];
+
+/// What a named grid decides by itself.
+const DECIDED: [&str; 3] = ["bits", "symmetric", "group"];
+
 /// The keys of a rule.
 const KEYS: &[Key] = &[
     Key::new("of", |v| match v.as_array() {
@@ -152,7 +179,8 @@ const KEYS: &[Key] = &[
     Key::new("ignore", patterns),
     Key::new("bits", |v| integer(v, 2, 8)),
     Key::new("group", group),
-    Key::new("scale", |v| one_of(v, &["min-max", "mse"])),
+    Key::new("grid", |v| one_of(v, &NAMED.map(|(name, _)| name))),
+    Key::new("scale", |v| one_of(v, &["min-max", "mse", "weighted"])),
     Key::new("symmetric", boolean),
     Key::new("solver", |v| one_of(v, &["gptq", "rtn"])),
     Key::new("act-order", boolean),
@@ -176,6 +204,8 @@ fn patterns(value: &toml::Value) -> Result<(), String> {
 /// A rule of an output.
 pub(crate) struct Rule {
     settings: Settings,
+    /// The grid that it names.
+    grid: Option<Grid>,
     names: Vec<Pattern>,
     ignore: Vec<Pattern>,
     solver: Box<dyn Solver>,
@@ -192,10 +222,27 @@ impl Rule {
             at: at.iter().map(ToString::to_string).collect(),
             rule,
         };
-        let settings: Settings = table
+        let mut settings: Settings = table
             .clone()
             .try_into()
             .map_err(|e: toml::de::Error| wrong(&[], e.message().to_string()))?;
+        let named = settings.grid.as_deref().and_then(|name| NAMED.iter().find(|g| g.0 == name));
+        let grid = named.map(|(_, grid)| *grid);
+        if let Some(key) =
+            DECIDED.into_iter().find(|key| grid.is_some() && table.contains_key(*key))
+        {
+            return Err(wrong(&[key], "is decided by the grid that the rule names".into()));
+        }
+        if grid.is_none() && settings.bits.is_none() {
+            return Err(wrong(&[], "has no bits, such as 4, and no grid, such as \"q4_k\"".into()));
+        }
+        let usual = match (grid, settings.solver) {
+            (Some(Grid::Block(_)), Method::Gptq) => Scale::Weighted,
+            (Some(Grid::Block(_)), Method::Rtn) => Scale::Mse,
+            _ => Scale::MinMax,
+        };
+        let range = settings.scale.insert(settings.scale.unwrap_or(usual));
+        let range = (*range).into();
         if !settings.symmetric && settings.of.contains(&Part::Head) {
             let rule = "is true of a head: no reader is proven to load zero points of one";
             return Err(wrong(&["symmetric"], rule.into()));
@@ -205,7 +252,6 @@ impl Rule {
         };
         let (names, ignore) =
             (compiled("names", &settings.names)?, compiled("ignore", &settings.ignore)?);
-        let range = settings.scale.into();
         let solver: Box<dyn Solver> = match settings.solver {
             Method::Rtn => Box::new(Rtn { range }),
             Method::Gptq => Box::new(Gptq {
@@ -217,13 +263,17 @@ impl Rule {
                 },
             }),
         };
-        Ok(Self { settings, names, ignore, solver })
+        Ok(Self { settings, grid, names, ignore, solver })
     }
 
     /// Every setting of it, those included that were not given.
     pub(crate) fn whole(&self) -> toml::Table {
         // Settings are bits, words and lists, so there is nothing to fail.
-        toml::Table::try_from(&self.settings).unwrap_or_default()
+        let mut whole = toml::Table::try_from(&self.settings).unwrap_or_default();
+        if self.grid.is_some() {
+            DECIDED.iter().for_each(|key| drop(whole.remove(*key)));
+        }
+        whole
     }
 
     /// Whether it is about a weight.
@@ -247,9 +297,27 @@ impl compiler::Rule for Rule {
         let spec = block.weights.get(weight.0 as usize);
         let Some(spec) = spec.filter(|spec| self.is_about(block, spec)) else { return Ok(None) };
         let width = spec.shape.last().copied().unwrap_or(0);
-        let Settings { bits, symmetric, group, .. } = self.settings;
-        let scale = scale_dtype(spec.dtype);
-        Ok(Some(Grid::Int { bits, symmetric, span: group.span(width), scale }))
+        match (self.grid, &self.settings) {
+            (Some(grid), _)
+                if grid.block().is_none_or(|block| width.is_multiple_of(block.get())) =>
+            {
+                Ok(Some(grid))
+            }
+            (Some(grid), _) => {
+                let block = grid.block().map_or(1, |block| block.get());
+                let rule = format!(
+                    "rows of {width} cannot be divided into blocks of {block}, as {grid} has them; name \
+                     another grid for it in a rule before, such as q8_0, or leave it out by ignore"
+                );
+                Err(Refusal { what: spec.tensor.clone(), rule })
+            }
+            (None, &Settings { bits: Some(bits), symmetric, group, .. }) => {
+                let scale = scale_dtype(spec.dtype);
+                Ok(Some(Grid::Int { bits, symmetric, span: group.span(width), scale }))
+            }
+            // `new` refused this.
+            (None, _) => Ok(None),
+        }
     }
 
     fn solver(&self) -> &dyn Solver {

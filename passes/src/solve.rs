@@ -3,7 +3,7 @@
 use crate::factor::Factor;
 use crate::fit::Range;
 use crate::gptq::{Settings, SolveError, gptq};
-use crate::rtn::nearest;
+use crate::rtn;
 use backend::Backend;
 use compiler::{Input, Misfit, Outcome, PassError, Solved, Solver, Solving};
 use ir::{Grid, Quantized, Weight};
@@ -29,15 +29,15 @@ impl Solver for Rtn {
     }
 
     fn observes(&self) -> bool {
-        false
+        self.range == Range::Weighted
     }
 
     fn bytes(&self, _: [usize; 2]) -> u64 {
         0
     }
 
-    fn begin<'a>(&'a self, _: Input<'a>) -> Result<Box<dyn Solving + 'a>, PassError> {
-        Ok(Box::new(Rounding { range: self.range }))
+    fn begin<'a>(&'a self, input: Input<'a>) -> Result<Box<dyn Solving + 'a>, PassError> {
+        Ok(Box::new(Rounding { range: self.range, importance: importance(&input) }))
     }
 }
 
@@ -59,6 +59,7 @@ impl Solver for Gptq {
     }
 
     fn begin<'a>(&'a self, input: Input<'a>) -> Result<Box<dyn Solving + 'a>, PassError> {
+        let importance = importance(&input);
         let Input { backend, width, gram } = input;
         let factor = match gram {
             None => Err("no calibration tokens".into()),
@@ -69,17 +70,27 @@ impl Solver for Gptq {
                 Err(error) => return Err(PassError::Internal(error.to_string())),
             },
         };
-        Ok(Box::new(Compensating { solver: self, backend, factor }))
+        Ok(Box::new(Compensating { solver: self, backend, factor, importance }))
     }
+}
+
+/// The mean square of each column of an input, or a multiple of it; `None` if it was not observed, or
+/// is not a number.
+fn importance(input: &Input<'_>) -> Option<Vec<f32>> {
+    let (gram, width) = (input.gram?, input.width);
+    let diagonal: Vec<f32> = (0..width).map(|i| gram[i * width + i]).collect();
+    let sound = diagonal.iter().all(|x| x.is_finite()) && diagonal.iter().any(|&x| x > 0.0);
+    sound.then_some(diagonal)
 }
 
 struct Rounding {
     range: Range,
+    importance: Option<Vec<f32>>,
 }
 
 impl Solving for Rounding {
     fn solve(&mut self, weight: &Weight, grid: Grid) -> Result<Solved, PassError> {
-        rounded(weight, grid, self.range, None)
+        rounded(weight, grid, self.range, self.importance.as_deref(), None)
     }
 }
 
@@ -88,14 +99,16 @@ struct Compensating<'a> {
     backend: &'a dyn Backend,
     /// What is made of the Gram matrix, or why there is nothing to make of it.
     factor: Result<Factor, String>,
+    importance: Option<Vec<f32>>,
 }
 
 impl Solving for Compensating<'_> {
     fn solve(&mut self, weight: &Weight, grid: Grid) -> Result<Solved, PassError> {
         let Gptq { range, settings, .. } = self.solver;
+        let importance = self.importance.as_deref();
         let factor = match &self.factor {
             Ok(factor) => factor,
-            Err(why) => return rounded(weight, grid, *range, Some(why.clone())),
+            Err(why) => return rounded(weight, grid, *range, importance, Some(why.clone())),
         };
         let (values, shape) = matrix(weight)?;
         match gptq(self.backend, &values, shape, grid, *range, factor, settings) {
@@ -111,7 +124,7 @@ impl Solving for Compensating<'_> {
                 };
                 Ok(Solved { quantized: solved.quantized, outcome })
             }
-            Err(SolveError::Unsound(why)) => rounded(weight, grid, *range, Some(why)),
+            Err(SolveError::Unsound(why)) => rounded(weight, grid, *range, importance, Some(why)),
             Err(SolveError::Backend(error)) => Err(error.into()),
             Err(error) => Err(wrong(weight, error.to_string())),
         }
@@ -158,6 +171,7 @@ fn rounded(
     weight: &Weight,
     grid: Grid,
     range: Range,
+    importance: Option<&[f32]>,
     fallback: Option<String>,
 ) -> Result<Solved, PassError> {
     let shape = shape(weight)?;
@@ -167,7 +181,7 @@ fn rounded(
     let read = |row: usize, out: &mut [f32]| {
         weight.tensor.read_f32(row * shape[1], out);
     };
-    let (quantized, sums) = nearest(shape, grid, range, read);
+    let (quantized, sums) = rtn::rounded(shape, grid, range, importance, read);
     if let Some(row) = sums.iter().position(|[_, square]| !square.is_finite()) {
         let mut values = vec![0.0; shape[1]];
         read(row, &mut values);

@@ -27,13 +27,14 @@ def library():
     return lib
 
 
-def quantized(lib, kind, values, rows, width):
-    """Rows of 32-bit floats (a ctypes array) as blocks of ggml's own quantizer, without importance."""
+def quantized(lib, kind, values, rows, width, importance=None):
+    """Rows of 32-bit floats (a ctypes array) as blocks of ggml's own quantizer; importance, likewise, has
+    one for each column."""
     elements, size = BLOCKS[kind]
     if kind == "F32":
         return bytes(values)
     out = ctypes.create_string_buffer(rows * width // elements * size)
-    lib.ggml_quantize_chunk(TYPES[kind], values, out, 0, rows, width, None)
+    lib.ggml_quantize_chunk(TYPES[kind], values, out, 0, rows, width, importance)
     return out.raw
 
 

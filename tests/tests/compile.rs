@@ -256,6 +256,61 @@ fn several_outputs_are_written_from_one_calibration() {
 }
 
 #[test]
+fn one_calibration_is_written_as_a_folder_and_as_a_gguf_file() {
+    let bench = Bench::new();
+    tests::write_noise_model(&bench.path("noise"), 1, 256, 300);
+    let ids: Vec<String> = (0..1500).map(|i| (i * i % 293).to_string()).collect();
+    fs::write(bench.path("ids.jsonl"), format!("[{}]\n", ids.join(","))).unwrap();
+    let rules = "[[output]]\nname = \"hf\"\n[[output.rule]]\nbits = 4\n\
+                 [[output]]\nname = \"llama\"\nformat = \"gguf\"\n\
+                 [[output.rule]]\ngrid = \"q4_k\"\n\
+                 [[output.rule]]\nof = [\"embedding\"]\ngrid = \"q8_0\"\nsolver = \"rtn\"\n";
+    fs::write(bench.path("both.toml"), rules).unwrap();
+    let with = ["--recipe", "both.toml", "--calibration", "ids.jsonl", "--no-gate"];
+    let result = bench.make(&bench.path("noise"), &[&with[..], &["-o", "out"]].concat());
+    let report = &result["report"];
+    assert_eq!(report["outputs"]["llama"]["weights"][1]["grid"], "Q4_K");
+    let artifact = files(&bench.path("out/llama"));
+    let names: Vec<&str> = artifact.keys().map(String::as_str).collect();
+    assert_eq!(names, ["model.gguf", "report.json"]);
+    // The folder, and the file in it, open as a model; the recipe that the report states is whole.
+    fs::write(bench.path("held"), ids[..64].join(" ")).unwrap();
+    let eval = |model: &str| -> Value {
+        let out = bench.run(&bench.path(model), &["eval", "--tokens", "held", "--json"]);
+        assert!(out.status.success(), "{model}: {}", String::from_utf8_lossy(&out.stderr));
+        serde_json::from_slice(&out.stdout).unwrap()
+    };
+    let [folder, file, original] =
+        ["out/llama", "out/llama/model.gguf", "noise"].map(|m| eval(m)["perplexity"].as_f64());
+    assert_eq!(folder, file);
+    assert!((folder.unwrap() / original.unwrap() - 1.0).abs() < 0.02, "{folder:?} {original:?}");
+    let rule = &report["recipe"]["output"][1]["rule"][0];
+    assert_eq!((&rule["scale"], &rule["bits"]), (&json!("weighted"), &Value::Null), "{rule}");
+    // What GGUF has no place for is said before any work.
+    for (rules, refusal) in [
+        ("[[output]]\nformat = \"gguf\"\n[[output.rule]]\nbits = 4\n", "GGUF has no blocks of"),
+        ("[[output.rule]]\ngrid = \"q4_k\"\n", "Q4_K"),
+        ("[[output.rule]]\ngrid = \"q4_k\"\nbits = 4\n", "is decided by the grid"),
+        ("[[output.rule]]\nsolver = \"rtn\"\n", "has no bits"),
+        ("[[output]]\nformat = \"onnx\"\n[[output.rule]]\nbits = 4\n", "pack-quantized, gguf"),
+    ] {
+        let rules = if rules.starts_with("[[output]]") {
+            rules.into()
+        } else {
+            format!("[[output]]\n{rules}")
+        };
+        fs::write(bench.path("odd.toml"), rules).unwrap();
+        bench.refuses(&bench.path("noise"), &["--recipe", "odd.toml", "--dry-run"], 2, refusal);
+    }
+    fs::write(
+        bench.path("k.toml"),
+        "[[output]]\nformat = \"gguf\"\n[[output.rule]]\ngrid = \"q4_k\"\n",
+    )
+    .unwrap();
+    bench.refuses(&stories(), &["--recipe", "k.toml", "--dry-run"], 2, "name another grid");
+}
+
+#[test]
 fn blocks_are_written_as_text_before_and_after_each_pass() {
     let bench = Bench::new();
     let recipe = "[[pass]]\nname = \"awq\"\n[[output]]\n[[output.rule]]\nbits = 4\n";

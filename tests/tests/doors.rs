@@ -151,8 +151,11 @@ fn folders_that_are_no_model_say_what_they_are() {
     let adapter = r#"{"peft_type": "LORA", "base_model_name_or_path": "org/base"}"#;
     let adapter = folder("lora", &[("adapter_config.json", adapter)]);
     refused(&["inspect", &adapter], &["a LoRA adapter of \"org/base\"", "merge_and_unload"]);
-    let gguf = folder("gguf", &[("x.Q4_K_M.gguf", "GGUF")]);
+    let gguf = folder("gguf", &[("x.Q4_K_M.gguf", "GGUF"), ("x.Q8_0.gguf", "GGUF")]);
     refused(&["run", &gguf, "hi"], &["\"x.Q4_K_M.gguf\"", "give the path of that file"]);
+    // One alone is what is meant.
+    let gguf = folder("one", &[("x.Q4_K_M.gguf", "GGUF")]);
+    refused(&["run", &gguf, "hi"], &["x.Q4_K_M.gguf", "ends"]);
     let onnx = folder("onnx", &[("model.onnx", "")]);
     refused(&["inspect", &onnx], &["\"model.onnx\"", "ONNX is not read"]);
     let bin = folder("bin", &[("pytorch_model.bin", "")]);

@@ -1,7 +1,7 @@
 //! Writes a llama's folder or GGUF file as a GGUF file, each weight as it is stored: vectors as F32,
 //! which llama.cpp wants. `to_gguf MODEL OUT`, where OUT is a folder that is made.
 
-use checkpoint::{Checkpoint, Described, GGUF, Placed, Role, Sink, Stored};
+use checkpoint::{Checkpoint, Described, Format, Placed, Role, Sink, Stored};
 use ir::Source;
 use std::path::Path;
 use std::sync::Arc;
@@ -26,7 +26,8 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
         role: Role::Model,
     });
     let placed: Vec<Placed> = placed.collect();
-    let layout = GGUF.container.layout(&GGUF, &described, &placed)?;
+    let gguf = Format::named("gguf").ok_or("no such format")?;
+    let layout = gguf.container.layout(gguf, &described, &placed)?;
     let sink = Sink::create_on(Arc::new(checkpoint::disk::System), Path::new(out), layout)?;
     for weight in &placed {
         let rows = weight.shape.first().copied().unwrap_or(1);

@@ -83,9 +83,17 @@ impl TensorInfo {
     }
 }
 
+/// The GGUF file of a folder that has one and no model beside it.
+fn only_gguf(names: &BTreeSet<String>) -> Option<&str> {
+    let mut files = names.iter().filter(|name| name.ends_with(".gguf"));
+    let only = files.next().filter(|_| files.next().is_none() && !names.contains("config.json"));
+    only.map(String::as_str)
+}
+
 impl Checkpoint {
     /// Opens `folder`: reads its configuration, its index and every header, and checks them
-    /// against each other. A GGUF file opens as the folder that it could have been made from.
+    /// against each other. A GGUF file opens as the folder that it could have been made from, and so does
+    /// a folder whose only model it is.
     ///
     /// # Errors
     /// If anything is missing or breaks a rule; nothing is guessed.
@@ -95,6 +103,9 @@ impl Checkpoint {
         }
         let folder = Folder::open(folder)?;
         let names = folder.names()?;
+        if let Some(name) = only_gguf(&names) {
+            return Self::open_gguf(&folder.path.join(name));
+        }
         let config = Self::read_config(&folder, &names)?;
         let generation_config = folder.object("generation_config.json", &Limits::CONFIG)?;
         let mut opened = Self {
@@ -148,6 +159,9 @@ impl Checkpoint {
         }
         let folder = Folder::open(folder)?;
         let names = folder.names()?;
+        if let Some(name) = only_gguf(&names) {
+            return Ok(Gguf::open(&folder.path.join(name))?.config().clone());
+        }
         let mut config = Self::read_config(&folder, &names)?;
         if config.get(QUANTIZATION).is_some_and(quantization::is_ours) {
             config.shift_remove(QUANTIZATION);

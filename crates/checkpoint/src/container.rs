@@ -61,7 +61,7 @@ pub struct Described<'a> {
     pub tied: bool,
     /// The dtype of what is dense, where it is not the source's.
     pub dtype: Option<DType>,
-    /// The bytes of its tokenizer.json, for containers that take it in.
+    /// The bytes of its tokenizer.json, if it has one: for containers that take it in.
     pub tokenizer: Option<&'a [u8]>,
 }
 
@@ -72,6 +72,10 @@ pub trait Container: Debug + Sync {
     /// # Errors
     /// If it has none for it.
     fn name(&self, weight: &Placed) -> Result<String, Error>;
+
+    /// Whether the small files of a checkpoint, such as its tokenizer's, lie beside the weights: no file
+    /// of the container's own says what they do.
+    fn has_side_files(&self) -> bool;
 
     /// Lays a model out: every file, the place of each part in them, and the manifest.
     ///

@@ -19,6 +19,10 @@ impl Container for HfFolder {
         Ok(weight.name.clone())
     }
 
+    fn has_side_files(&self) -> bool {
+        true
+    }
+
     fn layout(
         &self,
         format: &Format,

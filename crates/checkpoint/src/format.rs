@@ -19,23 +19,27 @@ pub struct Format {
     pub codecs: &'static [&'static dyn Codec],
     /// The dtypes of dense tensors; all that the container can hold, if empty.
     pub dense: &'static [DType],
+    /// The dtype of vectors, where readers compute with no other.
+    pub vectors: Option<DType>,
 }
 
 /// Every format of artifacts; the first is the one that is written where none is named.
-pub static FORMATS: &[Format] = &[Format {
-    name: "pack-quantized",
-    container: &folder_container::HfFolder,
-    codecs: &[&pack_quantized::PackQuantized],
-    dense: &[],
-}];
-
-/// A GGUF file. It is not among [`FORMATS`]: no recipe has grids for its blocks yet.
-pub static GGUF: Format = Format {
-    name: "gguf",
-    container: &gguf::GgufFile,
-    codecs: &[&gguf::GgufBlocks],
-    dense: &[DType::F32, DType::F16, DType::BF16],
-};
+pub static FORMATS: &[Format] = &[
+    Format {
+        name: "pack-quantized",
+        container: &folder_container::HfFolder,
+        codecs: &[&pack_quantized::PackQuantized],
+        dense: &[],
+        vectors: None,
+    },
+    Format {
+        name: "gguf",
+        container: &gguf::GgufFile,
+        codecs: &[&gguf::GgufBlocks],
+        dense: &[DType::F32, DType::F16, DType::BF16],
+        vectors: Some(DType::F32),
+    },
+];
 
 impl Format {
     /// The format of this name.

@@ -39,7 +39,7 @@ pub use checkpoint::{Checkpoint, FileInfo, TensorInfo};
 pub use codec::{Codec, Get, Grain, Put, Slice};
 pub use container::{Container, Described, Placed, Role, Rows, Stored};
 pub use error::Error;
-pub use format::{FORMATS, Format, GGUF};
+pub use format::{FORMATS, Format};
 pub use hub::{Snapshot, hub_snapshot};
 pub use layout::{Layout, Planned, Trailer};
 pub use quantization_config::quantization_config;

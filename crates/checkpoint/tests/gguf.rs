@@ -6,7 +6,7 @@
 use checkpoint::gguf::GgufBlocks;
 use checkpoint::gguf::header::{Header, HeaderError, Value, parse};
 use checkpoint::{
-    Checkpoint, Codec, Described, Error, GGUF, Grain, Placed, Role, Rows, Sink, Slice, Stored,
+    Checkpoint, Codec, Described, Error, Format, Grain, Placed, Role, Rows, Sink, Slice, Stored,
 };
 use ir::{Grid, Params, Quantized, Source, Span};
 use serde_json::json;
@@ -289,7 +289,7 @@ fn what_is_written_is_what_is_read() {
     let (config, tokenizer) = (config.as_object().unwrap(), spelled().to_string());
     let tokenizer = Some(tokenizer.as_bytes());
     let model = Described { config, tied: true, dtype: None, tokenizer };
-    let format = &GGUF;
+    let format = Format::named("gguf").unwrap();
     let layout = format.container.layout(format, &model, &weights).unwrap();
     let (dir, disk) = (tempfile::tempdir().unwrap(), Arc::new(checkpoint::disk::System));
     let sink = Sink::create_on(disk, dir.path(), layout).unwrap();

@@ -141,7 +141,12 @@ impl Kind {
 
 /// What the readers that were asked for will not do; the likely ones, if none was.
 pub(crate) fn refusals(plan: &Plan, asked: &[Reader]) -> Vec<Refusal> {
-    let readers = if asked.is_empty() { &LIKELY } else { asked };
+    let readers: &[Reader] = match plan.lead().format.container.has_side_files() {
+        _ if !asked.is_empty() => asked,
+        true => &LIKELY,
+        // A file of its own: none of them is who it is for.
+        false => &[],
+    };
     let kind = Kind::of(plan);
     readers.iter().filter_map(|reader| kind.refusal(*reader)).collect()
 }

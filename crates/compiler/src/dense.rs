@@ -19,6 +19,10 @@ pub(crate) fn converted(
     if tensor.dtype() == dtype {
         return Ok(tensor);
     }
+    if let (DType::F32, Some(values)) = (dtype, tensor.to_f32()) {
+        let converted = Tensor::from_f32(tensor.shape().to_vec(), &values);
+        return converted.ok_or_else(|| CompileError::Internal("a converted tensor's size".into()));
+    }
     let wrong = |rule: String| PassError::Weight { tensor: name.into(), rule };
     let rounded: Option<fn(f32) -> (u16, bool)> = match dtype {
         DType::BF16 => {

@@ -253,10 +253,11 @@ fn side_files(
     disk: &dyn Disk,
     folder: &Path,
 ) -> Result<(), CompileError> {
-    for file in output::layout(job.checkpoint.config(), planned)?.manifest() {
+    for file in output::layout(job.checkpoint, planned)?.manifest() {
         write_file_on(disk, folder, &file.name, &file.bytes)?;
     }
-    for name in job.checkpoint.side_files() {
+    let beside = planned.format.container.has_side_files();
+    for name in job.checkpoint.side_files().into_iter().filter(|_| beside) {
         write_file_on(disk, folder, &name, &job.checkpoint.read_side_file(&name)?)?;
     }
     Ok(())

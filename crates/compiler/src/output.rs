@@ -4,9 +4,8 @@ use crate::CompileError;
 use crate::plan::{Choice, PlannedOutput, PlannedWeight};
 use crate::recipe::Dtype;
 use crate::refusal::Refusal;
-use checkpoint::{Described, FORMATS, Format, Layout, Placed, Planned, Role, Stored};
+use checkpoint::{Checkpoint, Described, FORMATS, Format, Layout, Placed, Planned, Role, Stored};
 use ir::{BlockId, Verified};
-use serde_json::{Map, Value};
 use tensor::DType;
 
 /// The name of an untied head.
@@ -43,16 +42,18 @@ pub(crate) fn tensors(
     tensors
 }
 
-/// Where everything of an output goes, whose model has this `config.json`.
-pub(crate) fn layout(
-    config: &Map<String, Value>,
-    planned: &PlannedOutput,
-) -> Result<Layout, CompileError> {
+/// Where everything of an output goes, which is made of this checkpoint.
+pub(crate) fn layout(source: &Checkpoint, planned: &PlannedOutput) -> Result<Layout, CompileError> {
     let dtype = match planned.dtype {
         Dtype::AsSource => None,
         Dtype::Bf16 => Some(DType::BF16),
     };
-    let model = Described { config, tied: planned.tied, dtype, tokenizer: None };
+    let tokenizer = match planned.format.container.has_side_files() {
+        true => None,
+        false => source.tokenizer()?,
+    };
+    let (config, tied) = (source.config(), planned.tied);
+    let model = Described { config, tied, dtype, tokenizer: tokenizer.as_deref() };
     let mut weights = Vec::new();
     for (block, own) in &planned.blocks {
         weights.extend(own.iter().map(|weight| placed(weight, role(*block))));

@@ -374,7 +374,11 @@ fn plan_output(model: &ModelSpec, output: &Output) -> Result<PlannedOutput, Vec<
     let mut refusals = Vec::new();
     let mut blocks = Vec::new();
     for block in model.blocks() {
-        match plan_block(model, block, output) {
+        // The embedding comes first.
+        let table = blocks.first().and_then(|(_, own): &(_, Vec<PlannedWeight>)| {
+            own.get(model.embedding.table()?.0 as usize)?.grid()
+        });
+        match plan_block(model, block, table, output, format) {
             Ok(weights) => blocks.push((block.id, weights)),
             Err(refused) => refusals.extend(refused),
         }
@@ -411,17 +415,23 @@ fn plan_output(model: &ModelSpec, output: &Output) -> Result<PlannedOutput, Vec<
     })
 }
 
+/// What becomes of a block's weights; `table_grid` is what the embedding's table is put on.
 fn plan_block(
     model: &ModelSpec,
     block: &Block<Spec>,
+    table_grid: Option<Grid>,
     output: &Output,
+    format: &Format,
 ) -> Result<Vec<PlannedWeight>, Vec<Refusal>> {
     let as_asked = |asked, stored| match asked {
         Dtype::AsSource => stored,
         Dtype::Bf16 => DType::BF16,
     };
     let mut shown = block.clone();
-    shown.weights.iter_mut().for_each(|s| s.dtype = as_asked(output.dtype, s.dtype));
+    shown.weights.iter_mut().for_each(|s| {
+        let vectors = format.vectors.filter(|_| s.shape.len() == 1);
+        s.dtype = vectors.unwrap_or_else(|| as_asked(output.dtype, s.dtype));
+    });
     let projection = shown.projection().filter(|_| block.id == BlockId::Head);
     let projection = projection.and_then(|id| shown.weights.get_mut(id.0 as usize));
     projection.into_iter().for_each(|s| s.dtype = as_asked(output.head, s.dtype));
@@ -447,6 +457,7 @@ fn plan_block(
     let planned = weights.map(|((spec, shown), grid)| PlannedWeight {
         name: if tied(spec) { output::HEAD.into() } else { spec.tensor.clone() },
         choice: match grid {
+            Some((_, grid)) if tied(spec) && table_grid == Some(grid) => Choice::Shared,
             Some((rule, grid)) => Choice::Quantized { rule, grid },
             None if tied(spec) && as_table(shown.dtype) => Choice::Shared,
             None => Choice::Dense(shown.dtype),

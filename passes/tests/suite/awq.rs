@@ -95,7 +95,7 @@ fn loss(block: &Block, stage: &Stage) -> f64 {
             span: ir::Span::Group(32),
             scale: DType::F32,
         };
-        let rounded = rtn(&values, shape, grid, Range::MinMax).dequantize();
+        let rounded = rtn(&values, shape, grid, Range::MinMax, None).dequantize();
         let error: Vec<f64> =
             rounded.iter().zip(&values).map(|(a, b)| f64::from(*a) - f64::from(*b)).collect();
         for e in error.chunks(shape[1]) {

@@ -1,8 +1,13 @@
 //! Fits against compressed-tensors, and against every value a group can hold.
 
 use ir::{Grid, Span};
-use passes::fit::{Range, fit};
+use passes::fit::{Fit, Range};
+use passes::integers::{Integers, Params};
 use tensor::DType;
+
+fn fit(grid: Grid, range: Range, group: &[f32]) -> Params {
+    Integers { grid, range }.fit(group, None)
+}
 
 fn grid(bits: u8, symmetric: bool, scale: DType) -> Grid {
     Grid::Int { bits, symmetric, span: Span::Channel, scale }

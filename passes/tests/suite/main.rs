@@ -6,5 +6,6 @@ mod awq;
 mod block;
 mod blocks;
 mod fit;
+mod gguf;
 mod gptq;
 mod noise;

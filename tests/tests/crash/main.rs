@@ -18,11 +18,17 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use tests::bench::{Files, files, same};
 
-/// Compiles `root/model` to `root/out`.
+/// One file, of blocks that small rows can be divided into.
+const GGUF: &str = "[[output]]\nformat = \"gguf\"\n[[output.rule]]\ngrid = \"q4_1\"\n";
+
+/// Compiles `root/model` to `root/out`, by a built-in recipe or `gguf`.
 fn run(root: &Path, quant: &str, disk: Arc<dyn Disk>) {
     let checkpoint = Checkpoint::open(&root.join("model")).unwrap();
     let spec = arch::load(checkpoint.config(), &checkpoint).unwrap().model;
-    let recipe = passes::builtin(quant).unwrap();
+    let recipe = match quant {
+        "gguf" => compiler::Recipe::parse(GGUF).unwrap(),
+        name => passes::builtin(name).unwrap(),
+    };
     let pipeline = passes::pipeline(&recipe).unwrap();
     let sequences = |n: u32, seed: u32| -> Vec<Vec<u32>> {
         (0..n).map(|s| (0..32).map(|i| (i * i * 7 + s * 13 + seed) % 40).collect()).collect()
@@ -71,7 +77,7 @@ fn write(root: &Path, files: &BTreeMap<PathBuf, Vec<u8>>) {
 }
 
 /// Crashes after every call of a run, over an old output or over none.
-fn crashes(old: bool) {
+fn crashes(quant: &str, old: bool) {
     let dir = tests::bench::folder();
     let at = |name: &str| {
         let path = dir.path().join(name);
@@ -83,11 +89,11 @@ fn crashes(old: bool) {
     run(&first, "int8", Arc::new(System));
     let previous = files(&first.join("out"));
     begin(&second, None);
-    run(&second, "int4", Arc::new(System));
+    run(&second, quant, Arc::new(System));
     let expected = files(&second.join("out"));
     begin(&root, old.then_some(&previous));
     let recorder = Recorder::new(&root);
-    run(&root, "int4", Arc::new(recorder.clone()));
+    run(&root, quant, Arc::new(recorder.clone()));
     same(&expected, &files(&root.join("out")), "a recorded run");
 
     let (calls, mut lost, mut kept) = (recorder.calls(), 0, 0);
@@ -114,7 +120,7 @@ fn crashes(old: bool) {
             if after % 4 == usize::from(entries_stay) * 2 + usize::from(torn > 0) {
                 let root = at("again");
                 write(&root, &left);
-                run(&root, "int4", Arc::new(System));
+                run(&root, quant, Arc::new(System));
                 same(&expected, &files(&root.join("out")), &when);
                 let names: Vec<_> =
                     fs::read_dir(&root).unwrap().map(|e| e.unwrap().file_name()).collect();
@@ -129,12 +135,18 @@ fn crashes(old: bool) {
 
 #[test]
 fn a_crash_after_any_call_leaves_nothing_or_the_artifact() {
-    crashes(false);
+    crashes("int4", false);
 }
 
 #[test]
 fn a_crash_after_any_call_leaves_the_old_or_the_new_artifact() {
-    crashes(true);
+    crashes("int4", true);
+}
+
+/// A container of one file, whose blocks are read back from it.
+#[test]
+fn a_crash_leaves_nothing_or_the_whole_gguf_file() {
+    crashes("gguf", false);
 }
 
 /// A file system that cannot exchange names: the old artifact is set aside for a moment.

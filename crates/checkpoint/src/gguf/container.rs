@@ -9,7 +9,7 @@ use crate::error::Error;
 use crate::format::Format;
 use crate::layout::{LaidFile, Layout, Place, Planned};
 use ir::{BlockKind, Grid};
-use serde_json::Value as Json;
+use serde_json::{Map, Value as Json};
 use tensor::DType;
 
 /// Tensors begin at multiples of so many bytes.
@@ -25,6 +25,10 @@ impl Container for GgufFile {
         name.ok_or_else(|| Error::tensor(&weight.name, "has no name in a GGUF file of a llama"))
     }
 
+    fn has_side_files(&self) -> bool {
+        false
+    }
+
     fn layout(
         &self,
         format: &Format,
@@ -35,7 +39,7 @@ impl Container for GgufFile {
             |rule: String| Error::tensor("*", format!("cannot be written as GGUF: {rule}"));
         let keys = keys(model, weights).map_err(broken)?;
         let (mut laid, tensors) = Layout::weights(format, weights)?;
-        let head = model.config.get("head_dim").and_then(Json::as_u64).unwrap_or(2) as usize;
+        let head = counted(model.config, "head_dim").map_err(broken)? as usize;
         let mut infos = Vec::new();
         let (mut places, mut end) = (Vec::new(), 0u64);
         for (tensor, weight) in
@@ -127,6 +131,21 @@ fn said(to: &mut Vec<u8>, value: &Value) {
     }
 }
 
+/// A count of a llama's `config.json`, which may leave some to the others.
+fn counted(config: &Map<String, Json>, name: &str) -> Result<u32, String> {
+    let said = config.get(name).filter(|said| !said.is_null());
+    let count = match (said, name) {
+        (Some(said), _) => said.as_u64().and_then(|n| u32::try_from(n).ok()),
+        (None, "head_dim") => {
+            let heads = counted(config, "num_attention_heads")?;
+            counted(config, "hidden_size")?.checked_div(heads)
+        }
+        (None, "num_key_value_heads") => Some(counted(config, "num_attention_heads")?),
+        _ => None,
+    };
+    count.ok_or_else(|| format!("config.json has no {name}, or no count there"))
+}
+
 /// What llama.cpp wants to know of a model.
 fn keys(model: &Described<'_>, weights: &[Placed]) -> Result<Vec<(String, Value)>, String> {
     let config = model.config;
@@ -139,11 +158,8 @@ fn keys(model: &Described<'_>, weights: &[Placed]) -> Result<Vec<(String, Value)
     if let Some(scaled) = scaled.into_iter().flatten().find(plain) {
         return Err(format!("rotations are scaled ({scaled})"));
     }
-    let count = |name: &str| {
-        let n = config.get(name).and_then(Json::as_u64).filter(|&n| n <= u64::from(u32::MAX));
-        n.map(|n| Value::Integer(n as i64)).ok_or_else(|| format!("config.json has no {name}"))
-    };
-    let number = |of: &serde_json::Map<String, Json>, name: &str| {
+    let count = |name: &str| counted(config, name).map(|n| Value::Integer(i64::from(n)));
+    let number = |of: &Map<String, Json>, name: &str| {
         let x = of.get(name).and_then(Json::as_f64);
         x.map(Value::Float).ok_or_else(|| format!("config.json has no {name}"))
     };

@@ -1,0 +1,126 @@
+//! Fits of GGUF's blocks: nothing that is chosen cannot be stored, a search is never worse than none,
+//! and importance moves error to where it counts less.
+
+use ir::{BlockKind, Grid, Params, Quantized};
+use passes::fit::Range;
+use passes::rtn::rtn;
+
+/// Values in `-1..1`, most of them small, as trained weights are.
+fn noise(seed: u32, count: usize) -> Vec<f32> {
+    let mut state = seed;
+    let mut next = || {
+        state = state.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
+        (state >> 8) as f32 / (1 << 23) as f32 - 1.0
+    };
+    (0..count).map(|_| next().powi(3)).collect()
+}
+
+fn nearest(weights: &[f32], kind: BlockKind, range: Range, by: Option<&[f32]>) -> Quantized {
+    let width = 256;
+    rtn(weights, [weights.len() / width, width], Grid::Block(kind), range, by)
+}
+
+/// The squared error of columns, weighed.
+fn error(weights: &[f32], q: &Quantized, by: Option<&[f32]>) -> f64 {
+    let each = weights.iter().zip(q.dequantize()).enumerate();
+    each.map(|(i, (w, v))| f64::from(w - v).powi(2) * by.map_or(1.0, |by| f64::from(by[i % 256])))
+        .sum()
+}
+
+#[test]
+fn a_search_is_better_than_none() {
+    let weights = noise(1, 16 * 256);
+    for kind in BlockKind::ALL {
+        let of = |range| error(&weights, &nearest(&weights, kind, range, None), None);
+        let (plain, searched) = (of(Range::MinMax), of(Range::MeanSquare));
+        assert!(searched < 0.97 * plain, "{kind:?}: {searched} {plain}");
+    }
+}
+
+#[test]
+fn importance_moves_the_error_to_where_it_counts_less() {
+    let weights = noise(2, 16 * 256);
+    let by: Vec<f32> = (0..256).map(|i| if i % 5 == 0 { 30.0 } else { 1.0 }).collect();
+    for kind in BlockKind::ALL {
+        let even = nearest(&weights, kind, Range::MeanSquare, Some(&by));
+        let weighed = nearest(&weights, kind, Range::Weighted, Some(&by));
+        let of = |q: &Quantized| error(&weights, q, Some(&by));
+        assert!(of(&weighed) < 0.95 * of(&even), "{kind:?}: {} {}", of(&weighed), of(&even));
+        // Without any, a weighted fit is one of least squares.
+        assert_eq!(nearest(&weights, kind, Range::Weighted, None), even, "{kind:?}");
+    }
+}
+
+#[test]
+fn whatever_the_weights_the_blocks_can_hold_what_is_chosen() {
+    let mut rows: Vec<Vec<f32>> = [0.0, -0.0, 1.0, -1.0, 1e-45, -3e-8, 65504.0, 1e30, f32::MAX]
+        .map(|x| vec![x; 256])
+        .to_vec();
+    rows.push((0..256).map(|i| if i == 7 { 1e30 } else { 1e-30 }).collect());
+    rows.push((0..256).map(|i| if i % 2 == 0 { f32::MAX } else { f32::MIN }).collect());
+    rows.push((0..256).map(|i| 5.0 + i as f32 / 256.0).collect());
+    rows.push((0..256).map(|i| -5.0 - i as f32 / 256.0).collect());
+    rows.push([f32::NAN, f32::INFINITY, f32::NEG_INFINITY, 1.0].repeat(64));
+    let zeros = vec![0.0; 256];
+    for kind in BlockKind::ALL {
+        let form = kind.form();
+        for range in [Range::MinMax, Range::MeanSquare, Range::Weighted] {
+            for weights in &rows {
+                let q = nearest(weights, kind, range, Some(&zeros));
+                let what = format!("{} {range:?} {:?}", form.name, &weights[..8]);
+                assert!(q.is_whole(), "{what}");
+                let (low, high) = q.grid.codes();
+                assert!(q.codes.iter().all(|&c| (low..=high).contains(&i32::from(c))), "{what}");
+                let Params::Nested { scales, mins, outer_scales, outer_mins } = &q.params else {
+                    panic!("{what}: not nested")
+                };
+                let half = |x: &f32| x.is_finite() && q.grid.stored_scale(*x) == *x;
+                assert!(outer_scales.iter().chain(outer_mins).all(half), "{what}");
+                assert!(mins.iter().all(|&m| m < 64), "{what}");
+                let signed = form.min_bits.is_none();
+                assert!(signed || scales.iter().all(|&s| (0..64).contains(&s)), "{what}");
+            }
+        }
+    }
+}
+
+/// What one value is, or one value and zero, blocks hold to within `F16`.
+#[test]
+fn constants_are_kept() {
+    for value in [0.0f32, 0.5, -0.5, 3.0, -0.05] {
+        for kind in BlockKind::ALL {
+            let weights = vec![value; 256];
+            let q = nearest(&weights, kind, Range::MeanSquare, None);
+            let most = q.dequantize().iter().map(|v| (v - value).abs()).fold(0.0, f32::max);
+            assert!(most <= value.abs() * 2e-3, "{kind:?} {value}: off by {most}");
+        }
+    }
+    let weights = [0.0, 0.25].repeat(128);
+    let q = nearest(&weights, BlockKind::Q4K, Range::MeanSquare, None);
+    assert!(error(&weights, &q, None).sqrt() < 16.0 * 0.25 * 2e-3);
+}
+
+/// The relative squared errors of ggml's quantizer on the same noise, without and with importance:
+/// `tests/interop/gguf_errors.py`, llama.cpp of xllamacpp 2026.10.11549.
+const GGML: [(BlockKind, [f64; 2]); 5] = [
+    (BlockKind::Q4_1, [7.440947e-3, 3.659884e-3]),
+    (BlockKind::Q5_1, [1.679628e-3, 8.525616e-4]),
+    (BlockKind::Q4K, [5.349653e-3, 3.745213e-3]),
+    (BlockKind::Q5K, [1.433052e-3, 1.009748e-3]),
+    (BlockKind::Q6K, [3.099038e-4, 2.481532e-4]),
+];
+
+#[test]
+fn errors_are_no_larger_than_those_of_ggml() {
+    let weights = noise(3, 16 * 256);
+    let zeros = nearest(&vec![0.0; weights.len()], BlockKind::Q4K, Range::MinMax, None);
+    let by: Vec<f32> = (0..256).map(|i| if i % 5 == 0 { 30.0 } else { 1.0 }).collect();
+    for (kind, theirs) in GGML {
+        for (by, theirs) in [None, Some(&by[..])].into_iter().zip(theirs) {
+            let q = nearest(&weights, kind, Range::Weighted, by);
+            let ours = error(&weights, &q, by) / error(&weights, &zeros, by);
+            println!("{kind:?} {}: ours {ours:.4e}, ggml {theirs:.4e}", by.is_some());
+            assert!(ours <= theirs, "{kind:?}, importance {}: {ours} {theirs}", by.is_some());
+        }
+    }
+}
