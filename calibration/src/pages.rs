@@ -2,15 +2,18 @@
 
 use crate::EvalError;
 use crate::forward::Group;
-use backend::{BackendError, Buffer, Interpreter, KV_BLOCK, KvCache, KvDType, Program, Span};
-use ir::{Block, Spec};
+use backend::{
+    BackendError, Buffer, Cached, Caches, Interpreter, KV_BLOCK, KvCache, KvDType, Program, Span,
+};
+use ir::{Block, CacheId, Op, Spec};
 use std::ops::Range;
 
-/// A cache that holds the largest of some groups. Each group begins at position 0, so it overwrites
+/// Caches that hold the largest of some groups. Each group begins at position 0, so it overwrites
 /// all that it reads, and the next may use the same blocks.
 pub(crate) struct Pages {
-    cache: KvCache,
-    /// The blocks of the cache, in order; each sequence has the next few.
+    /// By the names that the layer has for them.
+    caches: Vec<(CacheId, KvCache)>,
+    /// The blocks of each cache, in order; each sequence has the next few.
     blocks: Vec<u32>,
 }
 
@@ -22,12 +25,17 @@ impl Pages {
         dtype: KvDType,
         groups: &[Group],
     ) -> Result<Self, EvalError> {
-        let once = || EvalError::Internal("a layer attends once".into());
-        let (heads, _) = layer.attention().ok_or_else(once)?;
         let blocks = groups.iter().map(|g| g.sequences.iter().map(blocks_of).sum::<usize>());
         let blocks = blocks.max().unwrap_or(0);
-        let cache = interpreter.backend().kv_cache(heads, dtype, blocks)?;
-        Ok(Self { cache, blocks: (0..blocks as u32).collect() })
+        let cache = |op: &Op| match *op {
+            Op::Attend { heads, cache, .. } => {
+                let made = interpreter.backend().kv_cache(heads, dtype, blocks);
+                Some(made.map(|made| (cache, made)))
+            }
+            _ => None,
+        };
+        let caches = layer.ops.iter().filter_map(cache).collect::<Result<_, _>>()?;
+        Ok(Self { caches, blocks: (0..blocks as u32).collect() })
     }
 
     /// Runs `block` over whole sequences; `input` is `[rows, width]`.
@@ -45,7 +53,20 @@ impl Pages {
             Span { rows: rows.clone(), start: 0, blocks }
         });
         let spans: Vec<Span<'_>> = spans.collect();
-        interpreter.run_cached(block, input, &spans, &self.cache)
+        interpreter.run_cached(block, input, &spans, &Alone { caches: &self.caches, spans: &spans })
+    }
+}
+
+/// The caches of a layer while it is run; sequences lie in each at the same places.
+struct Alone<'a> {
+    caches: &'a [(CacheId, KvCache)],
+    spans: &'a [Span<'a>],
+}
+
+impl Caches for Alone<'_> {
+    fn get(&self, id: CacheId) -> Option<Cached<'_>> {
+        let found = self.caches.iter().find(|(of, _)| *of == id);
+        found.map(|(_, cache)| Cached { cache, spans: self.spans })
     }
 }
 

@@ -5,8 +5,8 @@ use crate::config::quote;
 use crate::error::{Error, LISTED, Mismatch, ShapeMismatch};
 use crate::prefix;
 use ir::{
-    Activation, Block, BlockId, Expert, Heads, ModelSpec, Op, Projection, Role, Rope, Rotary,
-    RowMap, Spec, Value, View, WeightId,
+    Activation, Block, BlockId, Cache, CacheId, Expert, Heads, ModelSpec, Op, Projection, Role,
+    Rope, Rotary, RowMap, Spec, Value, View, WeightId,
 };
 use std::collections::{BTreeMap, HashSet};
 use std::sync::Arc;
@@ -111,7 +111,11 @@ fn programs(
     let head = head_block(plan, found, head);
     let (hidden, vocab, context) = (plan.hidden, plan.vocab, plan.context);
     let rotary = plan.rotary.clone();
-    let model = ModelSpec { family, hidden, vocab, context, tied, rotary, embedding, layers, head };
+    let cache = |window: &Option<u32>| Cache::of(plan.heads, *window);
+    let caches = plan.windows.iter().map(cache).collect();
+    let model =
+        ModelSpec { family, hidden, vocab, context, tied, rotary, caches, embedding, layers, head };
+    ir::verify_caches(&model)?;
     ir::verify(&model.embedding, 1)?;
     for block in model.layers.iter().chain([&model.head]) {
         ir::verify(block, plan.hidden)?;
@@ -210,7 +214,9 @@ impl Layer<'_, '_> {
         let (q, k) = (self.rotate(q), self.rotate(k));
         let scale = (1.0 / libm::sqrt(heads.dim as f64)) as f32;
         let window = self.plan.windows[index];
-        let attended = self.block.push(Op::Attend { q, k, v, heads, scale, window });
+        // The number of layers is capped far below what an index holds.
+        let cache = CacheId(index as u32);
+        let attended = self.block.push(Op::Attend { q, k, v, heads, scale, window, cache });
         let of = Projection::Output;
         let o = self.linear(attended, of, "self_attn.o_proj", [hidden, wide], o_bias);
         self.block.push(Op::Add { a: Value::INPUT, b: o })

@@ -4,7 +4,7 @@ use crate::{
     Attend, AttendPaged, Backend, BackendError, BackendExt, Buffer, DeviceWeight, KvCache, Linear,
     Rope, RopeTable, Route, Span,
 };
-use ir::{Block, Expert, Op, Value, WeightId};
+use ir::{Block, CacheId, Expert, Op, Value, WeightId};
 use std::borrow::Cow;
 use std::ops::Range;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -64,8 +64,22 @@ enum Rows<'r> {
         spans: &'r [Span<'r>],
         rows: Vec<Range<usize>>,
         starts: Vec<usize>,
-        cache: &'r KvCache,
+        caches: &'r dyn Caches,
     },
+}
+
+/// The caches of a model during a step.
+pub trait Caches {
+    /// The cache that `id` names; `None` if there is none.
+    fn get(&self, id: CacheId) -> Option<Cached<'_>>;
+}
+
+/// A cache during a step.
+pub struct Cached<'a> {
+    /// The cache.
+    pub cache: &'a KvCache,
+    /// Where the sequences of the step lie in it.
+    pub spans: &'a [Span<'a>],
 }
 
 /// The most rows of a span that decodes: a token and the drafts after it.
@@ -135,7 +149,8 @@ impl<'a> Interpreter<'a> {
     }
 
     /// Runs `program` on the next tokens of some sequences: their keys and values are written to the
-    /// block's `cache`, where those of earlier tokens are.
+    /// `caches` that its ops name, where those of earlier tokens are. Which rows are of which sequence,
+    /// and where they stand, `spans` says: those of any of the caches.
     ///
     /// # Errors
     /// As [`Self::run`].
@@ -144,10 +159,10 @@ impl<'a> Interpreter<'a> {
         program: impl Into<Program<'p>>,
         input: Buffer,
         spans: &[Span<'_>],
-        cache: &KvCache,
+        caches: &dyn Caches,
     ) -> Result<Buffer, BackendError> {
         let (rows, starts) = spans.iter().map(|s| (s.rows.clone(), s.start)).unzip();
-        let mut rows = Rows::Cached { spans, rows, starts, cache };
+        let mut rows = Rows::Cached { spans, rows, starts, caches };
         self.whole(program.into(), vec![Some(input)], &mut rows)
     }
 
@@ -365,13 +380,15 @@ impl<'a> Interpreter<'a> {
                 backend.rope(&args, &mut x)?;
                 Ok(x)
             }
-            &Op::Attend { q, k, v, heads, scale, window } => {
+            &Op::Attend { q, k, v, heads, scale, window, cache } => {
                 let (q, k, v) = (get(values, q)?, get(values, k)?, get(values, v)?);
                 match rows {
                     Rows::Whole(sequences) => {
                         backend.attend(&Attend { q, k, v, heads, scale, window, sequences })
                     }
-                    Rows::Cached { spans, cache, .. } => {
+                    Rows::Cached { caches, .. } => {
+                        let missing = || BackendError::Internal(format!("{cache:?} is not there"));
+                        let Cached { cache, spans } = caches.get(cache).ok_or_else(missing)?;
                         let args = AttendPaged { q, k, v, heads, scale, window, spans };
                         backend.attend_paged(&args, cache)
                     }

@@ -325,7 +325,7 @@ fn attend<'a>([q, k, v]: [&'a Buffer; 3], heads: Heads, spans: &'a [Span<'a>]) -
 mod tests {
     use super::*;
     use backend::Reference;
-    use ir::{BlockId, Value, WeightId};
+    use ir::{BlockId, CacheId, Value, WeightId};
 
     #[test]
     fn every_kernel_of_a_layer_is_timed() {
@@ -334,7 +334,7 @@ mod tests {
             |weight| Op::Linear { input: Value::INPUT, weight: WeightId(weight), bias: None };
         let heads = Heads { query: 2, kv: 1, dim: 8 };
         let [q, k, v] = [Value::INPUT; 3];
-        let attend = Op::Attend { q, k, v, heads, scale: 1.0, window: None };
+        let attend = Op::Attend { q, k, v, heads, scale: 1.0, window: None, cache: CacheId(0) };
         let layer = Block {
             id: BlockId::Layer(0),
             ops: vec![linear(0), linear(1), linear(2), attend],

@@ -169,6 +169,10 @@ impl Plan {
                 Err(refusal) => refusals.push(refusal),
             }
         }
+        if let Err(broken) = ir::verify_caches(&edited) {
+            let (what, rule) = (broken.block.to_string(), format!("internal: {broken}"));
+            refusals.push(Refusal { what, rule });
+        }
         let mut outputs = Vec::new();
         for output in &pipeline.outputs {
             match plan_output(&edited, output) {

@@ -1,5 +1,6 @@
 //! Blocks, values and weights.
 
+use crate::cache::CacheId;
 use crate::op::{Heads, Op};
 use crate::role::Role;
 use crate::view::View;
@@ -93,6 +94,20 @@ impl<W> Block<W> {
             _ => None,
         });
         found.next().filter(|_| found.next().is_none())
+    }
+
+    /// The caches that its ops use.
+    pub fn caches(&self) -> impl Iterator<Item = CacheId> {
+        self.ops.iter().filter_map(|op| match *op {
+            Op::Attend { cache, .. } => Some(cache),
+            _ => None,
+        })
+    }
+
+    /// Whether it has the ops of another block but for their caches.
+    pub fn has_ops_of<V>(&self, other: &Block<V>) -> bool {
+        let mut pairs = self.ops.iter().zip(&other.ops);
+        self.ops.len() == other.ops.len() && pairs.all(|(a, b)| a.is_alike(b))
     }
 
     /// The table that token ids select rows of, in the embedding.

@@ -6,6 +6,7 @@
 
 mod block;
 mod block_kind;
+mod cache;
 mod grid;
 mod held;
 mod inventory;
@@ -22,6 +23,7 @@ mod view;
 
 pub use block::{Block, BlockId, Spec, Value, Weight, WeightId};
 pub use block_kind::{BlockForm, BlockKind};
+pub use cache::{Cache, CacheId, Keep};
 pub use grid::{Grid, IntGrid, Span};
 pub use held::held_elements;
 pub use inventory::Inventory;
@@ -32,5 +34,5 @@ pub use quantized::{Params, Quantized, Step};
 pub use role::{Input, Matrix, Projection, Role};
 pub use rotary::{Linear, Llama3, Rotary, Scaling, Yarn};
 pub use source::{ReadError, Source};
-pub use verify::{Verified, VerifyError, verify};
+pub use verify::{Verified, VerifyError, verify, verify_caches};
 pub use view::{RowMap, View};

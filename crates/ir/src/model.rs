@@ -1,6 +1,7 @@
 //! A whole decoder as data: everything the configuration determines before a weight is read.
 
 use crate::block::{Block, Spec};
+use crate::cache::Cache;
 use crate::rotary::Rotary;
 
 /// A decoder: its embedding, its layers, its head.
@@ -18,6 +19,8 @@ pub struct ModelSpec {
     pub tied: bool,
     /// What the frequencies in its programs are made of.
     pub rotary: Rotary,
+    /// What its programs keep of earlier tokens.
+    pub caches: Vec<Cache>,
     /// Token ids to hidden states: rows of a table, and what is done to them.
     pub embedding: Block<Spec>,
     /// The decoder layers, in order.

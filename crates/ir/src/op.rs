@@ -1,6 +1,7 @@
 //! The op kinds of a block program.
 
 use crate::block::{Value, WeightId};
+use crate::cache::CacheId;
 use std::sync::Arc;
 
 /// One step of a block program. Shapes are `[rows, width]`; a row is a token.
@@ -56,6 +57,8 @@ pub enum Op {
         scale: f32,
         /// A row at position `p` sees the positions `p - window + 1 ..= p`; all up to `p` if none.
         window: Option<u32>,
+        /// Where the keys and values of earlier steps are. A whole sequence needs none.
+        cache: CacheId,
     },
     /// Which experts each row is given to, and how much each counts: of the `top` largest scores of a
     /// row the soft-max, of all others 0 (Shazeer et al. 2017). Of equal scores the first counts.
@@ -148,6 +151,15 @@ pub enum Activation {
 }
 
 impl Op {
+    /// Whether it is the same op but for its cache: of layers with one program each has its own.
+    pub fn is_alike(&self, other: &Self) -> bool {
+        let mut other = other.clone();
+        if let (&Self::Attend { cache: own, .. }, Self::Attend { cache, .. }) = (self, &mut other) {
+            *cache = own;
+        }
+        *self == other
+    }
+
     /// The values this op reads, in argument order.
     pub fn inputs(&self) -> Vec<Value> {
         match *self {

@@ -4,6 +4,7 @@
 //! a number. So a text is equal to another exactly if their blocks are.
 
 use crate::block::{Block, BlockId, Spec, Value, WeightId};
+use crate::cache::CacheId;
 use crate::op::{Activation, Expert, Heads, Op, Rope};
 use crate::print::is_plain;
 use crate::role::{Projection, Role};
@@ -296,11 +297,12 @@ impl<'a> Line<'a> {
         self.expect("x", "an x")?;
         let heads = Heads { query, kv, dim: self.number("the size of a head")? };
         let scale = self.parameter("scale")?;
+        let cache = CacheId(self.parameter("cache")?);
         let window = match self.rest.is_empty() {
             true => None,
             false => Some(self.parameter("window")?),
         };
-        Ok(Op::Attend { q, k, v, heads, scale, window })
+        Ok(Op::Attend { q, k, v, heads, scale, window, cache })
     }
 
     /// A role and what ends it; nothing is taken if there is none.
@@ -428,7 +430,7 @@ mod tests {
   %3 = rope %2 head_dim=4 rotary=4 inv_freq=1e0..1e-2 magnitude=1 @0
   %4 = rope %1 head_dim=4 rotary=2 inv_freq=5e-1..5e-1 magnitude=1.2 @1
   %5 = rope %4 head_dim=4 rotary=4 inv_freq=1e0..1e-2 magnitude=1 @0
-  %6 = attend %3 %5 %1 heads=2/2x4 scale=0.5 window=9
+  %6 = attend %3 %5 %1 heads=2/2x4 scale=0.5 cache=7 window=9
   %7 = linear %6 router=r:F32[2, 8]@q[paired 2]
   %8 = route %7 top=1 normalized=true
   %9 = experts %6 %8 #5:expert.0.gate=g:F32[4, 8]@s[1][0..] #4:expert.0.up=u:F32[4, 8]@\"s t\"[1][T 8][4..] expert.0.down=d:F32[8, 4] #5 #4 #6 Silu

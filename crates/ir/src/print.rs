@@ -102,8 +102,9 @@ impl<'a> Printed<'a> {
                 write!(f, " inv_freq={:e}..{:e}", ends[0], ends[1])?;
                 write!(f, " magnitude={} @{}", rope.magnitude, self.rope(rope))
             }
-            Op::Attend { heads, scale, window, .. } => {
+            Op::Attend { heads, scale, window, cache, .. } => {
                 write!(f, " heads={}/{}x{} scale={scale}", heads.query, heads.kv, heads.dim)?;
+                write!(f, " cache={}", cache.0)?;
                 window.map_or(Ok(()), |w| write!(f, " window={w}"))
             }
             Op::Activate { kind, .. } => write!(f, " {kind:?}"),

@@ -1,7 +1,10 @@
 //! The rules a block program must keep, checked once, with a receipt.
 
 use crate::block::{Block, BlockId, Spec, Value, WeightId};
+use crate::cache::Keep;
+use crate::model::ModelSpec;
 use crate::op::Op;
+use std::collections::HashSet;
 
 /// A block that keeps every rule, with the width of each of its values.
 #[derive(Clone, Debug)]
@@ -51,6 +54,37 @@ pub fn verify(block: &Block<Spec>, input: usize) -> Result<Verified<'_>, VerifyE
     };
     let name = block.ops.last().map_or("none", Op::name);
     Err(VerifyError { block: block.id, op: block.ops.len(), name, rule: rule.into() })
+}
+
+/// Checks that each attention has a cache of its own, which keeps what it sees.
+///
+/// # Errors
+/// The first rule that is broken.
+pub fn verify_caches(model: &ModelSpec) -> Result<(), VerifyError> {
+    let mut seen = HashSet::new();
+    for block in model.blocks() {
+        for (index, op) in block.ops.iter().enumerate() {
+            let &Op::Attend { heads, window, cache, .. } = op else { continue };
+            let kept = model.caches.get(cache.0 as usize);
+            let sees = |n: u32| window.is_some_and(|window| window <= n);
+            let rule = match kept {
+                None => "its cache exists",
+                Some(_) if !seen.insert(cache) => "its cache is no other's",
+                Some(kept) if kept.heads != heads => "its cache is of its heads",
+                Some(kept) if matches!(kept.keep, Keep::Window(n) if !sees(n)) => {
+                    "its cache keeps what it sees"
+                }
+                Some(_) => continue,
+            };
+            let (block, name) = (block.id, op.name());
+            return Err(VerifyError { block, op: index, name, rule: rule.into() });
+        }
+    }
+    if seen.len() == model.caches.len() {
+        return Ok(());
+    }
+    let rule = "every cache is some op's".into();
+    Err(VerifyError { block: model.head.id, op: model.head.ops.len(), name: "none", rule })
 }
 
 /// What `ops[index]` of a block of this kind may be.
@@ -172,7 +206,9 @@ fn multiple(what: &str, found: usize, of: usize) -> Result<(), String> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::cache::{Cache, CacheId};
     use crate::op::{Activation, Expert, Heads, Rope};
+    use crate::rotary::{Rotary, Scaling};
     use std::sync::Arc;
     use tensor::DType;
 
@@ -219,7 +255,9 @@ mod tests {
         let wide = Op::Rope { input: X, head_dim: 4, rope: rope(3) };
         check(vec![wide], &[], Err("rotary size is at most the head's"));
         let heads = Heads { query: 2, kv: 2, dim: 4 };
-        let attend = |heads, window| Op::Attend { q: X, k: X, v: X, heads, scale: 1.0, window };
+        let cache = CacheId(0);
+        let attend =
+            |heads, window| Op::Attend { q: X, k: X, v: X, heads, scale: 1.0, window, cache };
         check(vec![attend(heads, None)], &[], Ok(8));
         check(vec![attend(heads, Some(0))], &[], Err("window > 0"));
         check(vec![attend(Heads { query: 4, ..heads }, None)], &[], Err("q width 8 is 16"));
@@ -246,6 +284,43 @@ mod tests {
         let scale = |by| vec![Op::Scale { input: X, by }];
         check(scale(0.5), &[], Ok(8));
         check(scale(f32::INFINITY), &[], Err("a factor is finite"));
+    }
+
+    #[test]
+    fn each_attention_has_a_cache_of_its_own() {
+        let heads = Heads { query: 2, kv: 1, dim: 4 };
+        let attend = |window, cache| {
+            let cache = CacheId(cache);
+            Op::Attend { q: X, k: X, v: X, heads, scale: 1.0, window, cache }
+        };
+        let check = |ops: Vec<Op>, caches: Vec<Cache>, expected: Option<&str>| {
+            let block = |id, ops| Block { id, ops, weights: Vec::new() };
+            let model = ModelSpec {
+                family: "none",
+                hidden: 8,
+                vocab: 1,
+                context: 8,
+                tied: false,
+                rotary: Rotary { base: 10_000.0, scaling: Scaling::Default },
+                caches,
+                embedding: block(BlockId::Embedding, Vec::new()),
+                layers: vec![block(BlockId::Layer(0), ops)],
+                head: block(BlockId::Head, Vec::new()),
+            };
+            let rule = verify_caches(&model).err().map(|error| error.rule);
+            assert_eq!(rule.as_deref(), expected);
+        };
+        let [full, window] = [None, Some(3)].map(|window| Cache::of(heads, window));
+        check(vec![attend(None, 1), attend(Some(3), 0)], vec![window, full], None);
+        check(vec![attend(Some(3), 0)], vec![full], None);
+        check(vec![attend(None, 1)], vec![full], Some("its cache exists"));
+        check(vec![attend(None, 0); 2], vec![full], Some("its cache is no other's"));
+        let others = Cache { heads: Heads { kv: 2, ..heads }, ..full };
+        check(vec![attend(None, 0)], vec![others], Some("its cache is of its heads"));
+        for wide in [None, Some(4)] {
+            check(vec![attend(wide, 0)], vec![window], Some("its cache keeps what it sees"));
+        }
+        check(vec![attend(None, 0)], vec![full, full], Some("every cache is some op's"));
     }
 
     #[test]

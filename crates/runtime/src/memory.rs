@@ -4,18 +4,18 @@ use crate::Settings;
 use crate::error::LoadError;
 use backend::{KV_BLOCK, KvDType};
 use engine::GroupKind;
-use ir::{Block, Heads, ModelSpec};
+use ir::{Keep, ModelSpec};
 
 /// The cache groups of a model, and the blocks there are of each.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct KvPlan {
-    /// What a layer stores.
+    /// What keys and values are stored as.
     pub dtype: KvDType,
     /// Each group and its blocks.
     pub groups: Vec<(GroupKind, usize)>,
-    /// The group of each layer.
-    pub layers: Vec<usize>,
-    /// Bytes that a token takes, in all layers.
+    /// The group of each of the model's caches.
+    pub caches: Vec<usize>,
+    /// Bytes that a token takes, in all caches.
     pub token: u64,
     /// Bytes of all blocks.
     pub bytes: u64,
@@ -54,19 +54,20 @@ impl KvPlan {
     /// # Errors
     /// If not even two blocks fit.
     pub fn new(spec: &ModelSpec, dtype: KvDType, room: &KvRoom) -> Result<Self, LoadError> {
-        // Bytes of a block in the layers of each group.
+        // Bytes of a block in the caches of each group.
         let mut groups: Vec<(GroupKind, u64)> = Vec::new();
-        let (mut layers, mut token) = (Vec::new(), 0u64);
-        for layer in &spec.layers {
-            let Some((heads, kind)) = attention(layer) else {
-                return Err(LoadError::Internal("a layer attends once"));
+        let (mut caches, mut token) = (Vec::new(), 0u64);
+        for cache in &spec.caches {
+            let kind = match cache.keep {
+                Keep::Full => GroupKind::Full,
+                Keep::Window(n) => GroupKind::Window(n),
             };
             let group = groups.iter().position(|(g, _)| *g == kind).unwrap_or_else(|| {
                 groups.push((kind, 0));
                 groups.len() - 1
             });
-            layers.push(group);
-            let bytes = dtype.bytes(heads) as u64;
+            caches.push(group);
+            let bytes = dtype.bytes(cache.heads) as u64;
             token = token.saturating_add(bytes);
             let block = &mut groups[group].1;
             *block = block.saturating_add(bytes.saturating_mul(KV_BLOCK as u64));
@@ -98,7 +99,7 @@ impl KvPlan {
         let (bytes, tokens) = (bytes(all, windows), (all as usize).saturating_mul(KV_BLOCK));
         let blocks = |(kind, _)| (kind, blocks_of(kind, all, windows) as usize);
         let groups = groups.into_iter().map(blocks).collect();
-        Ok(Self { dtype, groups, layers, token, bytes, tokens })
+        Ok(Self { dtype, groups, caches, token, bytes, tokens })
     }
 }
 
@@ -112,25 +113,14 @@ fn largest(most: u64, fits: impl Fn(u64) -> bool) -> u64 {
     low
 }
 
-/// The heads of a layer's only attention, and what it keeps.
-pub(crate) fn attention<W>(layer: &Block<W>) -> Option<(Heads, GroupKind)> {
-    let (heads, window) = layer.attention()?;
-    Some((heads, window.map_or(GroupKind::Full, GroupKind::Window)))
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-    use ir::{BlockId, Op, Rotary, Scaling, Spec, Value};
+    use ir::{Block, BlockId, Cache, Heads, Rotary, Scaling};
 
-    /// A model that does nothing but attend, in a layer for each of these windows.
+    /// A model that has a cache for each of these windows.
     fn model(windows: &[Option<u32>]) -> ModelSpec {
         let heads = Heads { query: 2, kv: 1, dim: 8 };
-        let [q, k, v] = [Value::INPUT; 3];
-        let layer = |window| {
-            let ops = vec![Op::Attend { q, k, v, heads, scale: 1.0, window }];
-            Block::<Spec> { id: BlockId::Layer(0), ops, weights: Vec::new() }
-        };
         let empty = |id| Block { id, ops: Vec::new(), weights: Vec::new() };
         ModelSpec {
             family: "none",
@@ -139,8 +129,9 @@ mod tests {
             context: 16_000,
             tied: false,
             rotary: Rotary { base: 10_000.0, scaling: Scaling::Default },
+            caches: windows.iter().map(|window| Cache::of(heads, *window)).collect(),
             embedding: empty(BlockId::Embedding),
-            layers: windows.iter().copied().map(layer).collect(),
+            layers: Vec::new(),
             head: empty(BlockId::Head),
         }
     }
@@ -163,7 +154,7 @@ mod tests {
         assert_eq!((blocks(&some), some.tokens, some.bytes), (vec![10], 160, 20 * BLOCK));
         let all = plan(&[None, None], 1 << 20, 1);
         assert_eq!((blocks(&all), all.tokens), (vec![1000], 16_000));
-        assert_eq!((all.token, all.layers), (2 * BLOCK / 16, vec![0, 0]));
+        assert_eq!((all.token, all.caches), (2 * BLOCK / 16, vec![0, 0]));
         let room = KvRoom::new(3 * BLOCK, 1);
         let refused = KvPlan::new(&model(&[None, None]), KvDType::Bf16, &room);
         assert!(matches!(refused, Err(LoadError::Memory { needed, .. }) if needed == 4 * BLOCK));

@@ -5,11 +5,14 @@ use crate::draw::{self, Underway};
 use crate::error::LoadError;
 use crate::memory::KvPlan;
 use crate::model::Model;
-use backend::{Backend, BackendError, Buffer, Embed, Interpreter, KV_BLOCK, KvCache, Span};
+use backend::{
+    Backend, BackendError, Buffer, Cached, Caches, Embed, Interpreter, KV_BLOCK, KvCache, Span,
+};
 use engine::{
     CostTable, ExecError, Executor, KvBlock, KvTable, Limits, Outputs, Row, RowOutput, Sampling,
     Scratch, SeqId, Step, sample, score,
 };
+use ir::CacheId;
 use rayon::prelude::*;
 use std::ops::Range;
 use std::time::Instant;
@@ -56,6 +59,7 @@ pub struct Runner<'m> {
     model: &'m Model,
     /// One a device, in the order of the layers.
     interpreters: Vec<Interpreter<'m>>,
+    /// In the order of the model's.
     caches: Vec<KvCache>,
     plan: KvPlan,
     limits: Limits,
@@ -67,6 +71,23 @@ pub struct Runner<'m> {
     /// Whether steps are launched so.
     runs_ahead: bool,
     ran_ahead: u64,
+}
+
+/// The caches of a model during a step.
+struct StepCaches<'a> {
+    caches: &'a [KvCache],
+    /// Of each cache group.
+    spans: &'a [Vec<Span<'a>>],
+    /// The group of each cache.
+    groups: &'a [usize],
+}
+
+impl Caches for StepCaches<'_> {
+    fn get(&self, id: CacheId) -> Option<Cached<'_>> {
+        let index = id.0 as usize;
+        let spans = self.spans.get(*self.groups.get(index)?)?;
+        Some(Cached { cache: self.caches.get(index)?, spans })
+    }
 }
 
 /// A position whose logits are wanted.
@@ -96,11 +117,20 @@ impl<'m> Runner<'m> {
         let mut caches = Vec::new();
         let devices = backends.iter().zip(&model.stages);
         let devices = devices.flat_map(|(backend, stage)| stage.clone().map(move |_| backend));
-        for ((layer, &group), backend) in model.layers.iter().zip(&plan.layers).zip(devices) {
-            let heads = crate::memory::attention(layer).map(|(heads, _)| heads);
-            let heads = heads.ok_or(LoadError::Internal("a layer attends once"))?;
-            let blocks = plan.groups.get(group).map_or(0, |(_, blocks)| *blocks);
-            caches.push(backend.kv_cache(heads, plan.dtype, blocks)?);
+        // Each on the device of the layer that uses it.
+        for (layer, backend) in model.layers.iter().zip(devices) {
+            for id in layer.caches() {
+                let missing = LoadError::Internal("a layer's caches are the model's");
+                let kept = model.spec.caches.get(id.0 as usize).zip(plan.caches.get(id.0 as usize));
+                let (kept, &group) = kept.ok_or(missing)?;
+                let blocks = plan.groups.get(group).map_or(0, |(_, blocks)| *blocks);
+                caches.push((id, backend.kv_cache(kept.heads, plan.dtype, blocks)?));
+            }
+        }
+        caches.sort_by_key(|(id, _)| *id);
+        let caches: Vec<KvCache> = caches.into_iter().map(|(_, cache)| cache).collect();
+        if caches.len() != model.spec.caches.len() {
+            return Err(LoadError::Internal("a model's caches are its layers'"));
         }
         let limits = Limits {
             vocab: model.spec.vocab,
@@ -263,11 +293,11 @@ impl<'m> Runner<'m> {
         let spans: Vec<Vec<Span<'_>>> = tables.iter().map(|t| spans(rows, &t[first..])).collect();
         let Self { model, interpreters, caches, plan, .. } = self;
         let (interpreter, layers) = (&interpreters[device], model.stages[device].clone());
+        let caches = StepCaches { caches, spans: &spans, groups: &plan.caches };
+        let of_any = spans.first().map_or(&[][..], Vec::as_slice);
         let through = |mut state| {
             for layer in layers.clone() {
-                let spans = &spans[plan.layers[layer]];
-                state =
-                    interpreter.run_cached(&model.layers[layer], state, spans, &caches[layer])?;
+                state = interpreter.run_cached(&model.layers[layer], state, of_any, &caches)?;
             }
             Ok(state)
         };

@@ -13,7 +13,7 @@ use backend::Reference;
 use compiler::{
     Held, Input, Misfit, Observe, Pass, PassCx, Pipeline, Recipe, Refusal, Solved, Stage,
 };
-use ir::{Block, BlockId, ModelSpec, Rotary, Scaling, Spec, Weight, WeightId};
+use ir::{Block, BlockId, Cache, ModelSpec, Rotary, Scaling, Spec, Weight, WeightId};
 use sha2::{Digest, Sha256};
 use std::fmt::Write as _;
 use std::fs;
@@ -110,6 +110,11 @@ fn alone(block: &Block<Spec>) -> ModelSpec {
         context: 64,
         tied: false,
         rotary: Rotary { base: 10_000.0, scaling: Scaling::Default },
+        caches: block
+            .attention()
+            .map(|(heads, window)| Cache::of(heads, window))
+            .into_iter()
+            .collect(),
         embedding: empty(BlockId::Embedding),
         layers: vec![block.clone()],
         head: empty(BlockId::Head),

@@ -124,6 +124,9 @@ fn a_model_with_a_narrower_feed_forward_says_so() {
 fn a_model_with_fewer_heads_says_so() {
     for family in arch::families() {
         let mut model = imagined(&small(family, json!({})));
+        for cache in &mut model.caches {
+            (cache.heads.query, cache.heads.kv) = (2, 1);
+        }
         for layer in &mut model.layers {
             for op in &mut layer.ops {
                 if let Op::Attend { heads, .. } = op {

@@ -15,6 +15,7 @@ fn printed(name: &str) -> String {
     for (i, layer) in model.layers.iter().enumerate() {
         let expected = first
             .replace("layer 0:", &format!("layer {i}:"))
+            .replace(" cache=0", &format!(" cache={i}"))
             .replace("model.layers.0.", &format!("model.layers.{i}."));
         assert_eq!(layer.to_string(), expected);
     }
