@@ -29,6 +29,7 @@ struct GramArgs {
     const u32 *pieces;  // [count, 2]: rows that are summed from zero
     u32 width, count;
 };
+static_assert(sizeof(GramArgs) == 32, "as the host has it");
 
 KERNEL(gram, GramArgs, THREADS, 1) {
     SHARED(float, a);  // [2][DEPTH][EDGE]
@@ -67,6 +68,7 @@ struct UpdateArgs {
     const float *a, *b;  // [depth, rows] and [depth, columns]
     u32 rows, width, first, columns, depth, unused;
 };
+static_assert(sizeof(UpdateArgs) == 48, "as the host has it");
 
 KERNEL(rank_update, UpdateArgs, THREADS, 1) {
     SHARED(float, a);
@@ -93,6 +95,7 @@ struct ColumnsArgs {
     float *out;         // [rows, columns]
     u32 rows, width, first, columns;
 };
+static_assert(sizeof(ColumnsArgs) == 32, "as the host has it");
 
 // A block a row.
 KERNEL(take_columns, ColumnsArgs, 128, 8) {
@@ -110,6 +113,7 @@ struct FactorArgs {
     u32 *failed;
     u32 n, begin, end, unused;
 };
+static_assert(sizeof(FactorArgs) == 32, "as the host has it");
 
 // Rows of a block from the last to the first, within the columns of the block. One block of threads.
 KERNEL(factor_eliminate, FactorArgs, THREADS, 1) {

@@ -17,6 +17,7 @@ struct Cache {
     void *k, *v;
     float *k_scales, *v_scales;  // of int8
 };
+static_assert(sizeof(Cache) == 32, "as the host has it");
 
 // Rows of one sequence that a block works on; of `attend_rows` from pair `first_pair` of (row, head of
 // the group) on, what its splits come to from `place` on.
@@ -34,6 +35,7 @@ struct AttendArgs {
     u32 query_heads, kv_heads, dim, stride;
     u32 *arrived;    // of attend_rows: [items, kv heads] zeros, and zeros again after it; none: no merge
 };
+static_assert(sizeof(AttendArgs) == 104, "as the host has it");
 
 // The widest part of a head's values that a block has; above it blocks share a head.
 #define MOST_OUT 128

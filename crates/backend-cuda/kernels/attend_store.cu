@@ -11,6 +11,7 @@ struct Side {
     u32 half;                // of the rotary elements; 0: none
     const float *cos, *sin;  // [positions, half]
 };
+static_assert(sizeof(Side) == 40, "as the host has it");
 
 struct StoreArgs {
     Side q, k, v;
@@ -20,6 +21,7 @@ struct StoreArgs {
     const u32 *places;     // where in the pages each row goes
     u32 query_heads, kv_heads, dim, padded;
 };
+static_assert(sizeof(StoreArgs) == 192, "as the host has it");
 
 // A warp a row and head.
 template <bool INT8> DEVICE void store(const StoreArgs &args) {

@@ -8,6 +8,7 @@ struct ProbeArgs {
     u64 count;
     u32 rounds, unused;
 };
+static_assert(sizeof(ProbeArgs) == 32, "as the host has it");
 
 // Reads `count` times 16 bytes.
 KERNEL(probe_read, ProbeArgs, 256, 4) {
@@ -46,6 +47,7 @@ struct WrapperArgs {
     const u32 *in;  // [32 lanes, 16]
     u32 *out;       // [32 lanes, 32]
 };
+static_assert(sizeof(WrapperArgs) == 16, "as the host has it");
 
 // One warp; what goes in and comes out is laid out in doctor.rs.
 KERNEL(try_wrappers, WrapperArgs, 32, 1) {
@@ -107,6 +109,7 @@ struct WgmmaArgs {
     const uint4 *a, *b;  // [64, 64] and [256, 64] bf16
     float *out;          // [64, 256], or less
 };
+static_assert(sizeof(WgmmaArgs) == 24, "as the host has it");
 
 DEVICE void product(float (&sum)[128], const uint4 *a, const u32 (&)[4], const uint4 *b) { wgmma_64x256(sum, a, b); }
 DEVICE void product(float (&sum)[64], const uint4 *, const u32 (&a)[4], const uint4 *b) { wgmma_64x128(sum, a, b); }

@@ -19,6 +19,7 @@ struct Part {
     float *out;          // [rows, out_width]
     u32 out_width, first_stripe;
 };
+static_assert(sizeof(Part) == 48, "as the host has it");
 
 struct LinearArgs {
     Part parts[PARTS];
@@ -27,6 +28,7 @@ struct LinearArgs {
     u32 groups, group_tiles;  // tiles that share a scale, a power of two or all; 0: a tile has two, of 32 inputs each
     u32 scale_kind, staged;  // whether scales and zeros of a block go to shared memory, of `linear_rows`
 };
+static_assert(sizeof(LinearArgs) == 184, "as the host has it");
 
 DEVICE float f16_float(u16 bits) {
     u32 sign = (u32)(bits & 0x8000u) << 16, magnitude = bits & 0x7fffu;

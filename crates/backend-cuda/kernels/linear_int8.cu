@@ -14,6 +14,7 @@ struct RoundArgs {
     int *sums;       // [rows, blocks, 2]: of the codes, and of the rest
     u32 rows, width, stride, blocks, block, unused;
 };
+static_assert(sizeof(RoundArgs) == 72, "as the host has it");
 
 // A warp a row and block of columns.
 KERNEL(round_int8, RoundArgs, 128, 8) {
@@ -74,6 +75,7 @@ struct Int8Args {
     u32 blocks, block_halves;  // halves of a tile, 32 inputs each, that share a scale of a row
     u32 group_blocks, scale_kind;
 };
+static_assert(sizeof(Int8Args) == 120, "as the host has it");
 
 #define ROWS 64
 #define COLUMNS 4

@@ -10,6 +10,7 @@ struct PackArgs {
     u64 words;
     u32 out, width, tiles, kind;
 };
+static_assert(sizeof(PackArgs) == 40, "as the host has it");
 
 struct Place { u32 output, input; };
 

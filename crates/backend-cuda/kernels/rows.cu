@@ -8,6 +8,7 @@ struct EmbedArgs {
     float *out;        // [rows, width]
     u32 rows, width, first, count, tiles, unused;
 };
+static_assert(sizeof(EmbedArgs) == 48, "as the host has it");
 
 KERNEL(embed, EmbedArgs, 256, 1) {
     u32 row = blockIdx.x, token = args.tokens[row];
@@ -28,6 +29,7 @@ struct GatherArgs {
     float *out;
     u32 rows, width;
 };
+static_assert(sizeof(GatherArgs) == 32, "as the host has it");
 
 KERNEL(gather, GatherArgs, 256, 1) {
     const float *from = args.from + (u64)args.list[blockIdx.x] * args.width;
@@ -41,6 +43,7 @@ struct SumArgs {
     u64 first, count;
     u32 devices, unused;
 };
+static_assert(sizeof(SumArgs) == 96, "as the host has it");
 
 KERNEL(sum_parts, SumArgs, 256, 4) {
     u64 step = 4 * (u64)gridDim.x * blockDim.x;
@@ -71,6 +74,7 @@ struct RowsArgs {
     float eps;
     u32 unused;
 };
+static_assert(sizeof(RowsArgs) == 56, "as the host has it");
 
 // x * sigmoid(x).
 DEVICE float silu(float x) { return x / (1.0f + exp2_fast(-1.4426950408889634f * x)); }
@@ -130,6 +134,7 @@ struct NormArgs {
     u32 rows, width, stride;
     float eps;
 };
+static_assert(sizeof(NormArgs) == 56, "as the host has it");
 
 #define NORM_THREADS 256
 
@@ -222,6 +227,7 @@ struct RopeArgs {
     const u32 *positions;   // a row
     u32 rows, width, head_dim, half;
 };
+static_assert(sizeof(RopeArgs) == 48, "as the host has it");
 
 KERNEL(rope, RopeArgs, 128, 1) {
     u32 row = blockIdx.x, heads = args.width / args.head_dim;

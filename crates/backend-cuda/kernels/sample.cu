@@ -15,6 +15,7 @@ enum Mode { BEST, NOISE, LARGEST };
 
 // How one token's logit is changed, in this order.
 struct Change { u32 token; float bias; u32 has_bias, repeated, count, present; };
+static_assert(sizeof(Change) == 24, "as the host has it");
 
 struct Ask {
     u64 key;                      // of the noise
@@ -24,8 +25,10 @@ struct Ask {
     float share;  // of all exponentials, that the most likely tokens must have; 1: no matter
     u32 unused;
 };
+static_assert(sizeof(Ask) == 56, "as the host has it");
 
 struct Pair { u32 token; float logit; };
+static_assert(sizeof(Pair) == 8, "as the host has it");
 
 struct Found {
     u32 bad, best;
@@ -33,6 +36,7 @@ struct Found {
     u32 count, raw_count, token;  // of the lists; above MOST where they did not hold all
     Pair list[MOST], raw[MOST];
 };
+static_assert(sizeof(Found) == 1056, "as the host has it");
 
 struct SampleArgs {
     float *logits;  // [rows, width]; changed and changed back
@@ -43,6 +47,7 @@ struct SampleArgs {
     u32 *tokens;  // of each row: the drawn one, as far as can be told here
     u32 width, unused;
 };
+static_assert(sizeof(SampleArgs) == 56, "as the host has it");
 
 // Orders among which a threshold is; what all above them weigh, and what those of `low` do once it is alone.
 struct Span { u32 low, high; u64 above, own; };

@@ -6,6 +6,7 @@
 #define LOG2_E 1.4426950408889634f
 
 struct Stats { float max, sum, target, cross; u32 best, unused[3]; };
+static_assert(sizeof(Stats) == 32, "as the host has it");
 
 struct ScoreArgs {
     const float *p, *q;   // [rows, width]; q of a divergence
@@ -13,6 +14,7 @@ struct ScoreArgs {
     Stats *p_stats, *q_stats;
     u32 width, first;
 };
+static_assert(sizeof(ScoreArgs) == 48, "as the host has it");
 
 struct Best { float value; u32 at; };
 

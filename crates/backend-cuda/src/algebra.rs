@@ -24,6 +24,8 @@ struct GramArgs {
     width: u32,
     count: u32,
 }
+// As the kernels have it.
+const _: () = assert!(size_of::<GramArgs>() == 32);
 
 #[repr(C)]
 #[derive(Clone, Copy, Pod, Zeroable)]
@@ -38,6 +40,8 @@ struct UpdateArgs {
     depth: u32,
     unused: u32,
 }
+// As the kernels have it.
+const _: () = assert!(size_of::<UpdateArgs>() == 48);
 
 #[repr(C)]
 #[derive(Clone, Copy, Pod, Zeroable)]
@@ -49,6 +53,8 @@ struct ColumnsArgs {
     first: u32,
     columns: u32,
 }
+// As the kernels have it.
+const _: () = assert!(size_of::<ColumnsArgs>() == 32);
 
 #[repr(C)]
 #[derive(Clone, Copy, Pod, Zeroable)]
@@ -60,6 +66,8 @@ struct FactorArgs {
     end: u32,
     unused: u32,
 }
+// As the kernels have it.
+const _: () = assert!(size_of::<FactorArgs>() == 32);
 
 impl Algebra for Cuda {
     fn gram(

@@ -61,6 +61,8 @@ struct Cache {
     k_scales: u64,
     v_scales: u64,
 }
+// As the kernels have it.
+const _: () = assert!(size_of::<Cache>() == 32);
 
 #[repr(C)]
 #[derive(Clone, Copy, Default, Pod, Zeroable)]
@@ -72,6 +74,8 @@ struct Side {
     cos: u64,
     sin: u64,
 }
+// As the kernels have it.
+const _: () = assert!(size_of::<Side>() == 40);
 
 #[repr(C)]
 #[derive(Clone, Copy, Pod, Zeroable)]
@@ -86,6 +90,8 @@ struct StoreArgs {
     dim: u32,
     padded: u32,
 }
+// As the kernels have it.
+const _: () = assert!(size_of::<StoreArgs>() == 192);
 
 #[repr(C)]
 #[derive(Clone, Copy, Pod, Zeroable)]
@@ -104,6 +110,8 @@ struct AttendArgs {
     stride: u32,
     arrived: u64,
 }
+// As the kernels have it.
+const _: () = assert!(size_of::<AttendArgs>() == 104);
 
 /// Which kernels attend.
 struct Kernels {

@@ -2,6 +2,10 @@
 #![expect(unsafe_code, reason = "cuBLASLt is C")]
 
 use crate::device::{DeviceError, Product};
+use cudarc::cublaslt::sys::{
+    self, cublasLtMatmulDescAttributes_t as Attribute,
+    cublasLtMatmulPreferenceAttributes_t as Preference,
+};
 use cudarc::driver::sys::CUstream;
 use libloading::{Library, Symbol};
 use std::ffi::{c_int, c_void};
@@ -9,17 +13,23 @@ use std::ffi::{c_int, c_void};
 /// What a CUDA installation calls it, the newest first.
 const NAMES: [&str; 3] = ["libcublasLt.so.13", "libcublasLt.so.12", "libcublasLt.so"];
 
-/// Of `cublas_api.h`, `library_types.h` and `cublasLt.h`: the same in all these versions.
-const COMPUTE_F32: c_int = 68;
-const F32: c_int = 0;
-const BF16: c_int = 14;
+// The same in all these versions.
+const COMPUTE_F32: c_int = sys::cublasComputeType_t::CUBLAS_COMPUTE_32F as c_int;
+const F32: c_int = sys::cudaDataType::CUDA_R_32F as c_int;
+const BF16: c_int = sys::cudaDataType::CUDA_R_16BF as c_int;
+/// `CUBLAS_OP_T` of `cublas_api.h`, which cudarc has with cuBLAS alone.
 const TRANSPOSED: c_int = 1;
-const ATTRIBUTE_TRANSA: c_int = 3;
-const ATTRIBUTE_EPILOGUE: c_int = 7;
-const ATTRIBUTE_BIAS: c_int = 8;
-const EPILOGUE_BIAS: c_int = 4;
-const PREFERENCE_WORKSPACE: c_int = 1;
-const PREFERENCE_ALIGNMENTS: [c_int; 4] = [5, 6, 7, 8];
+const ATTRIBUTE_TRANSA: c_int = Attribute::CUBLASLT_MATMUL_DESC_TRANSA as c_int;
+const ATTRIBUTE_EPILOGUE: c_int = Attribute::CUBLASLT_MATMUL_DESC_EPILOGUE as c_int;
+const ATTRIBUTE_BIAS: c_int = Attribute::CUBLASLT_MATMUL_DESC_BIAS_POINTER as c_int;
+const EPILOGUE_BIAS: c_int = sys::cublasLtEpilogue_t::CUBLASLT_EPILOGUE_BIAS as c_int;
+const PREFERENCE_WORKSPACE: c_int = Preference::CUBLASLT_MATMUL_PREF_MAX_WORKSPACE_BYTES as c_int;
+const PREFERENCE_ALIGNMENTS: [c_int; 4] = [
+    Preference::CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_A_BYTES as c_int,
+    Preference::CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_B_BYTES as c_int,
+    Preference::CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_C_BYTES as c_int,
+    Preference::CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_D_BYTES as c_int,
+];
 
 type Handle = *mut c_void;
 
@@ -34,7 +44,8 @@ pub(crate) struct CublasLt {
 // SAFETY: a handle may be used from any thread.
 unsafe impl Send for CublasLt {}
 
-/// `cublasLtMatmulHeuristicResult_t`.
+/// `cublasLtMatmulHeuristicResult_t`. Not cudarc's: that has the status as an enum, which a library of
+/// another version could fill with what is none of it.
 #[repr(C)]
 #[derive(Default)]
 struct Found {

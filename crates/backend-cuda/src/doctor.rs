@@ -47,6 +47,8 @@ struct ProbeArgs {
     rounds: u32,
     unused: u32,
 }
+// As the kernels have it.
+const _: () = assert!(size_of::<ProbeArgs>() == 32);
 
 #[repr(C)]
 #[derive(Clone, Copy, Pod, Zeroable)]
@@ -55,6 +57,8 @@ struct WgmmaArgs {
     b: u64,
     out: u64,
 }
+// As the kernels have it.
+const _: () = assert!(size_of::<WgmmaArgs>() == 24);
 
 #[repr(C)]
 #[derive(Clone, Copy, Pod, Zeroable)]
@@ -62,6 +66,8 @@ struct WrapperArgs {
     input: u64,
     out: u64,
 }
+// As the kernels have it.
+const _: () = assert!(size_of::<WrapperArgs>() == 16);
 
 impl Trial {
     /// Whether the error is within what is allowed; what is no number is not.

@@ -89,6 +89,8 @@ struct EmbedArgs {
     tiles: u32,
     unused: u32,
 }
+// As the kernels have it.
+const _: () = assert!(size_of::<EmbedArgs>() == 48);
 
 #[repr(C)]
 #[derive(Clone, Copy, Pod, Zeroable)]
@@ -99,6 +101,8 @@ struct GatherArgs {
     rows: u32,
     width: u32,
 }
+// As the kernels have it.
+const _: () = assert!(size_of::<GatherArgs>() == 32);
 
 impl Cuda {
     /// The backend over `device`. Where it is `invariant`, no row's bits depend on how a prompt is cut

@@ -61,6 +61,8 @@ struct Part {
     out_width: u32,
     first_stripe: u32,
 }
+// As the kernels have it.
+const _: () = assert!(size_of::<Part>() == 48);
 
 #[repr(C)]
 #[derive(Clone, Copy, Default, Pod, Zeroable)]
@@ -76,6 +78,8 @@ struct LinearArgs {
     scale_kind: u32,
     staged: u32,
 }
+// As the kernels have it.
+const _: () = assert!(size_of::<LinearArgs>() == 184);
 
 #[repr(C)]
 #[derive(Clone, Copy, Pod, Zeroable)]
@@ -93,6 +97,8 @@ struct RoundArgs {
     block: u32,
     unused: u32,
 }
+// As the kernels have it.
+const _: () = assert!(size_of::<RoundArgs>() == 72);
 
 #[repr(C)]
 #[derive(Clone, Copy, Pod, Zeroable)]
@@ -112,6 +118,8 @@ struct Int8Args {
     group_blocks: u32,
     scale_kind: u32,
 }
+// As the kernels have it.
+const _: () = assert!(size_of::<Int8Args>() == 120);
 
 /// Rows that were rounded to int8.
 struct Rounded {

@@ -3,15 +3,16 @@
 
 use crate::device::DeviceError;
 use cudarc::driver::sys::{CUdevice, CUstream};
+use cudarc::nccl::sys::{ncclDataType_t, ncclRedOp_t};
 use libloading::{Library, Symbol};
 use std::ffi::{CStr, c_char, c_int, c_void};
 
 /// What a distribution's package, and PyTorch's, call it.
 const NAMES: [&str; 2] = ["libnccl.so.2", "libnccl.so"];
 
-/// `ncclFloat32` and `ncclSum`, the same in all of NCCL 2.
-const FLOAT: c_int = 7;
-const SUM: c_int = 0;
+// The same in all of NCCL 2.
+const FLOAT: c_int = ncclDataType_t::ncclFloat32 as c_int;
+const SUM: c_int = ncclRedOp_t::ncclSum as c_int;
 
 type Comm = *mut c_void;
 

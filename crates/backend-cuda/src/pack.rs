@@ -51,6 +51,8 @@ struct PackArgs {
     tiles: u32,
     kind: u32,
 }
+// As the kernels have it.
+const _: () = assert!(size_of::<PackArgs>() == 40);
 
 impl Format {
     /// As it is spelled in the names of kernels.

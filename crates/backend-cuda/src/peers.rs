@@ -26,6 +26,8 @@ struct SumArgs {
     devices: u32,
     unused: u32,
 }
+// As the kernels have it.
+const _: () = assert!(size_of::<SumArgs>() == 96);
 
 /// The GPUs of a sum, and what each has.
 struct Sum<'a> {

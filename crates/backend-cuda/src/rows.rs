@@ -67,6 +67,8 @@ pub(crate) struct RowsArgs {
     pub(crate) eps: f32,
     pub(crate) unused: u32,
 }
+// As the kernels have it.
+const _: () = assert!(size_of::<RowsArgs>() == 56);
 
 #[repr(C)]
 #[derive(Clone, Copy, Pod, Zeroable)]
@@ -81,6 +83,8 @@ struct NormArgs {
     stride: u32,
     eps: f32,
 }
+// As the kernels have it.
+const _: () = assert!(size_of::<NormArgs>() == 56);
 
 #[repr(C)]
 #[derive(Clone, Copy, Pod, Zeroable)]
@@ -94,6 +98,8 @@ struct RopeArgs {
     head_dim: u32,
     half: u32,
 }
+// As the kernels have it.
+const _: () = assert!(size_of::<RopeArgs>() == 48);
 
 impl RowsArgs {
     /// For so many rows; nothing to read or write yet.

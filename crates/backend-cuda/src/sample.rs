@@ -18,6 +18,8 @@ struct Change {
     count: u32,
     present: u32,
 }
+// As the kernels have it.
+const _: () = assert!(size_of::<Change>() == 24);
 
 #[repr(C)]
 #[derive(Clone, Copy, Pod, Zeroable)]
@@ -36,6 +38,8 @@ struct Ask {
     share: f32,
     unused: u32,
 }
+// As the kernels have it.
+const _: () = assert!(size_of::<Ask>() == 56);
 
 #[repr(C)]
 #[derive(Clone, Copy, Pod, Zeroable)]
@@ -43,6 +47,8 @@ struct Pair {
     token: u32,
     logit: f32,
 }
+// As the kernels have it.
+const _: () = assert!(size_of::<Pair>() == 8);
 
 /// [`Found`] as the kernel writes it.
 #[repr(C)]
@@ -59,6 +65,8 @@ struct RawFound {
     list: [Pair; SHORTLIST],
     raw: [Pair; SHORTLIST],
 }
+// As the kernels have it.
+const _: () = assert!(size_of::<RawFound>() == 1056);
 
 #[repr(C)]
 #[derive(Clone, Copy, Pod, Zeroable)]
@@ -72,6 +80,8 @@ struct SampleArgs {
     width: u32,
     unused: u32,
 }
+// As the kernels have it.
+const _: () = assert!(size_of::<SampleArgs>() == 56);
 
 /// Shared memory of a search: `Room` of the kernel.
 const ROOM: usize = 34 << 10;

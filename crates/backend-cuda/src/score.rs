@@ -17,6 +17,8 @@ struct Stats {
     best: u32,
     unused: [u32; 3],
 }
+// As the kernels have it.
+const _: () = assert!(size_of::<Stats>() == 32);
 
 #[repr(C)]
 #[derive(Clone, Copy, Pod, Zeroable)]
@@ -29,6 +31,8 @@ struct ScoreArgs {
     width: u32,
     first: u32,
 }
+// As the kernels have it.
+const _: () = assert!(size_of::<ScoreArgs>() == 48);
 
 impl Cuda {
     pub(crate) fn fold_rows(

@@ -1,7 +1,7 @@
 //! Writes a llama's folder or GGUF file as a GGUF file, each weight as it is stored: vectors as F32,
 //! which llama.cpp wants. `to_gguf MODEL OUT`, where OUT is a folder that is made.
 
-use checkpoint::{Checkpoint, Described, Format, Placed, Role, Sink, Stored};
+use checkpoint::{Checkpoint, Described, Format, Placed, Sink, Stored, Use};
 use ir::Source;
 use std::path::Path;
 use std::sync::Arc;
@@ -23,7 +23,7 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
             (None, 1) => Stored::Dense(DType::F32),
             (None, _) => Stored::Dense(info.dtype),
         },
-        role: Role::Model,
+        used: Use::Model,
     });
     let placed: Vec<Placed> = placed.collect();
     let gguf = Format::named("gguf").ok_or("no such format")?;

@@ -236,6 +236,11 @@ impl Checkpoint {
         }
     }
 
+    /// Whether one file, a GGUF file, says everything of the model.
+    pub fn is_one_file(&self) -> bool {
+        self.gguf.is_some()
+    }
+
     /// Every tensor that can be read, by name: a packed weight is one, of `F32`, and what it is
     /// stored as is not among them.
     pub fn tensors(&self) -> &[TensorInfo] {

@@ -21,7 +21,7 @@ pub enum Stored {
 
 /// What a weight is to a container.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Role {
+pub enum Use {
     /// The table of the tokens' embeddings.
     Embedding,
     /// A weight of a layer, or of the head.
@@ -40,7 +40,7 @@ pub struct Placed {
     /// How.
     pub stored: Stored,
     /// What it is.
-    pub role: Role,
+    pub used: Use,
 }
 
 /// Rows of a weight, as it is stored.

@@ -1,6 +1,6 @@
 //! The Hugging Face folder as a container: safetensors files, their index, and `config.json`.
 
-use crate::container::{Container, Described, Placed, Role, Stored};
+use crate::container::{Container, Described, Placed, Stored, Use};
 use crate::error::Error;
 use crate::format::Format;
 use crate::layout::{Layout, Trailer};
@@ -50,14 +50,14 @@ fn config(model: &Described<'_>, weights: &[Placed]) -> Result<Value, Error> {
     }
     let (mut packed, mut dense) = (Vec::new(), Vec::new());
     for weight in weights.iter().filter(|w| w.shape.len() == 2) {
-        match (weight.stored, weight.role) {
+        match (weight.stored, weight.used) {
             (Stored::On(grid), _) => packed.push((weight.name.as_str(), grid)),
             // An embedding is no linear: nobody asks whether it is ignored.
-            (_, Role::Embedding) => {}
+            (_, Use::Embedding) => {}
             // What no program reads may be a linear: readers take every one that is not ignored for
             // a packed one.
-            (_, Role::Unread) if !weight.name.ends_with(".weight") => {}
-            (_, Role::Model | Role::Unread) => dense.push(weight.name.as_str()),
+            (_, Use::Unread) if !weight.name.ends_with(".weight") => {}
+            (_, Use::Model | Use::Unread) => dense.push(weight.name.as_str()),
         }
     }
     if !packed.is_empty() {

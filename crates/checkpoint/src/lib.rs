@@ -37,7 +37,7 @@ mod write;
 
 pub use checkpoint::{Checkpoint, FileInfo, TensorInfo};
 pub use codec::{Codec, Get, Grain, Put, Slice};
-pub use container::{Container, Described, Placed, Role, Rows, Stored};
+pub use container::{Container, Described, Placed, Rows, Stored, Use};
 pub use error::Error;
 pub use format::{FORMATS, Format};
 pub use hub::{Snapshot, hub_snapshot};

@@ -6,7 +6,7 @@
 use checkpoint::gguf::GgufBlocks;
 use checkpoint::gguf::header::{Header, HeaderError, Value, parse};
 use checkpoint::{
-    Checkpoint, Codec, Described, Error, Format, Grain, Placed, Role, Rows, Sink, Slice, Stored,
+    Checkpoint, Codec, Described, Error, Format, Grain, Placed, Rows, Sink, Slice, Stored, Use,
 };
 use ir::{Grid, Params, Quantized, Source, Span};
 use serde_json::json;
@@ -274,7 +274,7 @@ fn what_is_written_is_what_is_read() {
         name: name.into(),
         shape: shape.to_vec(),
         stored,
-        role: Role::Model,
+        used: Use::Model,
     };
     let [table, query] = ["model.embed_tokens.weight", "model.layers.0.self_attn.q_proj.weight"];
     let weights = [

@@ -4,7 +4,7 @@
 #![expect(clippy::unwrap_used, reason = "a fixture that cannot be made fails its test")]
 
 use checkpoint::{
-    Checkpoint, Described, Format, Layout, Placed, Planned, Role, Rows, SHARD_BYTES, Sink, Stored,
+    Checkpoint, Described, Format, Layout, Placed, Planned, Rows, SHARD_BYTES, Sink, Stored, Use,
     hash_file, write_file,
 };
 use ir::{Grid, Params, Quantized, Source, Span};
@@ -334,16 +334,16 @@ fn weights_are_read_back_as_they_were_put() {
     let zeros = (0..80).map(|i| (i % 16) as i8 - 8).collect();
     let codes = (0..40 * 16).map(|i| (i * 7 % 16) as i8 - 8).collect();
     let whole = Quantized { grid, shape: [40, 16], codes, params: Params::Flat { scales, zeros } };
-    let placed = |name: &str, shape: &[usize], stored, role| Placed {
+    let placed = |name: &str, shape: &[usize], stored, used| Placed {
         name: name.into(),
         shape: shape.to_vec(),
         stored,
-        role,
+        used,
     };
     let weights = [
-        placed("table.weight", &[3, 4], Stored::Dense(DType::F16), Role::Embedding),
-        placed("a.weight", &[40, 16], Stored::On(grid), Role::Model),
-        placed("b.weight", &[40, 16], Stored::Elsewhere, Role::Model),
+        placed("table.weight", &[3, 4], Stored::Dense(DType::F16), Use::Embedding),
+        placed("a.weight", &[40, 16], Stored::On(grid), Use::Model),
+        placed("b.weight", &[40, 16], Stored::Elsewhere, Use::Model),
     ];
     let format = Format::named("pack-quantized").unwrap();
     let config = serde_json::Map::new();

@@ -114,7 +114,13 @@ fn table(opened: &Opened, tokenizer: &TokenizerIds, to_run: &str) -> String {
         line(&mut out, "file", &described);
     }
     let described = match tokenizer {
-        Ok(Some(ids)) => format!("tokenizer.json, {} ids", grouped(*ids)),
+        Ok(Some(ids)) => {
+            let ids = grouped(*ids);
+            match checkpoint.is_one_file() {
+                true => format!("in the file, {ids} ids"),
+                false => format!("tokenizer.json, {ids} ids"),
+            }
+        }
         Ok(None) => "none: give token ids instead of text".into(),
         Err(why) => format!("unusable: {why}"),
     };

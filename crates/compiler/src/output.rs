@@ -4,7 +4,7 @@ use crate::CompileError;
 use crate::plan::{Choice, PlannedOutput, PlannedWeight};
 use crate::recipe::Dtype;
 use crate::refusal::Refusal;
-use checkpoint::{Checkpoint, Described, FORMATS, Format, Layout, Placed, Planned, Role, Stored};
+use checkpoint::{Checkpoint, Described, FORMATS, Format, Layout, Placed, Planned, Stored, Use};
 use ir::{BlockId, Verified};
 use tensor::DType;
 
@@ -31,7 +31,7 @@ pub(crate) fn tensors(
 ) -> Vec<Planned> {
     let mut tensors = Vec::new();
     for weight in weights {
-        match format.parts(&placed(weight, role(block.block.id))) {
+        match format.parts(&placed(weight, used(block.block.id))) {
             Ok(parts) => tensors.extend(parts),
             Err(error) => {
                 let what = weight.grid().map_or(weight.name.clone(), |grid| grid.to_string());
@@ -56,26 +56,26 @@ pub(crate) fn layout(source: &Checkpoint, planned: &PlannedOutput) -> Result<Lay
     let model = Described { config, tied, dtype, tokenizer: tokenizer.as_deref() };
     let mut weights = Vec::new();
     for (block, own) in &planned.blocks {
-        weights.extend(own.iter().map(|weight| placed(weight, role(*block))));
+        weights.extend(own.iter().map(|weight| placed(weight, used(*block))));
     }
     weights.extend(planned.carried.iter().map(|tensor| Placed {
         name: tensor.name.clone(),
         shape: tensor.shape.clone(),
         stored: Stored::Dense(tensor.dtype),
-        role: Role::Unread,
+        used: Use::Unread,
     }));
     Ok(planned.format.container.layout(planned.format, &model, &weights)?)
 }
 
-fn role(block: BlockId) -> Role {
-    if block == BlockId::Embedding { Role::Embedding } else { Role::Model }
+fn used(block: BlockId) -> Use {
+    if block == BlockId::Embedding { Use::Embedding } else { Use::Model }
 }
 
-fn placed(weight: &PlannedWeight, role: Role) -> Placed {
+fn placed(weight: &PlannedWeight, used: Use) -> Placed {
     let stored = match weight.choice {
         Choice::Shared => Stored::Elsewhere,
         Choice::Dense(dtype) => Stored::Dense(dtype),
         Choice::Quantized { grid, .. } => Stored::On(grid),
     };
-    Placed { name: weight.name.clone(), shape: weight.spec.shape.clone(), stored, role }
+    Placed { name: weight.name.clone(), shape: weight.spec.shape.clone(), stored, used }
 }
