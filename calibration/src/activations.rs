@@ -4,8 +4,8 @@
 //! resident at a time. What is computed does not depend on the budget.
 
 use crate::EvalError;
-use crate::forward::{Group, Model, bytes_a_token, embed};
-use backend::{Buffer, Interpreter, Program, See};
+use crate::forward::{Group, Model, bytes_a_token, embed, together};
+use backend::{Buffer, Call, Interpreter, Program, See};
 use ir::{ReadError, WeightId};
 use std::io;
 
@@ -103,7 +103,8 @@ impl Activations {
         self.groups.iter().map(|g| g.tokens.len()).sum()
     }
 
-    /// Sends every group through `block`; the outputs replace the states.
+    /// Sends every group through `block`, [`EXPERT_GROUPS`](crate::EXPERT_GROUPS) at once if it has experts;
+    /// the outputs replace the states.
     ///
     /// # Errors
     /// If the backend does not execute an op, or the spill file fails.
@@ -113,12 +114,20 @@ impl Activations {
         block: impl Into<Program<'p>>,
     ) -> Result<(), EvalError> {
         let program = block.into();
-        for index in 0..self.groups.len() {
-            let (state, place) = self.take(interpreter, index)?;
-            let output = interpreter.run(program, state, &self.groups[index].sequences)?;
-            match place {
-                None => self.states[index] = State::Held(output),
-                Some(at) => self.write(interpreter, at, output)?,
+        let (groups, step) = (self.groups.len(), together(program.ops));
+        for first in (0..groups).step_by(step) {
+            let some = first..groups.min(first + step);
+            let taken = some.clone().map(|index| self.take(interpreter, index));
+            let (states, places): (Vec<_>, Vec<_>) =
+                taken.collect::<Result<Vec<_>, _>>()?.into_iter().unzip();
+            let calls = states.into_iter().zip(&self.groups[some.clone()]);
+            let calls = calls.map(|(state, group)| Call::whole(state, &group.sequences)).collect();
+            let outputs = interpreter.run_all(program, calls)?;
+            for ((index, place), output) in some.zip(places).zip(outputs) {
+                match place {
+                    None => self.states[index] = State::Held(output),
+                    Some(at) => self.write(interpreter, at, output)?,
+                }
             }
         }
         Ok(())

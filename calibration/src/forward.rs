@@ -6,8 +6,8 @@
 use crate::EvalError;
 use crate::pages::Pages;
 use crate::streamed::{Streamed, expert, resident};
-use backend::{BackendError, BackendExt, Buffer, DeviceWeight, Embed, Interpreter, KvDType};
-use ir::{Block, ModelSpec, Source, Spec, Weight, WeightId};
+use backend::{BackendError, BackendExt, Buffer, Call, DeviceWeight, Embed, Interpreter, KvDType};
+use ir::{Block, ModelSpec, Op, Source, Spec, Weight, WeightId};
 use std::ops::Range;
 
 /// Rows of the embedding or the head that are resident at once. It fixes the order in which a
@@ -17,6 +17,15 @@ pub const SLICE_ROWS: usize = 4096;
 /// Rows that go through a block together: enough to be bound by arithmetic, few enough that the
 /// values inside a block stay small beside its weights.
 pub const GROUP_ROWS: usize = 2048;
+
+/// Groups that go through a block of experts together, so that an expert is read once for all of them.
+pub const EXPERT_GROUPS: usize = 4;
+
+/// How many groups go through a program together.
+pub(crate) fn together(ops: &[Op]) -> usize {
+    let experts = ops.iter().any(|op| matches!(op, Op::Experts { .. }));
+    if experts { EXPERT_GROUPS } else { 1 }
+}
 
 /// A model opened for streaming: what is known of it and where its weights are.
 #[derive(Clone, Copy)]
@@ -110,13 +119,20 @@ pub(crate) fn hidden_states(
         let held = forward.load(interpreter, layer)?;
         let lay_out = |id| forward.expert(interpreter, layer, id);
         let block = Streamed::new(&held, &layer.weights, &lay_out);
-        let mut pages = forward.pages(interpreter, layer, groups)?;
-        for (group, state) in groups.iter().zip(&mut states) {
-            let input = std::mem::replace(state, Buffer::new(0, 0, ()));
-            *state = match &mut pages {
-                None => interpreter.run(&block, input, &group.sequences)?,
-                Some(pages) => pages.run(interpreter, &block, input, &group.sequences)?,
+        let pages = forward.pages(interpreter, layer, groups)?;
+        let step = together(&layer.ops);
+        for (groups, states) in groups.chunks(step).zip(states.chunks_mut(step)) {
+            let none = || Buffer::new(0, 0, ());
+            let inputs = states.iter_mut().map(|state| std::mem::replace(state, none()));
+            let inputs = inputs.zip(groups);
+            let outputs = match &pages {
+                Some(pages) => pages.run(interpreter, &block, inputs)?,
+                None => {
+                    let calls = inputs.map(|(input, group)| Call::whole(input, &group.sequences));
+                    interpreter.run_all(&block, calls.collect())?
+                }
             };
+            states.iter_mut().zip(outputs).for_each(|(state, output)| *state = output);
         }
         done();
     }

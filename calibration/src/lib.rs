@@ -14,7 +14,9 @@ pub mod tasks;
 pub mod windows;
 
 pub use activations::{Activations, Room, SPILL_PART, Spill};
-pub use forward::{Forward, GROUP_ROWS, Group, Model, Precision, SLICE_ROWS, largest_block};
+pub use forward::{
+    EXPERT_GROUPS, Forward, GROUP_ROWS, Group, Model, Precision, SLICE_ROWS, largest_block,
+};
 pub use score::{
     ACTIVATION_BYTES_MAX, Against, HEAD_ROWS, Progress, Scored, Sequence, Target, logits, score,
     score_states,

@@ -3,7 +3,8 @@
 use crate::EvalError;
 use crate::forward::Group;
 use backend::{
-    BackendError, Buffer, Cached, Caches, Interpreter, KV_BLOCK, KvCache, KvDType, Program, Span,
+    BackendError, Buffer, Cached, Caches, Call, Interpreter, KV_BLOCK, KvCache, KvDType, Program,
+    Span,
 };
 use ir::{Block, CacheId, Op, Spec};
 use std::ops::Range;
@@ -38,22 +39,31 @@ impl Pages {
         Ok(Self { caches, blocks: (0..blocks as u32).collect() })
     }
 
-    /// Runs `block` over whole sequences; `input` is `[rows, width]`.
-    pub(crate) fn run<'p>(
+    /// Runs `block` over the whole sequences of groups, of each its rows `[rows, width]`. A group has attended
+    /// before the next one does, so all of them may use one cache.
+    pub(crate) fn run<'p, 'g>(
         &self,
         interpreter: &Interpreter<'_>,
         block: impl Into<Program<'p>>,
-        input: Buffer,
-        sequences: &[Range<usize>],
-    ) -> Result<Buffer, BackendError> {
+        inputs: impl Iterator<Item = (Buffer, &'g Group)>,
+    ) -> Result<Vec<Buffer>, BackendError> {
+        let (inputs, spans): (Vec<_>, Vec<_>) =
+            inputs.map(|(input, group)| (input, self.spans(&group.sequences))).unzip();
+        let alone = |spans| Alone { caches: &self.caches, spans };
+        let alone: Vec<Alone<'_>> = spans.iter().map(|spans| alone(&spans[..])).collect();
+        let calls = inputs.into_iter().zip(&alone);
+        let calls = calls.map(|(input, own)| Call::cached(input, own.spans, own)).collect();
+        interpreter.run_all(block, calls)
+    }
+
+    fn spans(&self, sequences: &[Range<usize>]) -> Vec<Span<'_>> {
         let mut rest = &self.blocks[..];
-        let spans = sequences.iter().map(|rows| {
+        let span = |rows: &Range<usize>| {
             let (blocks, others) = rest.split_at(blocks_of(rows).min(rest.len()));
             rest = others;
             Span { rows: rows.clone(), start: 0, blocks }
-        });
-        let spans: Vec<Span<'_>> = spans.collect();
-        interpreter.run_cached(block, input, &spans, &Alone { caches: &self.caches, spans: &spans })
+        };
+        sequences.iter().map(span).collect()
     }
 }
 

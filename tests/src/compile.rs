@@ -4,7 +4,10 @@ use backend::Backend;
 use backend_cpu::Cpu;
 use calibration::{Sequence, Target};
 use checkpoint::Checkpoint;
-use compiler::{Claim, Compiled, Destination, Job, Plan, Text, Tokens, compile};
+use compiler::{
+    Claim, CompileError, Compiled, Destination, Job, Pass, Plan, Text, Tokens, compile,
+};
+use ir::Source;
 use std::path::Path;
 
 /// A text in windows, of which the first are for calibration and the next is for measuring.
@@ -23,40 +26,66 @@ pub struct Windows<'a> {
 /// # Panics
 /// If it does not compile.
 pub fn int4(model: &Path, out: &Path, backend: &dyn Backend, windows: Windows<'_>) -> String {
-    let Windows { ids, samples, length } = windows;
     let checkpoint = Checkpoint::open(model).expect("it compiles and runs");
-    let spec = arch::load(checkpoint.config(), &checkpoint).expect("it compiles and runs").model;
-    let recipe = passes::builtin("int4").expect("it compiles and runs");
-    let pipeline = passes::pipeline(&recipe).expect("it compiles and runs");
-    let mut all = ids.chunks_exact(length).map(<[u32]>::to_vec);
-    let sample: Vec<Vec<u32>> = all.by_ref().take(samples).collect();
-    let held_out: Vec<Vec<u32>> = all.take(1).collect();
-    let tokens = Tokens { calibration: samples * length, held_out: length, longest: length };
-    let plan = Plan::new(&spec, &pipeline, tokens).expect("it compiles and runs");
-    let job = Job {
-        checkpoint: &checkpoint,
-        model: calibration::Model { spec: &spec, source: &checkpoint },
-        ignored_keys: &[],
-        recipe: &recipe,
-        pipeline: &pipeline,
-        plan: &plan,
-        backend,
-        samples: Text { from: "test", sequences: &sample },
-        held_out: Text { from: "test", sequences: &held_out },
-        activations: u64::MAX,
-        allow_zero: false,
-        dump: None,
-    };
-    let destination =
-        Destination::claim(out, Claim::new(checkpoint.folder())).expect("it compiles and runs");
-    let Compiled::Made(made) =
-        compile(&job, destination, &mut |_| {}).expect("it compiles and runs")
-    else {
-        panic!("there was nothing in its place");
-    };
-    let numerics = made.report.numerics.clone();
-    made.publish("{}\n").expect("it compiles and runs");
-    numerics
+    let job = Int4 { checkpoint: &checkpoint, source: &checkpoint, passes: Vec::new(), windows };
+    job.compile(out, backend).expect("it compiles and runs")
+}
+
+/// A compilation to int4.
+pub struct Int4<'a> {
+    /// What is compiled.
+    pub checkpoint: &'a Checkpoint,
+    /// Where its weights are read.
+    pub source: &'a dyn Source,
+    /// Passes beside those of the recipe.
+    pub passes: Vec<Box<dyn Pass>>,
+    /// The text.
+    pub windows: Windows<'a>,
+}
+
+impl Int4<'_> {
+    /// Compiles it to `out`. Gives the numerics class of the report.
+    ///
+    /// # Errors
+    /// As [`compile`].
+    ///
+    /// # Panics
+    /// If it cannot be planned.
+    pub fn compile(self, out: &Path, backend: &dyn Backend) -> Result<String, CompileError> {
+        let Self { checkpoint, source, passes, windows } = self;
+        let Windows { ids, samples, length } = windows;
+        let spec = arch::load(checkpoint.config(), checkpoint).expect("it compiles and runs").model;
+        let recipe = passes::builtin("int4").expect("it compiles and runs");
+        let mut pipeline = passes::pipeline(&recipe).expect("it compiles and runs");
+        pipeline.passes.extend(passes);
+        let mut all = ids.chunks_exact(length).map(<[u32]>::to_vec);
+        let sample: Vec<Vec<u32>> = all.by_ref().take(samples).collect();
+        let held_out: Vec<Vec<u32>> = all.take(1).collect();
+        let tokens = Tokens { calibration: samples * length, held_out: length, longest: length };
+        let plan = Plan::new(&spec, &pipeline, tokens).expect("it compiles and runs");
+        let job = Job {
+            checkpoint,
+            model: calibration::Model { spec: &spec, source },
+            ignored_keys: &[],
+            recipe: &recipe,
+            pipeline: &pipeline,
+            plan: &plan,
+            backend,
+            samples: Text { from: "test", sequences: &sample },
+            held_out: Text { from: "test", sequences: &held_out },
+            activations: u64::MAX,
+            allow_zero: false,
+            dump: None,
+        };
+        let destination =
+            Destination::claim(out, Claim::new(checkpoint.folder())).expect("it compiles and runs");
+        let Compiled::Made(made) = compile(&job, destination, &mut |_| {})? else {
+            panic!("there was nothing in its place");
+        };
+        let numerics = made.report.numerics.clone();
+        made.publish("{}\n")?;
+        Ok(numerics)
+    }
 }
 
 /// The perplexity of an artifact by the CPU's exact path, in windows of 256.

@@ -55,6 +55,56 @@ where
     }
 }
 
+/// Rows that go through a program. Those of several calls know nothing of each other.
+pub struct Call<'r> {
+    input: Buffer,
+    rows: Rows<'r>,
+}
+
+impl<'r> Call<'r> {
+    /// Rows `[rows, width]` of whole sequences, each from its first token on.
+    pub fn whole(input: Buffer, sequences: &'r [Range<usize>]) -> Self {
+        Self { input, rows: Rows::Whole(sequences) }
+    }
+
+    /// The next tokens of some sequences: their keys and values are written to the block's `caches`,
+    /// where those of earlier tokens are.
+    pub fn cached(input: Buffer, spans: &'r [Span<'r>], caches: &'r dyn Caches) -> Self {
+        let (rows, starts) = spans.iter().map(|s| (s.rows.clone(), s.start)).unzip();
+        Self { input, rows: Rows::Cached { spans, rows, starts, caches } }
+    }
+}
+
+/// A call on its way through a program: the values that are alive.
+struct Walk<'r> {
+    values: Vec<Option<Buffer>>,
+    rows: Rows<'r>,
+}
+
+impl<'r> Walk<'r> {
+    fn begin(call: Call<'r>) -> Self {
+        Self { values: vec![Some(call.input)], rows: call.rows }
+    }
+
+    /// Drops the values that no op after this one reads.
+    fn free(&mut self, op: &Op, index: usize, last_use: &[usize]) {
+        for value in op.inputs() {
+            if last_use[value.0 as usize] == index {
+                self.values[value.0 as usize] = None;
+            }
+        }
+    }
+}
+
+/// Rows of a walk that are given to experts, and what comes of them.
+struct Given<'w, 'r> {
+    input: &'w Buffer,
+    rows: &'w Rows<'r>,
+    /// How much each expert counts for each row, `[rows, experts]`.
+    routes: Vec<f32>,
+    sum: Buffer,
+}
+
 /// What the rows of a call are, and where earlier keys and values lie.
 enum Rows<'r> {
     /// Whole sequences, each from its first token on.
@@ -145,7 +195,29 @@ impl<'a> Interpreter<'a> {
         input: Buffer,
         sequences: &[Range<usize>],
     ) -> Result<Buffer, BackendError> {
-        self.whole(program.into(), vec![Some(input)], &mut Rows::Whole(sequences))
+        self.one(program.into(), Call::whole(input, sequences))
+    }
+
+    /// Runs `program` on several calls, of which it asks for the weights of each expert once. Between
+    /// experts one call goes after the other, so that only what experts and later ops read of each is
+    /// there at once.
+    ///
+    /// # Errors
+    /// As [`Self::run`].
+    pub fn run_all<'p>(
+        &self,
+        program: impl Into<Program<'p>>,
+        calls: Vec<Call<'_>>,
+    ) -> Result<Vec<Buffer>, BackendError> {
+        let program = program.into();
+        let mut walks: Vec<Walk<'_>> = calls.into_iter().map(Walk::begin).collect();
+        let (end, mut see) = (program.ops.len(), |_: &Seen<'_>| Ok(()));
+        self.walk(program, &mut walks, end, &mut Watch { wanted: &[], see: &mut see })?;
+        let outputs = walks.into_iter().map(|mut walk| walk.values.pop().flatten());
+        let output = |output: Option<Buffer>| {
+            output.ok_or_else(|| BackendError::Internal("a block without ops".into()))
+        };
+        outputs.map(output).collect()
     }
 
     /// Runs `program` on the next tokens of some sequences: their keys and values are written to the
@@ -161,9 +233,7 @@ impl<'a> Interpreter<'a> {
         spans: &[Span<'_>],
         caches: &dyn Caches,
     ) -> Result<Buffer, BackendError> {
-        let (rows, starts) = spans.iter().map(|s| (s.rows.clone(), s.start)).unzip();
-        let mut rows = Rows::Cached { spans, rows, starts, caches };
-        self.whole(program.into(), vec![Some(input)], &mut rows)
+        self.one(program.into(), Call::cached(input, spans, caches))
     }
 
     /// Runs what an embedding does after its first op, which gave the rows `gathered`: whoever holds
@@ -176,19 +246,16 @@ impl<'a> Interpreter<'a> {
         program: impl Into<Program<'p>>,
         gathered: Buffer,
     ) -> Result<Buffer, BackendError> {
-        self.whole(program.into(), vec![None, Some(gathered)], &mut Rows::Whole(&[]))
+        let (program, mut see) = (program.into(), |_: &Seen<'_>| Ok(()));
+        let mut walk = Walk { values: vec![None, Some(gathered)], rows: Rows::Whole(&[]) };
+        let watch = &mut Watch { wanted: &[], see: &mut see };
+        self.walk(program, std::slice::from_mut(&mut walk), program.ops.len(), watch)?;
+        walk.values.pop().flatten().ok_or_else(|| freed(Value(program.ops.len() as u32)))
     }
 
-    fn whole(
-        &self,
-        program: Program<'_>,
-        given: Vec<Option<Buffer>>,
-        rows: &mut Rows<'_>,
-    ) -> Result<Buffer, BackendError> {
-        let (end, mut see) = (program.ops.len(), |_: &Seen<'_>| Ok(()));
-        let watch = &mut Watch { wanted: &[], see: &mut see };
-        let output = self.walk(program, given, rows, end, watch)?;
-        output.ok_or_else(|| BackendError::Internal("a block without ops".into()))
+    fn one(&self, program: Program<'_>, call: Call<'_>) -> Result<Buffer, BackendError> {
+        let mut outputs = self.run_all(program, vec![call])?;
+        outputs.pop().ok_or_else(|| BackendError::Internal("a call has an output".into()))
     }
 
     /// Runs `program` as far as it takes to show `see` what each of the matrices `wanted` multiplies, in
@@ -209,109 +276,162 @@ impl<'a> Interpreter<'a> {
         let Some(last) = program.ops.iter().rposition(|op| watch.wants(&op.weights())) else {
             return Ok(());
         };
-        let rows = &mut Rows::Whole(sequences);
-        self.walk(program, vec![Some(input)], rows, last, watch).map(drop)
+        let mut walk = Walk { values: vec![Some(input)], rows: Rows::Whole(sequences) };
+        self.walk(program, std::slice::from_mut(&mut walk), last, watch)
     }
 
-    /// The output of `ops[end - 1]`, from the first values, which are `given`; what is wanted of
-    /// `ops[end]` is seen, and it is executed no further.
+    /// Executes `ops` up to `ops[end - 1]`, from the first values of each walk, which are given; what is
+    /// wanted of `ops[end]` is seen, and it is executed no further.
     fn walk(
         &self,
         program: Program<'_>,
-        given: Vec<Option<Buffer>>,
-        rows: &mut Rows<'_>,
+        walks: &mut [Walk<'_>],
         end: usize,
         watch: &mut Watch<'_, '_>,
-    ) -> Result<Option<Buffer>, BackendError> {
-        let (last_use, begin) = (last_uses(program.ops), given.len() - 1);
-        let mut values = given;
-        values.resize_with(program.ops.len() + 1, || None);
-        for (index, op) in program.ops.iter().enumerate().take(end + 1).skip(begin) {
-            if let Op::Linear { input, weight, .. } = op {
-                watch.show(&[*weight], get(&values, *input)?, rows.sequences().0)?;
-            }
-            match op {
-                Op::Experts { .. } => {
-                    let output = self.experts(program, op, rows, &values, index == end, watch)?;
-                    values[index + 1] = Some(output);
-                }
-                _ if index == end => {}
-                Op::Linear { input, .. } => {
-                    if values[index + 1].is_none() {
-                        self.linears(program, *input, (index..end, rows.decode()), &mut values)?;
-                    }
-                }
-                _ => {
-                    let dies = |v: Value| last_use[v.0 as usize] == index;
-                    values[index + 1] = Some(self.op(program, op, rows, &mut values, dies)?);
+    ) -> Result<(), BackendError> {
+        let (ops, last_use) = (program.ops, last_uses(program.ops));
+        let mut at = 0;
+        for walk in &mut *walks {
+            at = walk.values.len() - 1;
+            walk.values.resize_with(ops.len() + 1, || None);
+        }
+        let stop = ops.len().min(end + 1);
+        while at < stop {
+            let is_experts = |op: &Op| matches!(op, Op::Experts { .. });
+            let experts = ops[at..stop].iter().position(is_experts).map(|n| at + n);
+            let part = at..experts.unwrap_or(stop);
+            for walk in &mut *walks {
+                for index in part.clone() {
+                    self.step(program, index, walk, end, &last_use, watch)?;
                 }
             }
-            if index == end {
-                return Ok(None);
-            }
-            for value in op.inputs() {
-                if last_use[value.0 as usize] == index {
-                    values[value.0 as usize] = None;
-                }
+            at = part.end;
+            if let Some(index) = experts {
+                self.experts(program, index, walks, index == end, watch)?;
+                walks.iter_mut().for_each(|walk| walk.free(&ops[index], index, &last_use));
+                at += 1;
             }
         }
-        Ok(values.pop().flatten())
+        Ok(())
     }
 
-    /// Gives each expert its rows, and adds up what the experts make of them: one expert after the other,
-    /// whose weights are asked for when it is its turn. If it is the `last` op, only experts that
-    /// are watched are computed, for what is seen.
+    /// Executes an op that is not of experts; of the op at `end` what is wanted is seen.
+    fn step(
+        &self,
+        program: Program<'_>,
+        index: usize,
+        walk: &mut Walk<'_>,
+        end: usize,
+        last_use: &[usize],
+        watch: &mut Watch<'_, '_>,
+    ) -> Result<(), BackendError> {
+        let (op, Walk { values, rows }) = (&program.ops[index], &mut *walk);
+        if let Op::Linear { input, weight, .. } = op {
+            watch.show(&[*weight], get(values, *input)?, rows.sequences().0)?;
+        }
+        if index == end {
+            return Ok(());
+        }
+        match op {
+            Op::Linear { input, .. } => {
+                if values[index + 1].is_none() {
+                    self.linears(program, *input, (index..end, rows.decode()), values)?;
+                }
+            }
+            _ => {
+                let dies = |v: Value| last_use[v.0 as usize] == index;
+                values[index + 1] = Some(self.op(program, op, rows, values, dies)?);
+            }
+        }
+        walk.free(op, index, last_use);
+        Ok(())
+    }
+
+    /// Gives each expert its rows of every walk, and adds up what the experts make of them: one expert
+    /// after the other, whose weights are asked for when it is its turn. If it is the `last` op, only
+    /// experts that are watched are computed, for what is seen.
     fn experts(
         &self,
         program: Program<'_>,
-        op: &Op,
-        rows: &Rows<'_>,
-        values: &[Option<Buffer>],
+        index: usize,
+        walks: &mut [Walk<'_>],
         last: bool,
         watch: &mut Watch<'_, '_>,
-    ) -> Result<Buffer, BackendError> {
-        let &Op::Experts { input, routes, ref experts, kind } = op else {
+    ) -> Result<(), BackendError> {
+        let (backend, op) = (self.backend, &program.ops[index]);
+        let &Op::Experts { input, routes, ref experts, .. } = op else {
             return Err(BackendError::Internal("experts are an op".into()));
         };
-        let (backend, x) = (self.backend, get(values, input)?);
-        let routes = backend.download(backend.copy(get(values, routes)?)?)?;
-        let mut sum = backend.zeros(x.rows(), x.width())?;
-        for (index, expert) in experts.iter().enumerate() {
-            let by = |row: usize| routes[row * experts.len() + index];
-            let at: Vec<usize> = (0..x.rows()).filter(|&row| by(row) != 0.0).collect();
-            let Expert { gate, up, down } = *expert;
-            if at.is_empty() || last && !watch.wants(&[gate, up, down]) {
+        let given = walks.iter().map(|Walk { values, rows }| {
+            let input = get(values, input)?;
+            let routes = backend.download(backend.copy(get(values, routes)?)?)?;
+            let sum = backend.zeros(input.rows(), input.width())?;
+            Ok(Given { input, rows, routes, sum })
+        });
+        let mut given = given.collect::<Result<Vec<_>, BackendError>>()?;
+        for (number, expert) in experts.iter().enumerate() {
+            if last && !watch.wants(&[expert.gate, expert.up, expert.down]) {
                 continue;
             }
-            let sequences = rows.sequences().0.iter().map(|of| within(&at, of));
-            let sequences: Vec<_> = sequences.filter(|of| !of.is_empty()).collect();
-            let given = backend.gather(x, &at)?;
-            watch.show(&[gate, up], &given, &sequences)?;
-            if last && !watch.wants(&[down]) {
-                continue;
-            }
-            let decode = within(&at, &(0..rows.decode())).end;
-            let linears = |input: &Buffer, weights: &[WeightId]| {
-                let all = weights.iter().map(|weight| program.weights.get(*weight));
-                let all = all.collect::<Result<Vec<_>, _>>()?;
-                let linear = |weight| Linear { input, weight, bias: None, decode };
-                backend.linears(&all.iter().map(|w| linear(w.as_ref())).collect::<Vec<_>>())
-            };
-            let [mut gated, upped] = two(linears(&given, &[gate, up])?)?;
-            drop(given);
-            backend.activate(kind, &mut gated)?;
-            backend.mul(&mut gated, &upped)?;
-            drop(upped);
-            watch.show(&[down], &gated, &sequences)?;
-            if last {
-                continue;
-            }
-            let by: Vec<f32> = at.iter().map(|&row| by(row)).collect();
-            for made in linears(&gated, &[down])? {
-                backend.scatter(made, &at, &by, &mut sum)?;
+            for given in &mut given {
+                self.expert(program, op, number, given, last, watch)?;
             }
         }
-        Ok(sum)
+        let sums: Vec<Buffer> = given.into_iter().map(|given| given.sum).collect();
+        for (walk, sum) in walks.iter_mut().zip(sums) {
+            walk.values[index + 1] = Some(sum);
+        }
+        Ok(())
+    }
+
+    /// Adds what one expert makes of the rows that it is given; of the `last` op, what is watched is seen.
+    fn expert(
+        &self,
+        program: Program<'_>,
+        op: &Op,
+        number: usize,
+        given: &mut Given<'_, '_>,
+        last: bool,
+        watch: &mut Watch<'_, '_>,
+    ) -> Result<(), BackendError> {
+        let &Op::Experts { ref experts, kind, .. } = op else {
+            return Err(BackendError::Internal("experts are an op".into()));
+        };
+        let Given { input: x, rows, ref routes, ref mut sum } = *given;
+        let (backend, Expert { gate, up, down }) = (self.backend, experts[number]);
+        let by = |row: usize| routes[row * experts.len() + number];
+        let at: Vec<usize> = (0..x.rows()).filter(|&row| by(row) != 0.0).collect();
+        if at.is_empty() {
+            return Ok(());
+        }
+        let sequences = rows.sequences().0.iter().map(|of| within(&at, of));
+        let sequences: Vec<_> = sequences.filter(|of| !of.is_empty()).collect();
+        let picked = backend.gather(x, &at)?;
+        watch.show(&[gate, up], &picked, &sequences)?;
+        if last && !watch.wants(&[down]) {
+            return Ok(());
+        }
+        let decode = within(&at, &(0..rows.decode())).end;
+        let linears = |input: &Buffer, weights: &[WeightId]| {
+            let all = weights.iter().map(|weight| program.weights.get(*weight));
+            let all = all.collect::<Result<Vec<_>, _>>()?;
+            let linear = |weight| Linear { input, weight, bias: None, decode };
+            backend.linears(&all.iter().map(|w| linear(w.as_ref())).collect::<Vec<_>>())
+        };
+        let [mut gated, upped] = two(linears(&picked, &[gate, up])?)?;
+        drop(picked);
+        backend.activate(kind, &mut gated)?;
+        backend.mul(&mut gated, &upped)?;
+        drop(upped);
+        watch.show(&[down], &gated, &sequences)?;
+        if last {
+            return Ok(());
+        }
+        let by: Vec<f32> = at.iter().map(|&row| by(row)).collect();
+        for made in linears(&gated, &[down])? {
+            backend.scatter(made, &at, &by, sum)?;
+        }
+        Ok(())
     }
 
     /// Computes every linear of `ops` over `input` at once: q, k and v read one input.

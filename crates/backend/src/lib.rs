@@ -24,7 +24,7 @@ pub use buffer::{Buffer, DeviceWeight};
 pub use cache::{AttendPaged, KV_BLOCK, KvCache, KvDType, Span};
 pub use dense::dense;
 pub use incoming::{Incoming, Whole};
-pub use interpreter::{Cached, Caches, Interpreter, Program, SHORT_SPAN, See, Seen, Weights};
+pub use interpreter::{Cached, Caches, Call, Interpreter, Program, SHORT_SPAN, See, Seen, Weights};
 pub use reference::Reference;
 pub use rope::RopeTable;
 pub use score::{DivergenceRow, SoftmaxRow};

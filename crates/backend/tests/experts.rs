@@ -3,7 +3,7 @@
 #![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 
 use backend::{
-    Backend, BackendError, Cut, DeviceWeight, Interpreter, Program, Reference, Seen, Sharded,
+    Backend, BackendError, Call, Cut, DeviceWeight, Interpreter, Program, Reference, Seen, Sharded,
     Weights, cuts,
 };
 use ir::{
@@ -188,4 +188,27 @@ fn what_an_expert_multiplies_is_seen_by_itself() {
     assert_eq!([input(4), input(5)], [Input::Given { op: 2, expert: 1 }; 2]);
     assert_eq!(input(6), Input::Gated { op: 2, expert: 1 });
     assert_eq!(block.given(&block.ops[2]), Some([TOP, EXPERTS]));
+}
+
+/// Several calls come to what each comes to alone, and the weights of each expert are asked for in one run.
+#[test]
+fn calls_go_through_an_expert_together() {
+    let device = prepared(&Reference, &block());
+    let lent = Lent { block: &device, asked: RefCell::default() };
+    let program = Program { ops: &device.ops, weights: &lent };
+    let all: Vec<Vec<f32>> = [9, 1, 20].map(|rows| noise(rows, rows as usize * HIDDEN)).into();
+    let sequences: Vec<Range<usize>> = all.iter().map(|rows| 0..rows.len() / HIDDEN).collect();
+    let calls = all.iter().zip(&sequences).map(|(rows, whole)| {
+        let input = Reference.upload(HIDDEN, rows.clone()).unwrap();
+        Call::whole(input, std::slice::from_ref(whole))
+    });
+    let made = Interpreter::new(&Reference).run_all(program, calls.collect()).unwrap();
+    for (rows, made) in all.iter().zip(made) {
+        assert_eq!(Reference.download(made).unwrap(), run(&Reference, rows));
+    }
+    let asked = lent.asked.into_inner();
+    let mut experts: Vec<u32> =
+        asked.iter().filter(|id| id.0 > 0).map(|id| (id.0 - 1) / 3).collect();
+    experts.dedup();
+    assert_eq!(experts, [0, 1, 2, 3]);
 }

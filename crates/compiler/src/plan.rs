@@ -280,7 +280,6 @@ impl Plan {
 
     /// Adds up memory and operations.
     fn weigh(&mut self, pipeline: &Pipeline, tokens: Tokens) {
-        let rows = work::rows(tokens);
         let works: Vec<Work> = self
             .model
             .layers
@@ -289,7 +288,7 @@ impl Plan {
             .map(|(layer, block)| {
                 let index = layer + 1;
                 let outputs = of_block(&self.outputs, index);
-                Work::of(block, &self.blocks[index], pipeline, &outputs, rows)
+                Work::of(block, &self.blocks[index], pipeline, &outputs, tokens)
             })
             .collect();
         let layers = works.iter().map(|work| work.bytes).max().unwrap_or(0);

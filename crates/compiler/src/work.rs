@@ -4,7 +4,7 @@ use crate::pass::Cost;
 use crate::plan::{Pipeline, PlannedBlock, PlannedWeight, Tokens};
 use crate::reader::input;
 use crate::solver::Output;
-use calibration::{GROUP_ROWS, HEAD_ROWS, SLICE_ROWS, expert, resident};
+use calibration::{EXPERT_GROUPS, GROUP_ROWS, HEAD_ROWS, SLICE_ROWS, expert, resident};
 use ir::{Block, ModelSpec, Op, Spec, WeightId, held_elements};
 use std::collections::BTreeSet;
 
@@ -28,7 +28,7 @@ pub(crate) struct Work {
 }
 
 /// The most rows that go through a block at once.
-pub(crate) fn rows(tokens: Tokens) -> usize {
+fn rows(tokens: Tokens) -> usize {
     tokens.calibration.max(tokens.held_out).min(GROUP_ROWS.max(tokens.longest))
 }
 
@@ -38,8 +38,9 @@ impl Work {
         planned: &PlannedBlock,
         pipeline: &Pipeline,
         outputs: &[&[PlannedWeight]],
-        rows: usize,
+        tokens: Tokens,
     ) -> Self {
+        let rows = rows(tokens);
         let elements = |s: &Spec| s.shape.iter().product::<usize>();
         let lead = outputs[0];
         let (mut linear, mut last) = (0f64, 0f64);
@@ -73,7 +74,7 @@ impl Work {
         });
         let (before, after) = if rows > 0 { (host, written) } else { (0, 0) };
         let values = rows as u64 * 4 * held_elements(block);
-        let values = values + values.min(SCRATCH_BYTES);
+        let values = values + values.min(SCRATCH_BYTES) + waiting(block, tokens, rows);
         let scratch = if planned.observes() { SCRATCH_BYTES } else { 0 };
         let bytes = [
             host + before + gram * 4 + values,
@@ -100,6 +101,20 @@ impl Work {
         let held = if self.rewritten { 4.0 } else { 2.0 };
         t * (observed + 2.0 * self.linear) + h * held * self.linear + self.edits
     }
+}
+
+/// What is there of groups that wait while another goes through an expert: of each row the residual, what
+/// experts read, their sum, and how much each of them counts.
+fn waiting(block: &Block<Spec>, tokens: Tokens, rows: usize) -> u64 {
+    let experts = block.ops.iter().find_map(|op| match op {
+        Op::Experts { experts, .. } => {
+            let gate = block.weight(experts.first()?.gate)?;
+            Some(3 * gate.shape.last()? + experts.len())
+        }
+        _ => None,
+    });
+    let together = tokens.calibration.max(tokens.held_out).min(EXPERT_GROUPS * rows);
+    (together.saturating_sub(rows) * experts.unwrap_or(0) * 4) as u64
 }
 
 /// Squares of the widths of the inputs of some weights, by weight: each input at the first that reads it.
