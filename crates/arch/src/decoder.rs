@@ -97,15 +97,23 @@ pub(crate) fn imagine(plan: &Plan, family: &'static str, dtype: DType) -> Result
     let nothing = BTreeMap::new();
     let mut found = Found { imagined: Some(dtype), ..Found::new(&nothing) };
     let head = if plan.tied { EMBEDDING } else { HEAD };
-    programs(plan, family, &mut found, (EMBEDDING, head, plan.tied))
+    programs(plan, family, &mut found, Ends { table: EMBEDDING, head })
+}
+
+/// The tensors of the embedding and of the head; one if they are tied.
+struct Ends {
+    table: &'static str,
+    head: &'static str,
 }
 
 fn programs(
     plan: &Plan,
     family: &'static str,
     found: &mut Found,
-    (table, head, tied): (&'static str, &'static str, bool),
+    ends: Ends,
 ) -> Result<ModelSpec, Error> {
+    let Ends { table, head } = ends;
+    let tied = table == head;
     let embedding = embedding(plan, found, table);
     let layers = (0..plan.windows.len()).map(|i| layer(plan, found, i)).collect();
     let head = head_block(plan, found, head);
@@ -123,19 +131,15 @@ fn programs(
     Ok(model)
 }
 
-/// The tensors of the embedding and of the head, and whether they are one.
+/// The tensors of the embedding and of the head of what is stored.
 ///
 /// As transformers does: where the configuration ties them and both are stored, the stored head
 /// is used (it is either equal, or the configuration is wrong); where only one is stored, it
 /// serves as both. The backbone's class has no head: whatever the configuration says, its embedding
 /// serves, since there is nothing else that could.
-fn ends(
-    plan: &Plan,
-    stored: &dyn ir::Inventory,
-    warnings: &mut Vec<String>,
-) -> (&'static str, &'static str, bool) {
+fn ends(plan: &Plan, stored: &dyn ir::Inventory, warnings: &mut Vec<String>) -> Ends {
     let (table, head) = (stored.get(EMBEDDING).is_some(), stored.get(HEAD).is_some());
-    match (plan.tied, table, head) {
+    let (table, head) = match (plan.tied, table, head) {
         (false, true, false) if stored.is_backbone() => {
             warnings.push(format!(
                 "{} is not stored, and config.json does not say tie_word_embeddings = true: the embedding \
@@ -143,19 +147,20 @@ fn ends(
                  of noise)",
                 quote(HEAD)
             ));
-            (EMBEDDING, EMBEDDING, true)
+            (EMBEDDING, EMBEDDING)
         }
-        (false, ..) => (EMBEDDING, HEAD, false),
+        (false, ..) => (EMBEDDING, HEAD),
         (true, true, true) => {
             warnings.push(format!(
                 "config.json says tie_word_embeddings = true, but {} is stored too; it is read as the head",
                 quote(HEAD)
             ));
-            (EMBEDDING, HEAD, false)
+            (EMBEDDING, HEAD)
         }
-        (true, false, true) => (HEAD, HEAD, true),
-        (true, _, false) => (EMBEDDING, EMBEDDING, true),
-    }
+        (true, false, true) => (HEAD, HEAD),
+        (true, _, false) => (EMBEDDING, EMBEDDING),
+    };
+    Ends { table, head }
 }
 
 fn embedding(plan: &Plan, found: &mut Found, table: &str) -> Block<Spec> {
