@@ -332,7 +332,13 @@ impl Backend for Cuda {
     }
 
     fn laid_out_bytes(&self, spec: &Spec, grid: Option<Grid>) -> u64 {
-        stored_bytes(spec, grid)
+        match (grid, &spec.shape[..]) {
+            (Some(other), &[rows, width]) if pack::computed_with(other, width).is_none() => {
+                // It is served as the bf16 that it stands for.
+                (rows as u64).saturating_mul(width as u64).saturating_mul(2)
+            }
+            _ => stored_bytes(spec, grid),
+        }
     }
 
     fn recycle(&self, values: Vec<f32>) {

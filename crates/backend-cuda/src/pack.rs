@@ -6,7 +6,7 @@ use crate::linear::{Matrix, Prepared};
 use backend::{BackendError, DeviceWeight};
 use bytemuck::{Pod, Zeroable};
 use half::{bf16, f16};
-use ir::{Quantized, Weight};
+use ir::{Grid, IntGrid, Quantized, Weight};
 use std::sync::{Arc, PoisonError};
 use tensor::{DType, Tensor};
 
@@ -173,16 +173,20 @@ fn stripes(out: usize) -> usize {
     out.div_ceil(STRIPE).next_multiple_of(STRIPES)
 }
 
+/// The grid of rows of `width` if a kernel computes with it.
+pub(crate) fn computed_with(grid: Grid, width: usize) -> Option<IntGrid> {
+    let int = grid.int()?;
+    let (groups, size) = (int.span.groups(width), int.span.size(width));
+    let tiles = size.is_multiple_of(TILE) && (size / TILE).is_power_of_two();
+    (groups == 1 || size == 32 || tiles).then_some(int)
+}
+
 /// The scales of a weight as the kernels read them, and the format of its codes; `None` if no kernel
 /// has such groups.
 pub(crate) fn scales(weight: &Quantized) -> Option<(Format, Scales)> {
     let [out, width] = weight.shape;
-    let ir::IntGrid { bits, span, scale, .. } = weight.grid.int()?;
+    let IntGrid { bits, span, scale, .. } = computed_with(weight.grid, width)?;
     let (groups, size) = (span.groups(width), span.size(width));
-    let tiles = size.is_multiple_of(TILE) && (size / TILE).is_power_of_two();
-    if groups > 1 && size != 32 && !tiles {
-        return None;
-    }
     // Scales of a stripe's outputs lie side by side.
     let at = |i: usize| -> Option<usize> {
         let (stripe, group, row) = (i / STRIPE / groups, i / STRIPE % groups, i % STRIPE);
@@ -209,4 +213,19 @@ pub(crate) fn scales(weight: &Quantized) -> Option<(Format, Scales)> {
 
 fn bits_of(bits: impl Iterator<Item = u16>) -> Vec<u8> {
     bytemuck::cast_slice(&bits.collect::<Vec<_>>()).to_vec()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use ir::{BlockKind, Span};
+
+    #[test]
+    fn grids_that_no_kernel_has_are_known() {
+        let int =
+            |n| Grid::Int { bits: 4, symmetric: true, span: Span::Group(n), scale: DType::F16 };
+        assert!([32, 64, 128, 512].iter().all(|&n| computed_with(int(n), 512).is_some()));
+        assert!([16, 48, 96].iter().all(|&n| computed_with(int(n), 512).is_none()));
+        assert!(computed_with(Grid::Block(BlockKind::Q4K), 512).is_none());
+    }
 }
