@@ -19,6 +19,7 @@ use checkpoint::Rows;
 use ir::{Block, Role, Spec, Weight, WeightId};
 use rayon::prelude::*;
 use std::time::Instant;
+use tensor::Tensor;
 
 /// A layer while it is compiled.
 struct Layer<'t, 'r, 'a> {
@@ -80,12 +81,13 @@ impl<'t, 'r, 'a> Layer<'t, 'r, 'a> {
     ) -> Result<T, CompileError> {
         let Some(device) = &self.device else { return Ok(T::default()) };
         let (host, written) = (&self.host, &self.written);
+        let specs = Held::specs(host).weights;
         let lay_out = |layouts: Layouts<'_, '_>, index: usize| match &host.weights[index] {
             _ if written[index] => layouts.lead_expert(index),
-            Held::Dense(weight) => layouts.dense(index, weight.tensor.clone()),
-            Held::Unread(_) => layouts.source(index),
+            Held::Dense(weight) => layouts.dense(&weight.spec, weight.tensor.clone()),
+            Held::Unread(spec) => layouts.source(spec),
         };
-        self.turn.run(device, lay_out, go)
+        self.turn.run(&specs, device, lay_out, go)
     }
 
     /// Reads those of `named` that are not in memory; which they are.
@@ -95,7 +97,8 @@ impl<'t, 'r, 'a> Layer<'t, 'r, 'a> {
         indices.sort_unstable();
         indices.dedup();
         let clock = Instant::now();
-        let read = self.turn.read(&indices, &mut self.hashes)?;
+        let specs: Vec<_> = indices.iter().map(|&index| self.host.weights[index].spec()).collect();
+        let read = self.turn.read(&specs, &mut self.hashes)?;
         let allow_zero = self.turn.job.allow_zero;
         read.par_iter().try_for_each(|weight| sound(weight, allow_zero))?;
         for (&index, weight) in indices.iter().zip(read) {
@@ -126,49 +129,87 @@ impl<'t, 'r, 'a> Layer<'t, 'r, 'a> {
         let edit = pass.run(stage, &self.host, &cx)?;
         self.turn.progress.spent.solve += clock.elapsed();
         let changed: Vec<WeightId> = edit.weights.iter().map(|(id, _)| *id).collect();
-        self.take(pass.name(), stage, edit)?;
+        let Edit { weights, program, .. } = edit;
+        self.take(pass.name(), stage, weights)?;
         self.release(held, &changed);
+        if let Some(program) = program {
+            self.replace(pass.name(), program)?;
+        }
         self.dump(pass.name())
     }
 
-    /// Takes in what a stage made: of the weights that it may change, and of no other.
-    fn take(&mut self, pass: &str, stage: &Stage, edit: Edit) -> Result<(), CompileError> {
+    /// Takes in what a stage made of the weights that it may change, and of no other.
+    fn take(
+        &mut self,
+        pass: &str,
+        stage: &Stage,
+        edited: Vec<(WeightId, Tensor)>,
+    ) -> Result<(), CompileError> {
         let clock = Instant::now();
         let wrong = |what: &str| PassError::Internal(format!("{pass} on {}: {what}", stage.block));
-        let result = self.turn.result();
-        for (id, tensor) in edit.weights {
+        for (id, tensor) in edited {
             let index = id.0 as usize;
-            let (Some(spec), true) = (result.weights.get(index), stage.edits.contains(&id)) else {
+            if !stage.edits.contains(&id) {
                 return Err(wrong("it changed what it had not said").into());
-            };
+            }
             let Some(Held::Dense(weight)) = self.host.weights.get_mut(index) else {
                 return Err(wrong("it changed what is not there").into());
             };
             let finite = tensor.f32s().is_some_and(|v| v.par_iter().all(|x| x.is_finite()));
             if !finite {
                 let rule = format!("{pass} made values of it that are not finite");
-                return Err(PassError::Weight { tensor: spec.tensor.clone(), rule }.into());
+                return Err(PassError::Weight { tensor: weight.spec.tensor.clone(), rule }.into());
             }
             let on_device = self.device.as_mut().map(|device| &mut device.weights[index]);
             if let Some(Some(own)) = on_device {
-                *own = self.turn.layouts().dense(index, tensor.clone())?;
+                *own = self.turn.layouts().dense(&weight.spec, tensor.clone())?;
             }
-            weight.spec =
-                Spec { shape: tensor.shape().to_vec(), dtype: tensor.dtype(), ..spec.clone() };
+            weight.spec.shape = tensor.shape().to_vec();
+            weight.spec.dtype = tensor.dtype();
             weight.tensor = tensor;
         }
         self.turn.progress.spent.write += clock.elapsed();
         Ok(())
     }
 
+    /// Puts a stage's program in the place of the block's. What is verified here is what is written.
+    fn replace(&mut self, pass: &str, program: Block<WeightId>) -> Result<(), CompileError> {
+        let id = self.host.id;
+        let wrong = |what: &str| PassError::Internal(format!("{pass} on {id}: {what}"));
+        let mut weights: Vec<_> = self.host.weights.drain(..).map(Some).collect();
+        let mut laid: Vec<_> = self.device.iter_mut().flat_map(|d| d.weights.drain(..)).collect();
+        for named in &program.weights {
+            let index = named.0 as usize;
+            let held = weights.get_mut(index).and_then(Option::take);
+            let held =
+                held.ok_or_else(|| wrong("a weight of its program is not there, or twice"))?;
+            self.host.weights.push(held);
+            if let Some(device) = &mut self.device {
+                device.weights.push(laid.get_mut(index).and_then(Option::take));
+            }
+        }
+        self.written = vec![false; self.host.weights.len()];
+        self.device.iter_mut().for_each(|device| device.ops.clone_from(&program.ops));
+        self.host.ops = program.ops;
+        self.verify().map(drop)
+    }
+
+    /// The block as it now is, if the verifier accepts it.
+    fn verify(&self) -> Result<Block<Spec>, CompileError> {
+        let block = Held::specs(&self.host);
+        match ir::verify(&block, self.turn.job.plan.model.hidden) {
+            Ok(_) => Ok(block),
+            Err(broken) => Err(CompileError::Internal(broken.to_string())),
+        }
+    }
+
     /// Holds the block against the plan and the verifier, once passes are through with it.
     fn check(&self) -> Result<(), CompileError> {
-        let result = self.turn.result();
-        let shapes = |weights: &[Spec]| weights.iter().map(|s| s.shape.clone()).collect::<Vec<_>>();
-        let block = Held::specs(&self.host);
-        ir::verify(&block, self.turn.job.plan.model.hidden)
-            .map_err(|broken| CompileError::Internal(broken.to_string()))?;
-        match block.ops == result.ops && shapes(&block.weights) == shapes(&result.weights) {
+        let (block, result) = (self.verify()?, self.turn.result());
+        let same = |(a, b): (&Spec, &Spec)| a.tensor == b.tensor && a.shape == b.shape;
+        let whole = block.weights.len() == result.weights.len();
+        let all = block.weights.iter().zip(&result.weights);
+        match block.ops == result.ops && whole && all.into_iter().all(same) {
             true => Ok(()),
             false => Err(CompileError::Internal(format!("{} is not as planned", block.id))),
         }

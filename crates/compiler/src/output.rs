@@ -52,8 +52,9 @@ pub(crate) fn layout(source: &Checkpoint, planned: &PlannedOutput) -> Result<Lay
         true => None,
         false => source.tokenizer()?,
     };
-    let (config, tied) = (source.config(), planned.tied);
-    let model = Described { config, tied, dtype, tokenizer: tokenizer.as_deref() };
+    let (mut config, tied) = (source.config().clone(), planned.tied);
+    config.extend(planned.config.clone());
+    let model = Described { config: &config, tied, dtype, tokenizer: tokenizer.as_deref() };
     let mut weights = Vec::new();
     for (block, own) in &planned.blocks {
         weights.extend(own.iter().map(|weight| placed(weight, used(*block))));

@@ -1,5 +1,5 @@
-//! What a pass is: a rewrite of a block's dense weights, planned on shapes first. Its program stays: the
-//! driver refuses a block whose program is not the one that was planned.
+//! What a pass is: a rewrite of a layer's program and its dense weights, planned on shapes first. The driver
+//! refuses a block that is not the one that was planned, and one that the verifier refuses.
 //!
 //! A pass edits; putting weights on grids is the lowering's ([`crate::Solver`]). So a pass works for
 //! every grid and format, and what it changed is what all of them store.
@@ -17,7 +17,7 @@ pub trait Pass: Send + Sync {
     /// What recipes and reports call it.
     fn name(&self) -> &'static str;
 
-    /// Changes shapes as its run will, and gives its stages, in the order of the blocks
+    /// Changes the layers as its run will, and gives its stages, in the order of the blocks
     /// that they are of.
     ///
     /// # Errors
@@ -111,6 +111,9 @@ pub struct PassCx<'a> {
 pub struct Edit {
     /// The new values of weights, of the planned shapes, in `F32`.
     pub weights: Vec<(WeightId, Tensor)>,
+    /// The block's new program, if it changes. Its weights are those of the block that it names, each
+    /// once; the others go.
+    pub program: Option<Block<WeightId>>,
     /// What the report says of it.
     pub notes: Map<String, Value>,
 }

@@ -11,6 +11,7 @@ use crate::work::{self, Work};
 use calibration::{SPILL_PART, expert};
 use checkpoint::{Checkpoint, Format, TensorInfo};
 use ir::{Block, BlockId, Grid, ModelSpec, Spec, WeightId};
+use serde_json::{Map, Value};
 use std::collections::BTreeSet;
 use tensor::DType;
 
@@ -86,6 +87,8 @@ pub struct PlannedOutput {
     pub blocks: Vec<(BlockId, Vec<PlannedWeight>)>,
     /// Its tensors, in order.
     pub tensors: Vec<checkpoint::Planned>,
+    /// What its `config.json` says otherwise than the source's, where passes changed programs.
+    pub config: Map<String, Value>,
     /// Whether its head reads its embedding.
     pub tied: bool,
     /// Bytes of its tensors.
@@ -173,10 +176,16 @@ impl Plan {
             let (what, rule) = (broken.block.to_string(), format!("internal: {broken}"));
             refusals.push(Refusal { what, rule });
         }
+        let config = described(model, &edited).unwrap_or_else(|refusal| {
+            refusals.push(refusal);
+            Map::new()
+        });
         let mut outputs = Vec::new();
         for output in &pipeline.outputs {
             match plan_output(&edited, output) {
-                Ok(planned) => outputs.push(planned),
+                Ok(planned) => {
+                    outputs.push(PlannedOutput { config: config.clone(), ..planned });
+                }
                 Err(refused) => refusals.extend(refused),
             }
         }
@@ -371,6 +380,25 @@ fn by_expert<'w>(
     weights.chunk_by(move |a, b| of(a) == of(b))
 }
 
+/// What the configuration of a model says otherwise, now that passes have changed it.
+fn described(source: &ModelSpec, edited: &ModelSpec) -> Result<Map<String, Value>, Refusal> {
+    let refusal = |rule: String| Refusal { what: "passes".into(), rule };
+    let ids = |model: &ModelSpec| model.layers.iter().map(|layer| layer.id).collect::<Vec<_>>();
+    if source.embedding != edited.embedding || source.head != edited.head {
+        return Err(refusal("change the embedding or the head: only layers can be changed".into()));
+    }
+    if ids(source) != ids(edited) {
+        return Err(refusal("change which layers there are: only what they do can be".into()));
+    }
+    if source.layers == edited.layers {
+        return Ok(Map::new());
+    }
+    let of = |model| arch::describe(model).map_err(|error| refusal(error.to_string()));
+    let (before, mut now) = (of(source)?, of(edited)?);
+    now.retain(|key, value| before.get(key) != Some(value));
+    Ok(now)
+}
+
 /// What becomes of every weight in an output, and its tensors.
 fn plan_output(model: &ModelSpec, output: &Output) -> Result<PlannedOutput, Vec<Refusal>> {
     let format = output::format(output.format.as_deref()).map_err(|one| vec![one])?;
@@ -412,6 +440,7 @@ fn plan_output(model: &ModelSpec, output: &Output) -> Result<PlannedOutput, Vec<
         dtype: output.dtype,
         tied: model.tied && !untied,
         artifact_bytes: tensors.iter().filter_map(checkpoint::Planned::bytes).sum(),
+        config: Map::new(),
         carried: Vec::new(),
         tensors,
         blocks,

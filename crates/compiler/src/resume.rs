@@ -8,6 +8,7 @@ use crate::journal::Entry;
 use crate::table::hashes_of;
 use crate::turn::{Hashes, Layouts, Turn};
 use crate::writer::Writer;
+use calibration::expert;
 use ir::BlockId;
 use std::time::Instant;
 
@@ -56,22 +57,24 @@ fn replay_layer(turn: &mut Turn<'_, '_>) -> Result<Hashes, CompileError> {
     if turn.streams.are_empty() {
         return Ok(source);
     }
-    let mut device = turn.upload(&host)?;
+    let device = turn.upload(&host)?;
     drop(host);
     turn.progress.spent.load += clock.elapsed();
     let clock = Instant::now();
-    let of_source = |layouts: Layouts<'_, '_>, index| layouts.source(index);
-    turn.run(&device, of_source, |streams, interpreter, program| {
+    let block = turn.source();
+    let of_source = |layouts: Layouts<'_, '_>, index: usize| layouts.source(&block.weights[index]);
+    turn.run(&block.weights, &device, of_source, |streams, interpreter, program| {
         streams.advance_original(interpreter, program)
     })?;
-    device.ops.clone_from(&turn.result().ops);
-    for (index, weight) in device.weights.iter_mut().enumerate().filter(|(_, w)| w.is_some()) {
-        if let Some(stored) = turn.layouts().lead(index)? {
-            *weight = Some(stored);
-        }
-    }
+    drop(device);
+    let (block, layouts) = (turn.result(), turn.layouts());
+    let mut indices = 0..;
+    let device = block.clone().try_map(|spec| match (indices.next(), expert(&spec)) {
+        (Some(index), None) => layouts.lead(index),
+        _ => Ok(None),
+    })?;
     let of_lead = |layouts: Layouts<'_, '_>, index| layouts.lead_expert(index);
-    turn.run(&device, of_lead, |streams, interpreter, program| {
+    turn.run(&block.weights, &device, of_lead, |streams, interpreter, program| {
         streams.advance(interpreter, program)
     })?;
     turn.progress.spent.forward += clock.elapsed();

@@ -54,21 +54,21 @@ impl<'a> Turn<'_, 'a> {
         !self.job.plan.blocks[self.index + 1..].iter().any(PlannedBlock::observes)
     }
 
-    /// Reads weights of the block, and hashes each; of one that was read before the hash is the same.
+    /// Reads weights, and hashes each; of one that was read before the hash is the same.
     pub(crate) fn read(
         &self,
-        indices: &[usize],
+        specs: &[&Spec],
         hashes: &mut Hashes,
     ) -> Result<Vec<Weight>, CompileError> {
-        let (source, block) = (self.job.model.source, self.source());
-        let read = |&index: &usize| {
-            let spec = &block.weights[index];
+        let source = self.job.model.source;
+        let read = |spec: &&Spec| {
+            let spec = *spec;
             let tensor = source.read_view(&spec.at, 0..spec.shape[0])?;
             let hash = hex(Sha256::new().chain_update(tensor.bytes()));
             Ok((Weight { spec: spec.clone(), tensor }, hash))
         };
         let all: Vec<(Weight, String)> =
-            indices.par_iter().map(read).collect::<Result<_, CompileError>>()?;
+            specs.par_iter().map(read).collect::<Result<_, CompileError>>()?;
         let mut weights = Vec::with_capacity(all.len());
         for (weight, hash) in all {
             let tensor = &weight.spec.tensor;
@@ -85,9 +85,8 @@ impl<'a> Turn<'_, 'a> {
     /// Reads the block but for its experts.
     pub(crate) fn read_rest(&self, hashes: &mut Hashes) -> Result<Block<Held>, CompileError> {
         let block = self.source();
-        let weights = block.weights.iter();
-        let rest = weights.enumerate().filter(|(_, spec)| expert(spec).is_none());
-        let rest: Vec<usize> = rest.map(|(index, _)| index).collect();
+        let rest = block.weights.iter().filter(|spec| expert(spec).is_none());
+        let rest: Vec<&Spec> = rest.collect();
         let mut read = self.read(&rest, hashes)?.into_iter();
         let mut held = |spec: &Spec| match expert(spec) {
             Some(_) => Ok(Held::Unread(spec.clone())),
@@ -103,8 +102,12 @@ impl<'a> Turn<'_, 'a> {
         hashes: &mut Hashes,
         mut see: impl FnMut(&[Weight]) -> Result<(), CompileError>,
     ) -> Result<(), CompileError> {
-        let mut experts = experts(&self.source().weights).into_iter();
-        experts.try_for_each(|own| see(&self.read(&own, hashes)?))
+        let weights = &self.source().weights;
+        for own in experts(weights) {
+            let own: Vec<&Spec> = own.into_iter().map(|index| &weights[index]).collect();
+            see(&self.read(&own, hashes)?)?;
+        }
+        Ok(())
     }
 
     /// A block on the device as it will be stored, but for what is to be quantized, and for experts.
@@ -114,9 +117,9 @@ impl<'a> Turn<'_, 'a> {
     ) -> Result<Block<Option<DeviceWeight>>, CompileError> {
         let layouts = self.layouts();
         let mut weights = Vec::with_capacity(host.weights.len());
-        for (index, held) in host.weights.iter().enumerate() {
+        for held in &host.weights {
             weights.push(match held {
-                Held::Dense(weight) => Some(layouts.dense(index, weight.tensor.clone())?),
+                Held::Dense(weight) => Some(layouts.dense(&weight.spec, weight.tensor.clone())?),
                 Held::Unread(_) => None,
             });
         }
@@ -128,18 +131,18 @@ impl<'a> Turn<'_, 'a> {
         Layouts { job: self.job, index: self.index, writer: &self.writers[0] }
     }
 
-    /// Calls `go` with the streams and a program of the block, of which `device` is there and the rest
+    /// Calls `go` with the streams and a program of these weights, of which `device` is there and the rest
     /// comes by `lay_out`.
     pub(crate) fn run<T>(
         &mut self,
+        specs: &[Spec],
         device: &Block<Option<DeviceWeight>>,
         lay_out: impl Fn(Layouts<'_, 'a>, usize) -> Result<DeviceWeight, CompileError>,
         go: impl FnOnce(&mut Streams, &Interpreter<'a>, Program<'_>) -> Result<T, CompileError>,
     ) -> Result<T, CompileError> {
         let layouts = Layouts { job: self.job, index: self.index, writer: &self.writers[0] };
         let asked = |id: WeightId| lay_out(layouts, id.0 as usize).map_err(of_backend);
-        let block = of_model(self.job.model.spec, self.index);
-        let streamed = Streamed::new(device, &block.weights, &asked);
+        let streamed = Streamed::new(device, specs, &asked);
         go(self.streams, self.interpreter, Program::from(&streamed))
     }
 }
@@ -154,15 +157,17 @@ pub(crate) struct Layouts<'l, 'a> {
 
 impl Layouts<'_, '_> {
     /// A weight as the source has it, in the dtype that the lead stores.
-    pub(crate) fn source(&self, index: usize) -> Result<DeviceWeight, CompileError> {
-        let spec = &of_model(self.job.model.spec, self.index).weights[index];
-        self.dense(index, self.job.model.source.read_view(&spec.at, 0..spec.shape[0])?)
+    pub(crate) fn source(&self, spec: &Spec) -> Result<DeviceWeight, CompileError> {
+        self.dense(spec, self.job.model.source.read_view(&spec.at, 0..spec.shape[0])?)
     }
 
-    /// A weight of these values, in the dtype that the lead stores.
-    pub(crate) fn dense(&self, index: usize, tensor: Tensor) -> Result<DeviceWeight, CompileError> {
-        let spec = &of_model(&self.job.plan.model, self.index).weights[index];
-        let stored = as_stored(&self.writer.block(self.index)[index], tensor)?;
+    /// A weight of these values, in the dtype that the lead stores, if it does.
+    pub(crate) fn dense(&self, spec: &Spec, tensor: Tensor) -> Result<DeviceWeight, CompileError> {
+        let mut planned = self.writer.block(self.index).iter();
+        let stored = match planned.find(|weight| weight.spec.tensor == spec.tensor) {
+            Some(planned) => as_stored(planned, tensor)?,
+            None => tensor,
+        };
         prepare(self.job.backend, spec, stored)
     }
 
