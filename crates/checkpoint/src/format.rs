@@ -21,6 +21,8 @@ pub struct Format {
     pub dense: &'static [DType],
     /// The dtype of vectors, where readers compute with no other.
     pub vectors: Option<DType>,
+    /// Whether readers let a tied head read an embedding that is on a grid.
+    pub ties_codes: bool,
 }
 
 /// Every format of artifacts; the first is the one that is written where none is named.
@@ -31,6 +33,7 @@ pub static FORMATS: &[Format] = &[
         codecs: &[&pack_quantized::PackQuantized],
         dense: &[],
         vectors: None,
+        ties_codes: false,
     },
     Format {
         name: "gguf",
@@ -38,6 +41,7 @@ pub static FORMATS: &[Format] = &[
         codecs: &[&gguf::GgufBlocks],
         dense: &[DType::F32, DType::F16, DType::BF16],
         vectors: Some(DType::F32),
+        ties_codes: true,
     },
 ];
 

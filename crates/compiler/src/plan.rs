@@ -406,9 +406,11 @@ fn plan_output(model: &ModelSpec, output: &Output) -> Result<PlannedOutput, Vec<
     let mut blocks = Vec::new();
     for block in model.blocks() {
         // The embedding comes first.
-        let table = blocks.first().and_then(|(_, own): &(_, Vec<PlannedWeight>)| {
-            own.get(model.embedding.table()?.0 as usize)?.grid()
-        });
+        let table = blocks.first().filter(|_| format.ties_codes).and_then(
+            |(_, own): &(_, Vec<PlannedWeight>)| {
+                own.get(model.embedding.table()?.0 as usize)?.grid()
+            },
+        );
         match plan_block(model, block, table, output, format) {
             Ok(weights) => blocks.push((block.id, weights)),
             Err(refused) => refusals.extend(refused),
@@ -447,7 +449,7 @@ fn plan_output(model: &ModelSpec, output: &Output) -> Result<PlannedOutput, Vec<
     })
 }
 
-/// What becomes of a block's weights; `table_grid` is what the embedding's table is put on.
+/// What becomes of a block's weights; `table_grid` is the grid of an embedding that a tied head may read.
 fn plan_block(
     model: &ModelSpec,
     block: &Block<Spec>,
