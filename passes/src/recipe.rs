@@ -64,7 +64,9 @@ fn elsewhere(word: &str, lower: &str) -> String {
             let method = if has("rtn") { "rtn" } else { "gptq" };
             format!("is how codes are chosen: --quant int4 --method {method}")
         }
-        () if has("awq") => "is a way to choose scales that is not built yet".into(),
+        () if has("awq") => {
+            "is a pass that scales weights: a recipe with [[pass]] and name = \"awq\"".into()
+        },
         () if has("nf4") || has("bnb") || has("bitsandbytes") => {
             "is of bitsandbytes, and not written yet".into()
         }
