@@ -13,6 +13,7 @@ mod quadratic;
 mod recipe;
 pub mod rtn;
 mod rule;
+mod sensitivity;
 mod solve;
 
-pub use recipe::{builtin, meant, modules, names, pipeline, resolved, text, unmatched};
+pub use recipe::{builtin, decided, meant, modules, names, pipeline, resolved, text, unmatched};

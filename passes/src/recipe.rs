@@ -2,7 +2,10 @@
 
 use crate::pattern::Pattern;
 use crate::rule::Rule;
-use compiler::{Output, OutputRecipe, Pass, PassRecipe, Pipeline, Recipe, Refusal, Wrong};
+use crate::sensitivity::Sensitivity;
+use compiler::{
+    Decisions, Output, OutputRecipe, Pass, PassRecipe, Pipeline, Recipe, Refusal, Survey, Wrong,
+};
 use ir::ModelSpec;
 use std::collections::BTreeSet;
 
@@ -100,12 +103,32 @@ pub fn text(name: &str) -> Option<&'static str> {
     RECIPES.iter().find(|(n, _)| *n == name).map(|(_, text)| *text)
 }
 
-/// What a recipe comes to: its passes, and its outputs with their rules.
+/// What a recipe comes to: its surveys, its passes, and its outputs with their rules.
 ///
 /// # Errors
 /// Every pass or rule that is unknown, or whose settings are.
 pub fn pipeline(recipe: &Recipe) -> Result<Pipeline, Vec<Wrong>> {
-    let Parts { passes, rules } = Parts::of(recipe)?;
+    Ok(of_parts(recipe, Parts::of(recipe)?))
+}
+
+/// The same, with rules made of what its surveys found in a model.
+///
+/// # Errors
+/// As [`pipeline`].
+pub fn decided(
+    recipe: &Recipe,
+    model: &ModelSpec,
+    decisions: &Decisions,
+) -> Result<Pipeline, Vec<Wrong>> {
+    let mut parts = Parts::of(recipe)?;
+    parts.rules.iter_mut().flatten().for_each(|rule| rule.decide(model, decisions));
+    Ok(of_parts(recipe, parts))
+}
+
+fn of_parts(recipe: &Recipe, Parts { passes, rules }: Parts) -> Pipeline {
+    let surveyed = rules.iter().flatten().any(Rule::waits);
+    let surveys: &[fn() -> Box<dyn Survey>] =
+        if surveyed { &[|| Box::new(Sensitivity)] } else { &[] };
     let passes = passes.into_iter().map(|(pass, _)| pass).collect();
     let outputs = recipe.outputs.iter().zip(recipe.output_names()).zip(rules);
     let output = |((output, name), rules): ((&OutputRecipe, String), Vec<Rule>)| Output {
@@ -115,7 +138,8 @@ pub fn pipeline(recipe: &Recipe) -> Result<Pipeline, Vec<Wrong>> {
         head: output.head,
         rules: rules.into_iter().map(|rule| Box::new(rule) as Box<dyn compiler::Rule>).collect(),
     };
-    Ok(Pipeline { passes, outputs: outputs.map(output).collect() })
+    let surveys = surveys.iter().map(|make| make()).collect();
+    Pipeline { surveys, passes, outputs: outputs.map(output).collect() }
 }
 
 /// The recipe with every setting of every pass and rule, those included that it leaves to their

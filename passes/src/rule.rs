@@ -2,10 +2,12 @@
 
 use crate::fit::Range;
 use crate::pattern::Pattern;
+use crate::sensitivity::most;
 use crate::solve::{Gptq, Rtn};
-use compiler::{Key, Refusal, Solver, Wrong, boolean, check_keys, integer, one_of};
-use ir::{Block, BlockId, BlockKind, Grid, Projection, Role, Span, Spec, WeightId};
+use compiler::{Decisions, Key, Refusal, Solver, Wrong, boolean, check_keys, integer, one_of};
+use ir::{Block, BlockId, BlockKind, Grid, ModelSpec, Projection, Role, Span, Spec, WeightId};
 use serde::{Deserialize, Serialize};
+use std::collections::BTreeSet;
 use tensor::DType;
 
 /// Settings of a rule.
@@ -21,6 +23,10 @@ struct Settings {
     /// Modules that it is not about: patterns.
     #[serde(default)]
     ignore: Vec<String>,
+    /// Only so large a share of the elements that it would be about: those of the weights that lose the most by
+    /// 4 bits.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    most_sensitive: Option<f64>,
     /// 2 to 8: a grid of integers.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     bits: Option<u8>,
@@ -177,6 +183,10 @@ const KEYS: &[Key] = &[
     }),
     Key::new("names", patterns),
     Key::new("ignore", patterns),
+    Key::new("most-sensitive", |v| match v.as_float() {
+        Some(share) if share > 0.0 && share < 1.0 => Ok(()),
+        _ => Err(format!("{v} is not a share between 0 and 1, such as 0.1")),
+    }),
     Key::new("bits", |v| integer(v, 2, 8)),
     Key::new("group", group),
     Key::new("grid", |v| one_of(v, &NAMED.map(|(name, _)| name))),
@@ -209,6 +219,8 @@ pub(crate) struct Rule {
     names: Vec<Pattern>,
     ignore: Vec<Pattern>,
     solver: Box<dyn Solver>,
+    /// The tensors that it is about of those that it could be, once a survey has found them.
+    only: Option<BTreeSet<String>>,
 }
 
 impl Rule {
@@ -243,6 +255,10 @@ impl Rule {
         };
         let range = settings.scale.insert(settings.scale.unwrap_or(usual));
         let range = (*range).into();
+        if settings.most_sensitive.is_some() && settings.of != [Part::Layers] {
+            let rule = "looks at the layers alone: leave of out, or give [\"layers\"]";
+            return Err(wrong(&["most-sensitive"], rule.into()));
+        }
         if !settings.symmetric && settings.of.contains(&Part::Head) {
             let rule = "is true of a head: no reader is proven to load zero points of one";
             return Err(wrong(&["symmetric"], rule.into()));
@@ -263,7 +279,7 @@ impl Rule {
                 },
             }),
         };
-        Ok(Self { settings, grid, names, ignore, solver })
+        Ok(Self { settings, grid, names, ignore, solver, only: None })
     }
 
     /// Every setting of it, those included that were not given.
@@ -274,6 +290,19 @@ impl Rule {
             DECIDED.iter().for_each(|key| drop(whole.remove(*key)));
         }
         whole
+    }
+
+    /// Whether it waits for a survey.
+    pub(crate) fn waits(&self) -> bool {
+        self.settings.most_sensitive.is_some()
+    }
+
+    /// Is about what a survey found, from now on.
+    pub(crate) fn decide(&mut self, model: &ModelSpec, decisions: &Decisions) {
+        if let Some(share) = self.settings.most_sensitive {
+            let may = |block: &Block<Spec>, spec: &Spec| self.is_about(block, spec);
+            self.only = Some(most(model, decisions, share, may));
+        }
     }
 
     /// Whether it is about a weight.
@@ -288,7 +317,11 @@ impl Rule {
         let named = self.names.is_empty() || any(&self.names);
         // A router's few rows decide where tokens go: it is on a grid only if it is named.
         let router = spec.role == Role::Matrix(Projection::Router) && self.names.is_empty();
-        self.settings.of.contains(&part) && named && !router && !any(&self.ignore)
+        self.settings.of.contains(&part)
+            && named
+            && !router
+            && !any(&self.ignore)
+            && self.only.as_ref().is_none_or(|only| only.contains(&spec.tensor))
     }
 }
 

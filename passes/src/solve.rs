@@ -149,7 +149,7 @@ fn unknown(weight: &Weight) -> PassError {
 }
 
 /// A weight's values, which must all be finite, and its shape.
-fn matrix(weight: &Weight) -> Result<(Cow<'_, [f32]>, [usize; 2]), PassError> {
+pub(crate) fn matrix(weight: &Weight) -> Result<(Cow<'_, [f32]>, [usize; 2]), PassError> {
     let shape = shape(weight)?;
     let values = match weight.tensor.f32s() {
         Some(values) => Cow::Borrowed(values),

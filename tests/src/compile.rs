@@ -5,7 +5,7 @@ use backend_cpu::Cpu;
 use calibration::{Sequence, Target};
 use checkpoint::Checkpoint;
 use compiler::{
-    Claim, CompileError, Compiled, Destination, Job, Pass, Plan, Text, Tokens, compile,
+    Claim, CompileError, Compiled, Decisions, Destination, Job, Pass, Plan, Text, Tokens, compile,
 };
 use ir::Source;
 use std::path::Path;
@@ -74,6 +74,7 @@ impl Int4<'_> {
             samples: Text { from: "test", sequences: &sample },
             held_out: Text { from: "test", sequences: &held_out },
             activations: u64::MAX,
+            decisions: &Decisions::default(),
             allow_zero: false,
             dump: None,
         };

@@ -105,19 +105,32 @@ fn a_run_that_is_killed_at_any_point_goes_on_to_the_same_bytes() {
 /// What a pass made of the weights is read from the artifact, not from the source.
 #[test]
 fn a_run_with_a_pass_that_edits_is_killed_at_any_point_and_goes_on_to_the_same_bytes() {
+    let recipe = "[[pass]]\nname = \"awq\"\ngroup = 32\n\n[[output]]\n[[output.rule]]\nbits = 4\n\
+                  group = 32\n";
+    by_recipe(recipe, &POINTS);
+}
+
+/// What a survey decided is read from the journal: nobody looks twice.
+#[test]
+fn a_run_with_a_survey_is_killed_at_any_point_and_goes_on_to_the_same_bytes() {
+    let recipe = "[[output]]\n[[output.rule]]\nmost-sensitive = 0.3\nbits = 8\n\
+                  [[output.rule]]\nbits = 4\n";
+    by_recipe(recipe, &[("surveyed", 1), ("begun", 1), ("block-noted", 3), ("work-kept", 1)]);
+}
+
+/// Kills a run of a recipe at points, which says another thing than the default.
+fn by_recipe(recipe: &str, points: &[(&str, usize)]) {
     let dir = folder();
     let mut bench = Bench::new(dir.path(), LAYERS, 4);
     let plain = bench.make(&[]);
     bench.clean();
-    let recipe = "[[pass]]\nname = \"awq\"\ngroup = 32\n\n[[output]]\n[[output.rule]]\nbits = 4\n\
-                  group = 32\n";
-    fs::write(bench.path("model/awq.toml"), recipe).unwrap();
-    bench.options[..2].clone_from_slice(&["--recipe".to_string(), "model/awq.toml".to_string()]);
+    fs::write(bench.path("model/own.toml"), recipe).unwrap();
+    bench.options[..2].clone_from_slice(&["--recipe".to_string(), "model/own.toml".to_string()]);
     let expected = bench.make(&[]);
     let weights = "model.safetensors";
-    assert_ne!(plain[weights], expected[weights], "the pass changes what is written");
+    assert_ne!(plain[weights], expected[weights], "the recipe changes what is written");
     bench.clean();
-    for (point, times) in POINTS {
+    for &(point, times) in points {
         for n in 1..=times {
             let mut child = bench.stopped(&format!("{point}:{n}"), &[]);
             child.kill().unwrap();

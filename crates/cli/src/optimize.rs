@@ -14,7 +14,10 @@ use crate::readers;
 use crate::request::Request;
 use crate::tokens::{self, Streams};
 use calibration::Model;
-use compiler::{Claim, Compiled, Destination, Job, Plan, Quality, Report, Spent, Tokens, compile};
+use compiler::{
+    Claim, Compiled, Decisions, Destination, Event, Job, Pipeline, Plan, Quality, Recipe, Refusal,
+    Report, Spent, Surveying, Tokens, Wrong, compile,
+};
 use ir::{BlockId, ModelSpec, Span};
 use runtime::Opened;
 use serde_json::{Value, json};
@@ -25,9 +28,7 @@ use std::time::Instant;
 pub(crate) fn run(args: &Compile) -> Result<(), Failure> {
     let started = Instant::now();
     let mut request = Request::of(args)?;
-    let refused = |all| Failure::from(compiler::CompileError::Refused(all));
-    let pipeline = passes::pipeline(&request.recipe)
-        .map_err(|all| refused(all.into_iter().map(Into::into).collect()))?;
+    let pipeline = passes::pipeline(&request.recipe).map_err(wrong)?;
     let opened = model::open(&args.model, &args.common)?;
     already_quantized(args, &opened)?;
     request.check_ignored(&opened.spec)?;
@@ -36,12 +37,8 @@ pub(crate) fn run(args: &Compile) -> Result<(), Failure> {
         calibration.samples = tokens::samples_for(&opened.spec, calibration.samples);
     }
     let out = request.output(args)?;
-    let make = |tokens: Tokens| {
-        let plan = Plan::new(&opened.spec, &pipeline, tokens);
-        let plan = plan.map_err(refused)?;
-        plan.with_stored(&opened.checkpoint, &opened.spec).map_err(|one| refused(vec![one]))
-    };
-    let planned = make(tokens::planned(args, &request.recipe, opened.spec.context))?;
+    let tokens = tokens::planned(args, &request.recipe, opened.spec.context);
+    let planned = planned(&opened, &pipeline, tokens)?;
     if !args.common.quiet {
         remark_plan(args, &opened, &planned);
     }
@@ -50,44 +47,119 @@ pub(crate) fn run(args: &Compile) -> Result<(), Failure> {
     let limit = memory::limit(args);
     Compilation::of(args, &opened, &planned, limit)?;
     let destination = claimed(args, &opened, &out)?;
-    devices.pool.install(|| {
-        let streams = tokens::apart(args, &request.recipe, &opened, planned.observes)?;
-        let plan = make(streams.tokens())?;
-        let memory = Compilation::of(args, &opened, &plan, limit)?;
+    let work = Work { args, recipe: &request.recipe, opened: &opened, out: &out, limit, started };
+    devices.pool.install(|| work.run(pipeline, planned.observes, &devices, destination))
+}
+
+/// What is compiled, how, and to where.
+#[derive(Clone, Copy)]
+struct Work<'a> {
+    args: &'a Compile,
+    recipe: &'a Recipe,
+    opened: &'a Opened,
+    out: &'a Path,
+    /// Bytes that may be taken.
+    limit: u64,
+    started: Instant,
+}
+
+/// What a model becomes by what surveys found of it.
+struct Surveyed {
+    decisions: Decisions,
+    pipeline: Pipeline,
+    plan: Plan,
+    spent: Spent,
+}
+
+impl Work<'_> {
+    fn run(
+        self,
+        pipeline: Pipeline,
+        observes: bool,
+        devices: &Devices,
+        destination: Destination,
+    ) -> Result<(), Failure> {
+        let Self { args, recipe, opened, out, limit, started } = self;
+        let streams = tokens::apart(args, recipe, opened, observes)?;
+        let plan = planned(opened, &pipeline, streams.tokens())?;
+        let memory = Compilation::of(args, opened, &plan, limit)?;
         let source = fault::source(args, &opened.checkpoint)?;
+        let model = Model { source: &source, ..model::streamed(opened) };
+        let mut meter = CompileMeter::new(&args.common);
+        let mut tell = |event: Event<'_>| meter.event(&event);
+        let surveying = Surveying {
+            surveys: if args.dry_run { &[] } else { &pipeline.surveys },
+            model,
+            recipe,
+            backend: devices.backend(),
+            samples: streams.samples(),
+            activations: memory.resident,
+            activation_bytes: plan.activation_bytes,
+            allow_zero: args.allow_zero,
+        };
+        let (decisions, spent) = compiler::survey(&surveying, &destination, &mut tell)?;
+        let surveyed = Surveyed { decisions, pipeline, plan, spent };
+        let surveyed = surveyed.decided(recipe, opened, streams.tokens())?;
         let job = Job {
             checkpoint: &opened.checkpoint,
-            model: Model { source: &source, ..model::streamed(&opened) },
+            model,
             ignored_keys: &args.common.ignore_config_key,
-            recipe: &request.recipe,
-            pipeline: &pipeline,
-            plan: &plan,
+            recipe,
+            pipeline: &surveyed.pipeline,
+            plan: &surveyed.plan,
             backend: devices.backend(),
             samples: streams.samples(),
             held_out: streams.held_out(),
             activations: memory.resident,
+            decisions: &surveyed.decisions,
             allow_zero: args.allow_zero,
             dump: args.dump_ir.as_deref(),
         };
         if args.dry_run {
             compiler::precheck(&job, &destination)?;
-            let (recipe, memory) = (&request.recipe, &memory);
-            let context = plan::Context { args, opened: &opened, recipe, out: &out, memory };
-            return plan::show(&context, &plan, devices.backend());
+            let context = plan::Context { args, opened, recipe, out, memory: &memory };
+            return plan::show(&context, job.plan, devices.backend());
         }
-        let mut meter = CompileMeter::new(&args.common);
-        let compiled = compile(&job, destination, &mut |event| meter.event(&event));
+        let compiled = compile(&job, destination, &mut tell);
         meter.finish();
         match compiled? {
-            Compiled::UpToDate(report) => up_to_date(args, &out, &report),
+            Compiled::UpToDate(report) => up_to_date(args, out, &report),
             Compiled::Made(made) => {
                 let report = made.report.clone();
-                let run = run_log(&made.spent, &streams, started, &devices.pool);
+                let run =
+                    run_log(&made.spent.and(surveyed.spent), &streams, started, &devices.pool);
                 made.publish(&format!("{run:#}\n"))?;
-                tell(args, &out, &report, &run)
+                told(args, out, &report, &run)
             }
         }
-    })
+    }
+}
+
+impl Surveyed {
+    /// With the rules that waited for a survey made of what it found. They are about less then, so that the
+    /// room which was found for the plan is enough.
+    fn decided(self, recipe: &Recipe, opened: &Opened, tokens: Tokens) -> Result<Self, Failure> {
+        if self.decisions.are_none() {
+            return Ok(self);
+        }
+        let pipeline = passes::decided(recipe, &opened.spec, &self.decisions).map_err(wrong)?;
+        let plan = planned(opened, &pipeline, tokens)?;
+        Ok(Self { pipeline, plan, ..self })
+    }
+}
+
+/// What becomes of a model.
+fn planned(opened: &Opened, pipeline: &Pipeline, tokens: Tokens) -> Result<Plan, Failure> {
+    let plan = Plan::new(&opened.spec, pipeline, tokens).map_err(refused)?;
+    plan.with_stored(&opened.checkpoint, &opened.spec).map_err(|one| refused(vec![one]))
+}
+
+fn refused(all: Vec<Refusal>) -> Failure {
+    compiler::CompileError::Refused(all).into()
+}
+
+fn wrong(all: Vec<Wrong>) -> Failure {
+    refused(all.into_iter().map(Into::into).collect())
 }
 
 /// Says what is odd about a plan: what its recipe does not fit, and who will not read its result.
@@ -199,7 +271,7 @@ fn up_to_date(args: &Compile, out: &Path, report: &Report) -> Result<(), Failure
     print(&format!("{} is up to date", out.display()))
 }
 
-fn tell(args: &Compile, out: &Path, report: &Report, run: &Value) -> Result<(), Failure> {
+fn told(args: &Compile, out: &Path, report: &Report, run: &Value) -> Result<(), Failure> {
     if args.common.json {
         let result = json!({
             "output": out.display().to_string(),

@@ -62,6 +62,12 @@ fn table(cx: &Context<'_>, plan: &Plan, peak: u64, [time, replay]: [f64; 2]) -> 
         let line = |rule| fold("rule", &format!("{of}{}", settings(rule)));
         output.rules.iter().for_each(|rule| text += &line(rule));
     }
+    let rules = cx.recipe.outputs.iter().flat_map(|output| &output.rules);
+    if rules.clone().any(|rule| rule.contains_key("most-sensitive")) {
+        let words = "looks at every layer first; until then a rule that waits for it is about all that \
+                     it could be, so that sizes here are the most there can be";
+        text += &fold("survey", words);
+    }
     for ((choice, _), (count, bytes)) in by_choice(plan) {
         text += &fold("weights", &format!("{count} {choice}, from {}", size(bytes)));
     }

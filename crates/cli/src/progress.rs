@@ -157,6 +157,11 @@ impl CompileMeter {
 
     pub(crate) fn event(&mut self, event: &Event<'_>) {
         match event {
+            Event::Survey(id, done, total) => {
+                self.at(*done, *total);
+                self.block = id.to_string();
+                self.say("survey", &format!("survey of {id}"), json!({ "block": self.block }));
+            }
             Event::Block(id, done, total) => {
                 self.at(*done, *total);
                 self.block = id.to_string();

@@ -130,6 +130,7 @@ fn build<'a>(
     progress.spent.forward += clock.elapsed();
     blocks(job, destination, &interpreter, &mut streams, &mut work, progress)?;
     work.hashes.extend(carry(job, &work.writers)?);
+    unchanged(destination, &work.hashes, &job.decisions.source)?;
     let Work { writers, hashes, .. } = work;
     let (clock, disk) = (Instant::now(), &**destination.disk());
     let mut weights = Vec::new();
@@ -166,6 +167,7 @@ fn build<'a>(
             numerics: job.backend.numerics().into(),
             recipe: job.recipe.clone(),
             identity: identity.clone(),
+            decisions: Some(job.decisions.clone()).filter(|decisions| !decisions.are_none()),
             family: job.model.spec.family.into(),
             source: hashes.clone(),
             calibration: identity::tokens_report(&job.samples),
@@ -181,6 +183,18 @@ fn build<'a>(
         });
     }
     together(job, reports)
+}
+
+/// Refuses tensors that are not what they were when they were read before.
+fn unchanged(destination: &Destination, before: &Hashes, now: &Hashes) -> Result<(), CompileError> {
+    let changed = identity::source_changes(before, now);
+    match changed.is_empty() {
+        true => Ok(()),
+        false => {
+            let (path, changes) = (destination.partial().into(), identity::listed(&changed));
+            Err(CompileError::Changed { path, changes })
+        }
+    }
 }
 
 /// One report of all outputs: of several, that of the first, with those of all in it.
@@ -220,11 +234,7 @@ fn blocks<'a>(
         if let Some(found) = found {
             turn.progress.tell(Event::Replay(planned.id, index, total));
             let source = replay(&mut turn)?;
-            let changed = identity::source_changes(&found.source, &source);
-            if !changed.is_empty() {
-                let (path, changes) = (destination.partial().into(), identity::listed(&changed));
-                return Err(CompileError::Changed { path, changes });
-            }
+            unchanged(destination, &found.source, &source)?;
             keep(&mut turn, &found)?;
             hashes.extend(source);
             continue;

@@ -6,6 +6,7 @@ use crate::job::{Job, Text};
 use crate::recipe::Recipe;
 use crate::report::{Report, TokensReport};
 use crate::table::hash_of;
+use backend::Backend;
 use ir::View;
 use serde_json::{Value, json};
 use sha2::{Digest, Sha256};
@@ -26,17 +27,43 @@ pub(crate) fn settings(job: &Job<'_>) -> Result<Value, CompileError> {
         let shown = format!("{:?} {} {:?}\n", tensor.name, tensor.dtype, tensor.shape);
         tensors.update(shown);
     }
-    Ok(json!({
-        "version": env!("CARGO_PKG_VERSION"),
-        "numerics": job.backend.numerics(),
-        "recipe": without_gate(job.recipe),
-        "calibration": tokens_report(&job.samples),
+    let [version, numerics, recipe, calibration] = asked(job.recipe, job.backend, &job.samples);
+    let mut settings = json!({
+        version.0: version.1,
+        numerics.0: numerics.1,
+        recipe.0: recipe.1,
+        calibration.0: calibration.1,
         "held_out": tokens_report(&job.held_out),
         "config": job.checkpoint.config(),
         "ignored_keys": job.ignored_keys,
         "tensors": hex(tensors),
         "side_files": side_files,
-    }))
+    });
+    if !job.decisions.are_none() {
+        settings["decisions"] = json!(job.decisions);
+    }
+    Ok(settings)
+}
+
+/// What of the settings decides what is found on the samples, by their keys.
+pub(crate) fn asked(
+    recipe: &Recipe,
+    backend: &dyn Backend,
+    samples: &Text<'_>,
+) -> [(&'static str, Value); 4] {
+    [
+        ("version", json!(env!("CARGO_PKG_VERSION"))),
+        ("numerics", json!(backend.numerics())),
+        ("recipe", json!(without_gate(recipe))),
+        ("calibration", json!(tokens_report(samples))),
+    ]
+}
+
+/// Takes the gate out of what holds a recipe: it decides no byte of the artifact.
+pub(crate) fn forget_gate(value: &mut Value) {
+    if let Some(gate) = value.pointer_mut("/recipe/gate") {
+        *gate = json!({});
+    }
 }
 
 /// The hash of settings and source.

@@ -3,6 +3,7 @@
 use crate::plan::{Pipeline, Plan};
 use crate::recipe::Recipe;
 use crate::report::WeightReport;
+use crate::survey::Decisions;
 use backend::Backend;
 use calibration::Model;
 use checkpoint::Checkpoint;
@@ -32,6 +33,8 @@ pub struct Job<'a> {
     pub held_out: Text<'a>,
     /// Bytes of hidden states that may stay in memory.
     pub activations: u64,
+    /// What surveys found, of which the pipeline was made.
+    pub decisions: &'a Decisions,
     /// Whether weights may be zero or constant, whole or over many rows.
     pub allow_zero: bool,
     /// Where each block is written as text, before and after each stage.
@@ -50,6 +53,8 @@ pub struct Text<'a> {
 /// What a compilation is doing.
 #[derive(Debug)]
 pub enum Event<'a> {
+    /// A layer is surveyed: which, of how many.
+    Survey(BlockId, usize, usize),
     /// A block begins: which, of how many.
     Block(BlockId, usize, usize),
     /// A block that an earlier process finished is gone through: which, of how many.
@@ -84,6 +89,19 @@ pub struct Spent {
     pub write: Duration,
     /// Measuring the result.
     pub measure: Duration,
+}
+
+impl Spent {
+    /// What both took.
+    pub fn and(self, other: Self) -> Self {
+        Self {
+            load: self.load + other.load,
+            forward: self.forward + other.forward,
+            solve: self.solve + other.solve,
+            write: self.write + other.write,
+            measure: self.measure + other.measure,
+        }
+    }
 }
 
 /// Who is told what is being done, and where the time went.

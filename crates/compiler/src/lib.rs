@@ -17,6 +17,7 @@ mod statistics;
 
 mod pass;
 mod recipe;
+mod survey;
 
 mod report;
 mod solver;
@@ -49,12 +50,14 @@ mod identity;
 mod resume;
 
 mod begin;
+mod look;
 
 mod drive;
 
 pub use drive::{Compiled, Made, compile, precheck};
 pub use error::CompileError;
 pub use job::{Event, Job, Spent, Text};
+pub use look::{Surveying, survey};
 pub use pass::{Cost, Edit, Held, Pass, PassCx, PassError, Stage};
 pub use plan::{
     BASE_BYTES, Choice, Pipeline, Plan, PlannedBlock, PlannedOutput, PlannedWeight, SolveStage,
@@ -69,4 +72,5 @@ pub use report::{
 pub use setting::{Key, Wrong, boolean, check_keys, integer, one_of};
 pub use solver::{Input, Misfit, Outcome, Output, Rule, Solved, Solver, Solving};
 pub use statistics::{Observe, Statistics};
+pub use survey::{Decisions, Survey};
 pub use verify::{Difference, verify};

@@ -7,6 +7,7 @@ use crate::recipe::Dtype;
 use crate::refusal::Refusal;
 use crate::solver::{Output, Solver};
 use crate::statistics::Observe;
+use crate::survey::Survey;
 use crate::work::{self, Work};
 use calibration::{SPILL_PART, expert};
 use checkpoint::{Checkpoint, Format, TensorInfo};
@@ -20,6 +21,9 @@ pub const BASE_BYTES: u64 = 14 << 20;
 
 /// What a recipe comes to: what rewrites the model, and what is written of it.
 pub struct Pipeline {
+    /// What looks at the original before this is planned. Until it has, rules that wait for it are about all that
+    /// they could be about.
+    pub surveys: Vec<Box<dyn Survey>>,
     /// The passes, in order.
     pub passes: Vec<Box<dyn Pass>>,
     /// The outputs; the first leads.
@@ -200,7 +204,7 @@ impl Plan {
             solves: solves(block, &pipeline.outputs, &of_block(&outputs, index)),
         };
         let blocks: Vec<PlannedBlock> = edited.blocks().enumerate().map(planned).collect();
-        let observes = blocks.iter().any(PlannedBlock::observes);
+        let observes = !pipeline.surveys.is_empty() || blocks.iter().any(PlannedBlock::observes);
         let calibration = if observes { tokens.calibration } else { 0 };
         let mut plan = Self {
             // A tied tensor is stored once, whatever becomes of it.
@@ -216,7 +220,7 @@ impl Plan {
             blocks,
             outputs,
         };
-        plan.weigh(pipeline, Tokens { calibration, ..tokens });
+        plan.weigh(model, pipeline, Tokens { calibration, ..tokens });
         Ok(plan)
     }
 
@@ -288,7 +292,7 @@ impl Plan {
     }
 
     /// Adds up memory and operations.
-    fn weigh(&mut self, pipeline: &Pipeline, tokens: Tokens) {
+    fn weigh(&mut self, model: &ModelSpec, pipeline: &Pipeline, tokens: Tokens) {
         let works: Vec<Work> = self
             .model
             .layers
@@ -307,8 +311,36 @@ impl Plan {
         let solving = work::solving(&self.model.head, &pipeline.outputs, &head);
         self.ending_bytes = BASE_BYTES + work::slices(&self.model, tokens) + solving;
         self.operations = works.iter().map(|work| work.operations(tokens)).sum();
+        let surveys = self.surveys(model, pipeline, tokens);
+        let most = surveys.iter().map(|work| work.bytes).max().unwrap_or(0);
+        self.working_bytes = self.working_bytes.max(BASE_BYTES + most);
+        let surveyed = surveys.iter().map(|work| work.operations(Tokens { held_out: 0, ..tokens }));
+        self.operations += surveyed.sum::<f64>();
         self.replay_operations = works.iter().map(|work| work.replay_operations(tokens)).sum();
         self.operations += 4.0 * (tokens.held_out * self.model.vocab * self.model.hidden) as f64;
+    }
+}
+
+impl Plan {
+    /// What looking at each layer of the original takes.
+    fn surveys(&self, model: &ModelSpec, pipeline: &Pipeline, tokens: Tokens) -> Vec<Work> {
+        let stages = pipeline.surveys.iter().flat_map(|survey| survey.stages(model));
+        let stages: Vec<(usize, Stage)> = stages.map(|stage| (0, stage)).collect();
+        if stages.is_empty() {
+            return Vec::new();
+        }
+        let work = |block: &Block<Spec>| {
+            let own = stages.iter().filter(|(_, stage)| stage.block == block.id).cloned();
+            let planned = PlannedBlock { id: block.id, edits: own.collect(), solves: Vec::new() };
+            let dense = |spec: &Spec| PlannedWeight {
+                name: spec.tensor.clone(),
+                choice: Choice::Dense(spec.dtype),
+                spec: spec.clone(),
+            };
+            let dense: Vec<PlannedWeight> = block.weights.iter().map(dense).collect();
+            Work::of(block, &planned, pipeline, &[&dense], tokens)
+        };
+        model.layers.iter().map(work).collect()
     }
 }
 

@@ -3,6 +3,7 @@
 use crate::CompileError;
 use crate::hash::hex;
 use crate::recipe::Recipe;
+use crate::survey::Decisions;
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 use sha2::{Digest, Sha256};
@@ -26,6 +27,9 @@ pub struct Report {
     pub identity: String,
     /// The model's family.
     pub family: String,
+    /// What surveys found, of which rules were made.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub decisions: Option<Decisions>,
     /// SHA-256 of each source tensor the model reads, as it was read.
     pub source: BTreeMap<String, String>,
     /// The calibration tokens.

@@ -5,7 +5,7 @@ use crate::job::{Job, Text};
 use crate::publish::Destination;
 use crate::statistics::{Observe, Observer, Statistics};
 use backend::{Interpreter, Program, Seen};
-use calibration::{Activations, Room};
+use calibration::{Activations, Model, Room, Spill};
 use ir::{Block, Spec};
 
 /// Token streams between two blocks.
@@ -45,6 +45,23 @@ impl Streams {
             _ => Some([start(&job.held_out, "held-out")?, start(&job.held_out, "original")?]),
         };
         Ok(Self { samples, held })
+    }
+
+    /// The embeddings of samples alone, of which so many bytes stay in memory.
+    pub(crate) fn surveyed(
+        model: Model<'_>,
+        interpreter: &Interpreter<'_>,
+        samples: &Text<'_>,
+        bytes: usize,
+        spill: Option<Box<dyn Spill>>,
+    ) -> Result<Self, CompileError> {
+        let sequences = samples.sequences.iter().map(|s| &s[..]);
+        let start = || Activations::start(interpreter, model, sequences, Room { bytes, spill });
+        let samples = match samples.sequences {
+            [] => None,
+            _ => Some(start()?),
+        };
+        Ok(Self { samples, held: None })
     }
 
     /// Whether nothing goes through the blocks.

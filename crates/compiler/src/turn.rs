@@ -191,7 +191,7 @@ fn internal(what: &str) -> CompileError {
 }
 
 /// Why a weight could not be had, as the interpreter says it.
-fn of_backend(error: CompileError) -> BackendError {
+pub(crate) fn of_backend(error: CompileError) -> BackendError {
     match error {
         CompileError::Eval(EvalError::Read(error)) => error.into(),
         CompileError::Eval(EvalError::Backend(error))

@@ -101,7 +101,7 @@ fn made(case: &Case, name: &str) -> Result<String, Refusal> {
 }
 
 /// A model of one layer. A pass looks at no other block.
-fn alone(block: &Block<Spec>) -> ModelSpec {
+pub(crate) fn alone(block: &Block<Spec>) -> ModelSpec {
     let empty = |id| Block { id, ops: Vec::new(), weights: Vec::new() };
     ModelSpec {
         family: "none",

@@ -9,3 +9,4 @@ mod fit;
 mod gguf;
 mod gptq;
 mod noise;
+mod survey;

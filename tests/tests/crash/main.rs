@@ -9,7 +9,7 @@ mod recorder;
 use backend_cpu::Cpu;
 use checkpoint::Checkpoint;
 use checkpoint::disk::{Disk, DiskFile, System};
-use compiler::{Claim, Compiled, Destination, Job, Plan, Text, Tokens, compile};
+use compiler::{Claim, Compiled, Decisions, Destination, Job, Plan, Text, Tokens, compile};
 use recorder::{Crash, Recorder};
 use std::collections::BTreeMap;
 use std::fs;
@@ -47,6 +47,7 @@ fn run(root: &Path, quant: &str, disk: Arc<dyn Disk>) {
         samples: Text { from: "test", sequences: &samples },
         held_out: Text { from: "test", sequences: &held_out },
         activations: u64::MAX,
+        decisions: &Decisions::default(),
         allow_zero: false,
         dump: None,
     };
