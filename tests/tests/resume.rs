@@ -261,6 +261,30 @@ fn a_tensor_that_changed_under_unfinished_work_is_named() {
     }
 }
 
+/// A weight that is not what a survey saw: what was decided of it may be wrong.
+#[test]
+fn a_tensor_that_changed_after_a_survey_is_named() {
+    let dir = folder();
+    let mut bench = Bench::new(dir.path(), LAYERS, 4);
+    let recipe = "[[output]]\n[[output.rule]]\nmost-sensitive = 0.3\nbits = 8\n";
+    fs::write(bench.path("model/own.toml"), recipe).unwrap();
+    bench.options[..2].clone_from_slice(&["--recipe".to_string(), "model/own.toml".to_string()]);
+    let mut child = bench.stopped("begun", &[]);
+    child.kill().unwrap();
+    child.wait().unwrap();
+    let path = bench.path("model/model.safetensors");
+    let mut bytes = fs::read(&path).unwrap();
+    let header = u64::from_le_bytes(bytes[..8].try_into().unwrap()) as usize;
+    let names: Value = serde_json::from_slice(&bytes[8..8 + header]).unwrap();
+    let tensor = "model.layers.2.mlp.up_proj.weight";
+    bytes[8 + header + names[tensor]["data_offsets"][0].as_u64().unwrap() as usize] ^= 1;
+    fs::write(&path, bytes).unwrap();
+    let said = bench.fails(&[], 2);
+    assert!(said.contains(&format!("the contents of tensor {tensor:?}")), "{said}");
+    // What another run finds is another decision.
+    assert!(bench.run(&["--fresh"]).status.success());
+}
+
 #[test]
 fn unfinished_work_that_is_damaged_is_done_again() {
     let dir = folder();
