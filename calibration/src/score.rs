@@ -73,7 +73,8 @@ pub struct Progress {
 pub fn score(
     backend: &dyn Backend,
     forwards: &[Forward<'_>],
-    (sequences, room): (&[Sequence], usize),
+    sequences: &[Sequence],
+    room: usize,
     progress: &mut dyn FnMut(Progress),
 ) -> Result<Vec<Vec<Scored>>, EvalError> {
     let vocab = |f: &Forward<'_>| f.model.spec.vocab;

@@ -228,13 +228,13 @@ impl Task {
                     let cue = if item.query.ends_with("Answer:") { "" } else { "\nAnswer:" };
                     let context = format!("{}{cue}", item.query);
                     for (c, choice) in item.choices.iter().enumerate() {
-                        requests.push(request(tokenizer, (i, c), &context, choice)?);
+                        requests.push(request(tokenizer, i, c, &context, choice)?);
                     }
                 }
             }
             Self::LastWord(items) => {
                 for (i, item) in items.iter().enumerate() {
-                    requests.push(request(tokenizer, (i, 0), &item.context, &item.continuation)?);
+                    requests.push(request(tokenizer, i, 0, &item.context, &item.continuation)?);
                 }
             }
         }
@@ -371,7 +371,8 @@ fn choice_item(query: String, choices: Vec<String>, gold: usize) -> Result<Item,
 /// The harness's `loglikelihood` and `_encode_pair` for one pair.
 fn request(
     tokenizer: &Tokenizer,
-    (item, choice): (usize, usize),
+    item: usize,
+    choice: usize,
     context: &str,
     continuation: &str,
 ) -> Result<Request, TaskError> {

@@ -102,13 +102,9 @@ pub fn perplexity(folder: &Path, ids: &[u32]) -> f64 {
         targets: (1..ids.len()).map(|i| Target { position: i, token: ids[i] }).collect(),
     };
     let sequences: Vec<Sequence> = ids.chunks(256).map(sequence).collect();
-    let scored = calibration::score(
-        &Cpu::new(),
-        &[model.exact()],
-        (&sequences[..], usize::MAX),
-        &mut |_| {},
-    )
-    .expect("it compiles and runs");
+    let scored =
+        calibration::score(&Cpu::new(), &[model.exact()], &sequences[..], usize::MAX, &mut |_| {})
+            .expect("it compiles and runs");
     let logprobs: Vec<f64> = scored[0].iter().map(|scored| scored.logprob).collect();
     (-logprobs.iter().sum::<f64>() / logprobs.len() as f64).exp()
 }

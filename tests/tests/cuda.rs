@@ -296,13 +296,14 @@ fn draws_are_those_of_the_reference_sampler() {
         for sampling in &samplings {
             let sampling = engine::Sampling { seed, ..sampling.clone() };
             let logprobs = [None, Some(0), Some(5)][seed as usize % 3];
-            let wish = engine::wish((&history, 10), &sampling, logprobs).unwrap();
+            let wish =
+                engine::wish(engine::History::new(&history, 10), &sampling, logprobs).unwrap();
             let buffer = cuda.upload(vocab, row.clone()).unwrap();
             let wishes = std::slice::from_ref(&wish);
             let found = cuda.seek(&buffer, wishes).unwrap().found().unwrap().remove(0);
             assert_eq!(cuda.download(buffer).unwrap(), row, "logits are as they were");
             let mut scratch = engine::Scratch::default();
-            let (mut row, history) = (row.clone(), (&history[..], 10));
+            let (mut row, history) = (row.clone(), engine::History::new(&history, 10));
             let want =
                 engine::sample(&mut row, history, &sampling, logprobs, &mut scratch).unwrap();
             all += 1;
@@ -325,7 +326,7 @@ fn draws_are_those_of_the_reference_sampler() {
     let mut bad = logits(3001, 1);
     bad[5] = f32::NAN;
     let buffer = cuda.upload(3001, bad).unwrap();
-    let wish = engine::wish((&history, 10), &plain(), None).unwrap();
+    let wish = engine::wish(engine::History::new(&history, 10), &plain(), None).unwrap();
     let seeking = cuda.seek(&buffer, &[wish]).unwrap();
     let found = seeking.found().unwrap().remove(0);
     assert!(found.bad);

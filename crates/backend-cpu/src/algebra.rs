@@ -19,11 +19,11 @@ const PACKED: usize = 16 << 20;
 /// short.
 pub(crate) fn gram(
     level: Level,
-    x: (&[f32], usize),
+    x: &[f32],
+    width: usize,
     sequences: &[Range<usize>],
     sum: &mut [f32],
 ) -> Option<()> {
-    let (x, width) = x;
     assert_eq!(sum.len(), width * width, "size of the sum");
     let pieces: Vec<Range<usize>> = sequences.iter().flat_map(pieces).collect();
     if pieces.is_empty() || width == 0 {

@@ -235,8 +235,22 @@ struct Scratch {
     piece: Vec<f32>,
     /// Outputs so far, `[query rows][width]`; `width` is `dim`, rounded up to whole panels.
     out: Vec<f32>,
-    /// The largest score and the sum of weights so far, a query row.
-    soft: Vec<(f32, f32)>,
+    /// Of each query row.
+    soft: Vec<Soft>,
+}
+
+/// A running soft-max.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Soft {
+    /// The largest score so far.
+    top: f32,
+    /// The sum of weights so far.
+    pub(crate) total: f32,
+}
+
+impl Soft {
+    /// Of no scores.
+    pub(crate) const NONE: Self = Self { top: f32::NEG_INFINITY, total: 0.0 };
 }
 
 /// A task: `positions` of a sequence, of which the first is row `row`, for key head `head`. A
@@ -346,7 +360,7 @@ impl<'a, 'b, const TERMS: usize> Block<'a, 'b, TERMS> {
         scratch.out.clear();
         scratch.out.resize(rows * width, 0.0);
         scratch.soft.clear();
-        scratch.soft.resize(rows, (f32::NEG_INFINITY, 0.0));
+        scratch.soft.resize(rows, Soft::NONE);
         for row in 0..rows {
             let at = self.at(row);
             let query = &self.attend.q[at..at + dim];
@@ -528,7 +542,7 @@ impl<'a, 'b, const TERMS: usize> Block<'a, 'b, TERMS> {
     fn finish(&mut self) {
         let dim = self.attend.heads.dim;
         for row in 0..self.query_rows() {
-            let inverse = 1.0 / self.scratch.soft[row].1;
+            let inverse = 1.0 / self.scratch.soft[row].total;
             let out = &self.scratch.out[row * self.width()..][..dim];
             // SAFETY: the row lies within the output, and this task alone writes it.
             let to = unsafe {
@@ -539,14 +553,14 @@ impl<'a, 'b, const TERMS: usize> Block<'a, 'b, TERMS> {
     }
 }
 
-/// Turns a piece's scores into weights and raises the running soft-max, `(top, total)`; returns
+/// Turns a piece's scores into weights and raises the running soft-max; returns
 /// what the outputs so far and those of the piece are multiplied by. `scales` are those of the keys
 /// and of the values.
 #[inline(always)]
 pub(crate) fn weigh(
     scores: &mut [f32],
     scales: Option<[&[f32]; 2]>,
-    (top, total): &mut (f32, f32),
+    soft: &mut Soft,
 ) -> (f32, f32) {
     let scale = |scores: &mut [f32], scales: &[f32]| {
         scores.iter_mut().zip(scales).for_each(|(score, scale)| *score *= scale);
@@ -563,9 +577,9 @@ pub(crate) fn weigh(
     if let Some([_, values]) = scales {
         scale(scores, values);
     }
-    let new_top = if piece_top > *top { piece_top } else { *top };
-    let (old, new) = (exp_below(*top - new_top), exp_below(piece_top - new_top));
-    (*top, *total) = (new_top, *total * old + piece_total * new);
+    let top = if piece_top > soft.top { piece_top } else { soft.top };
+    let (old, new) = (exp_below(soft.top - top), exp_below(piece_top - top));
+    *soft = Soft { top, total: soft.total * old + piece_total * new };
     (old, new)
 }
 

@@ -4,7 +4,7 @@
 //! Every sum has the order of [`crate::attend`], so both give the same bits.
 #![expect(unsafe_code, reason = "vectors are loaded from pages through pointers")]
 
-use crate::attend::{Attend, InPages, weigh};
+use crate::attend::{Attend, InPages, Soft, weigh};
 use crate::isa::{Kernel, Level};
 use crate::pages::PageWord;
 use crate::simd::Simd;
@@ -49,7 +49,7 @@ struct Scratch {
     /// Outputs so far, `[positions][group][width]`.
     out: Vec<f32>,
     /// The largest score and the sum of weights so far, a query row.
-    soft: Vec<(f32, f32)>,
+    soft: Vec<Soft>,
 }
 
 /// A task: all rows of a span for one key head.
@@ -150,7 +150,7 @@ impl<'a, T: PageWord> Few<'a, '_, T> {
         scratch.out.clear();
         scratch.out.resize(rows * width, 0.0);
         scratch.soft.clear();
-        scratch.soft.resize(rows, (f32::NEG_INFINITY, 0.0));
+        scratch.soft.resize(rows, Soft::NONE);
     }
 
     /// The pages of `keys`, in the piece that begins at `start`.
@@ -186,7 +186,7 @@ impl<'a, T: PageWord> Few<'a, '_, T> {
         // found, with `dim` rows of 16 keys, and 16 rows of `width` values, whole vectors.
         unsafe {
             let q = scratch.q.as_ptr().add(row * dim);
-            scores::<S, T, R>((q, dim), piece, seen, scratch.scores.as_mut_ptr());
+            scores::<S, T, R>(q, dim, piece, seen, scratch.scores.as_mut_ptr());
         }
         let mut merge = [(0.0, 0.0); R];
         for (r, merge) in merge.iter_mut().enumerate() {
@@ -201,7 +201,7 @@ impl<'a, T: PageWord> Few<'a, '_, T> {
         // SAFETY: as above.
         unsafe {
             let weights = scratch.scores.as_ptr();
-            values::<S, T, R>(weights, piece, seen, (scratch.piece.as_mut_ptr(), width));
+            values::<S, T, R>(weights, piece, seen, scratch.piece.as_mut_ptr(), width);
         }
         for (r, (old, new)) in merge.into_iter().enumerate() {
             let out = &mut scratch.out[(row + r) * width..][..width];
@@ -216,7 +216,7 @@ impl<'a, T: PageWord> Few<'a, '_, T> {
     fn finish(&mut self) {
         let dim = self.attend.heads.dim;
         for row in 0..self.group() * self.rows.0.len() {
-            let inverse = 1.0 / self.scratch.soft[row].1;
+            let inverse = 1.0 / self.scratch.soft[row].total;
             let out = &self.scratch.out[row * self.width()..][..dim];
             // SAFETY: the row lies within the output, and this task alone writes it.
             let to = unsafe {
@@ -233,7 +233,8 @@ impl<'a, T: PageWord> Few<'a, '_, T> {
 /// The pages of these blocks are there, the scores have `R` rows of 128, and `S` is enabled.
 #[inline(always)]
 unsafe fn scores<S: Simd, T: PageWord, const R: usize>(
-    q: (*const f32, usize),
+    q: *const f32,
+    dim: usize,
     piece: &Piece<T>,
     seen: &Range<usize>,
     scores: *mut f32,
@@ -245,10 +246,10 @@ unsafe fn scores<S: Simd, T: PageWord, const R: usize>(
         // SAFETY: the caller's promise is passed on.
         vector += unsafe {
             match end - vector {
-                8.. if R == 1 => score::<S, T, R, 8>(q, piece, vector, scores),
-                4.. if R == 2 => score::<S, T, R, 4>(q, piece, vector, scores),
-                2.. if R == 4 => score::<S, T, R, 2>(q, piece, vector, scores),
-                _ => score::<S, T, R, 1>(q, piece, vector, scores),
+                8.. if R == 1 => score::<S, T, R, 8>(q, dim, piece, vector, scores),
+                4.. if R == 2 => score::<S, T, R, 4>(q, dim, piece, vector, scores),
+                2.. if R == 4 => score::<S, T, R, 2>(q, dim, piece, vector, scores),
+                _ => score::<S, T, R, 1>(q, dim, piece, vector, scores),
             }
         };
     }
@@ -260,7 +261,8 @@ unsafe fn scores<S: Simd, T: PageWord, const R: usize>(
 /// As [`scores`].
 #[inline(always)]
 unsafe fn score<S: Simd, T: PageWord, const R: usize, const N: usize>(
-    (q, dim): (*const f32, usize),
+    q: *const f32,
+    dim: usize,
     piece: &Piece<T>,
     first: usize,
     scores: *mut f32,
@@ -276,11 +278,11 @@ unsafe fn score<S: Simd, T: PageWord, const R: usize, const N: usize>(
         for pair in 0..dim / 2 {
             for step in [2 * pair, 2 * pair + 1] {
                 let d = if T::PAIRED { step ^ 1 } else { step };
-                product::<S, T, R, N>((q, dim), &keys, d, &mut sums);
+                product::<S, T, R, N>(q, dim, &keys, d, &mut sums);
             }
         }
         if dim % 2 == 1 {
-            product::<S, T, R, N>((q, dim), &keys, dim - 1, &mut sums);
+            product::<S, T, R, N>(q, dim, &keys, dim - 1, &mut sums);
         }
         for (r, sums) in sums.iter().enumerate() {
             for (n, &sum) in sums.iter().enumerate() {
@@ -297,7 +299,8 @@ unsafe fn score<S: Simd, T: PageWord, const R: usize, const N: usize>(
 /// As [`score`].
 #[inline(always)]
 unsafe fn product<S: Simd, T: PageWord, const R: usize, const N: usize>(
-    (q, dim): (*const f32, usize),
+    q: *const f32,
+    dim: usize,
     keys: &[*const T; N],
     d: usize,
     sums: &mut [[S::V; N]; R],
@@ -324,7 +327,8 @@ unsafe fn values<S: Simd, T: PageWord, const R: usize>(
     weights: *const f32,
     piece: &Piece<T>,
     seen: &Range<usize>,
-    (out, width): (*mut f32, usize),
+    out: *mut f32,
+    width: usize,
 ) {
     let mut at = 0;
     while at < width {
@@ -332,10 +336,10 @@ unsafe fn values<S: Simd, T: PageWord, const R: usize>(
         at += S::LANES
             * unsafe {
                 match (width - at) / S::LANES {
-                    8.. if R == 1 => value::<S, T, R, 8>(weights, piece, seen, (out, width), at),
-                    4.. if R == 2 => value::<S, T, R, 4>(weights, piece, seen, (out, width), at),
-                    2.. if R == 4 => value::<S, T, R, 2>(weights, piece, seen, (out, width), at),
-                    _ => value::<S, T, R, 1>(weights, piece, seen, (out, width), at),
+                    8.. if R == 1 => value::<S, T, R, 8>(weights, piece, seen, out, width, at),
+                    4.. if R == 2 => value::<S, T, R, 4>(weights, piece, seen, out, width, at),
+                    2.. if R == 4 => value::<S, T, R, 2>(weights, piece, seen, out, width, at),
+                    _ => value::<S, T, R, 1>(weights, piece, seen, out, width, at),
                 }
             };
     }
@@ -350,7 +354,8 @@ unsafe fn value<S: Simd, T: PageWord, const R: usize, const N: usize>(
     weights: *const f32,
     piece: &Piece<T>,
     seen: &Range<usize>,
-    (out, width): (*mut f32, usize),
+    out: *mut f32,
+    width: usize,
     at: usize,
 ) -> usize {
     // SAFETY: see the caller's promise.

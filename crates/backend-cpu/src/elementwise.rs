@@ -25,8 +25,10 @@ pub(crate) fn rope(
     level: Level,
     table: &RopeTable,
     head_dim: usize,
-    (sequences, starts): (&[Range<usize>], &[usize]),
-    (x, width): (&mut [f32], usize),
+    sequences: &[Range<usize>],
+    starts: &[usize],
+    x: &mut [f32],
+    width: usize,
 ) {
     for (index, sequence) in sequences.iter().enumerate() {
         let start = starts.get(index).copied().unwrap_or(0);

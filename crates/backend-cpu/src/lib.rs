@@ -226,9 +226,9 @@ impl Backend for Cpu {
             let rotary = sequence.clone().next().map_or(0, |_| 2 * args.table.at(0).0.len());
             check(rotary <= args.head_dim, "the rotary size is at most the head's")?;
         }
-        let x = (host_mut(x)?, width);
-        let sequences = (args.sequences, args.starts);
-        elementwise::rope(self.level, args.table, args.head_dim, sequences, x);
+        let (table, sequences, starts) = (args.table, args.sequences, args.starts);
+        let x = host_mut(x)?;
+        elementwise::rope(self.level, table, args.head_dim, sequences, starts, x, width);
         Ok(())
     }
 
@@ -302,12 +302,12 @@ impl Backend for Cpu {
         match slice {
             Fold::Softmax { logits, rows } => {
                 check(logits.width() > 0, "there are logits")?;
-                score::softmax(self.level, (host(logits)?, logits.width()), first, rows);
+                score::softmax(self.level, host(logits)?, logits.width(), first, rows);
             }
             Fold::Divergence { logits: [p, q], rows } => {
                 let same = p.width() > 0 && p.width() == q.width();
                 check(same, "both models have the same logits")?;
-                score::divergence(self.level, ([host(p)?, host(q)?], p.width()), first, rows);
+                score::divergence(self.level, [host(p)?, host(q)?], p.width(), first, rows);
             }
         }
         Ok(())
@@ -326,8 +326,7 @@ impl Algebra for Cpu {
         check(square, "a Gram matrix has its input's width")?;
         let within = |s: &Range<usize>| s.start <= s.end && s.end <= rows;
         check(sequences.iter().all(within), "sequences are rows")?;
-        algebra::gram(self.level, (host(input)?, width), sequences, host_mut(sum)?)
-            .ok_or_else(short)
+        algebra::gram(self.level, host(input)?, width, sequences, host_mut(sum)?).ok_or_else(short)
     }
 
     fn inverse_factor(&self, matrix: &mut [f64], n: usize) -> Result<bool, BackendError> {

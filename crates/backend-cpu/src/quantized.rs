@@ -529,7 +529,7 @@ impl Block<'_> {
                     let from = codes.as_ptr().add(begin / 4 * a_quad);
                     let x_at = x.codes.as_ptr().add(row * width + begin);
                     let quads = (end - begin) / 4;
-                    quad_sums::<S, R, NIBBLES>(from, lanes, (x_at, width), quads, &mut sums);
+                    quad_sums::<S, R, NIBBLES>(from, lanes, x_at, width, quads, &mut sums);
                     let scales = [
                         weight.scales.load::<S>(at + lanes[0]),
                         weight.scales.load::<S>(at + lanes[1]),
@@ -542,9 +542,9 @@ impl Block<'_> {
                         }
                     }
                     if any_rest {
-                        let at = (row, index, begin);
-                        let weights = (from, lanes, quads);
-                        self.rest::<S, R, NIBBLES>(at, weights, (zeros, scales), &mut totals);
+                        let spot = Spot { row, index, begin };
+                        let run = Run { from, lanes, quads };
+                        self.rest::<S, R, NIBBLES>(spot, run, zeros, scales, &mut totals);
                     }
                 }
                 for (result, total) in result.iter_mut().zip(&totals) {
@@ -556,17 +556,17 @@ impl Block<'_> {
         self.write(row, panel, &mut result);
     }
 
-    /// Adds what [`quantize_rest`] has of a block, `(first row, block, its first column)`, to the
-    /// totals of those rows that have any.
+    /// Adds what [`quantize_rest`] has of a block to the totals of those rows that have any.
     ///
     /// # Safety
-    /// As [`quad_sums`], whose arguments are in `from`.
+    /// As [`quad_sums`], whose arguments are in `run`.
     #[inline(always)]
     unsafe fn rest<S: Dots, const R: usize, const NIBBLES: bool>(
         &self,
-        (row, index, begin): (usize, usize, usize),
-        (from, lanes, quads): (*const u8, [usize; 2], usize),
-        (zeros, scales): ([S::I; 2], [S::V; 2]),
+        Spot { row, index, begin }: Spot,
+        Run { from, lanes, quads }: Run,
+        zeros: [S::I; 2],
+        scales: [S::V; 2],
         totals: &mut [[S::V; 2]; R],
     ) {
         let (rest, weight) = (&self.activations.rest, self.linear.weight);
@@ -583,7 +583,7 @@ impl Block<'_> {
                 *sums = [S::times(zeros[0], sum), S::times(zeros[1], sum)];
             }
             let x_at = rest.codes.as_ptr().add(row * width + begin);
-            quad_sums::<S, R, NIBBLES>(from, lanes, (x_at, width), quads, &mut sums);
+            quad_sums::<S, R, NIBBLES>(from, lanes, x_at, width, quads, &mut sums);
             let rows = totals.iter_mut().zip(&sums).zip(finer);
             for ((total, sum), finer) in rows.filter(|(_, finer)| *finer > 0.0) {
                 for v in 0..2 {
@@ -614,6 +614,20 @@ impl Block<'_> {
     }
 }
 
+/// Block `index` of some rows, from row `row` and column `begin` on.
+struct Spot {
+    row: usize,
+    index: usize,
+    begin: usize,
+}
+
+/// The codes of a block's weights, for two vectors of outputs.
+struct Run {
+    from: *const u8,
+    lanes: [usize; 2],
+    quads: usize,
+}
+
 /// Goes on with the integer sums of a block: `R` rows, two vectors of outputs. No closures: one that
 /// is not inlined is compiled without the instruction set.
 ///
@@ -624,7 +638,8 @@ impl Block<'_> {
 unsafe fn quad_sums<S: Dots, const R: usize, const NIBBLES: bool>(
     from: *const u8,
     lanes: [usize; 2],
-    (x, width): (*const i8, usize),
+    x: *const i8,
+    width: usize,
     quads: usize,
     sums: &mut [[S::I; 2]; R],
 ) {

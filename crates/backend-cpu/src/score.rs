@@ -9,7 +9,8 @@ use rayon::prelude::*;
 /// Folds each row of `logits` `[rows, width]`, the tokens from `first` on, into its soft-max.
 pub(crate) fn softmax(
     level: Level,
-    (logits, width): (&[f32], usize),
+    logits: &[f32],
+    width: usize,
     first: u32,
     rows: &mut [SoftmaxRow],
 ) {
@@ -20,7 +21,8 @@ pub(crate) fn softmax(
 /// Folds each row of both models' logits, `[rows, width]`, into its divergence.
 pub(crate) fn divergence(
     level: Level,
-    (logits, width): ([&[f32]; 2], usize),
+    logits: [&[f32]; 2],
+    width: usize,
     first: u32,
     rows: &mut [DivergenceRow],
 ) {

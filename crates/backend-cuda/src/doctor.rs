@@ -341,7 +341,7 @@ impl Cuda {
         for heads in [of(8, 2, 128), of(4, 4, 64), of(4, 2, 256)] {
             for dtype in [KvDType::Bf16, KvDType::Int8] {
                 for (rows, window) in [(300, None), (300, Some(100))] {
-                    let run = |backend: &dyn Backend| attend(backend, heads, dtype, (rows, window));
+                    let run = |backend: &dyn Backend| attend(backend, heads, dtype, rows, window);
                     let (got, want) = (run(self)?, run(&Reference)?);
                     let of = |window: Option<u32>| {
                         window.map_or(String::new(), |w| format!(", {w} seen"))
@@ -417,7 +417,8 @@ fn attend(
     backend: &dyn Backend,
     heads: Heads,
     dtype: KvDType,
-    (rows, window): (usize, Option<u32>),
+    rows: usize,
+    window: Option<u32>,
 ) -> Result<[Vec<f32>; 2], BackendError> {
     let blocks: Vec<u32> = (0..20).map(|i| i * 7 % 20).collect();
     let cache = backend.kv_cache(heads, dtype, blocks.len())?;

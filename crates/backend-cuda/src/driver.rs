@@ -359,7 +359,7 @@ impl Device for Driver {
         self.current()?;
         let mut staging = self.staging.lock().unwrap_or_else(PoisonError::into_inner);
         // SAFETY: callers write within what they allocated.
-        unsafe { staging.write((self.context, self.stream), to, from) }.map_err(driver)
+        unsafe { staging.write(self.context, self.stream, to, from) }.map_err(driver)
     }
 
     fn read(&self, from: u64, to: &mut [u8]) -> Result<(), DeviceError> {

@@ -195,8 +195,11 @@ impl Cuda {
     fn embed_into(
         &self,
         tokens: &Memory,
-        (weight, first): (&DeviceWeight, u32),
-        (out, rows, width): (&Memory, usize, usize),
+        weight: &DeviceWeight,
+        first: u32,
+        out: &Memory,
+        rows: usize,
+        width: usize,
     ) -> Result<(), BackendError> {
         let matrix = linear::matrix(weight)?;
         if matrix.format != pack::Format::Bf16 || weight.shape()[1] != width {
@@ -394,7 +397,7 @@ impl Backend for Cuda {
         let memory = self.own(out)?;
         self.step_begins();
         let tokens = Memory::of(&self.steps, args.tokens)?;
-        self.embed_into(&tokens, (args.weight, args.first), (&memory, count, width))
+        self.embed_into(&tokens, args.weight, args.first, &memory, count, width)
     }
 
     fn linears(&self, all: &[Linear<'_>]) -> Result<Vec<Buffer>, BackendError> {

@@ -142,7 +142,8 @@ impl Matrix {
     /// A matrix on an integer grid.
     pub(crate) fn quantized(
         cuda: &Cuda,
-        (format, codes): (Format, Memory),
+        format: Format,
+        codes: Memory,
         scales: &Scales,
         [out, width]: [usize; 2],
     ) -> Result<Self, BackendError> {
@@ -262,7 +263,8 @@ impl Cuda {
         &self,
         x: &Memory,
         work: &[Work<'_>],
-        (first, rows): (usize, usize),
+        first: usize,
+        rows: usize,
         step: usize,
     ) -> (LinearArgs, usize) {
         let (mut parts, mut stripes) = ([Part::default(); PARTS], 0);
@@ -297,7 +299,7 @@ impl Cuda {
             17..=32 => (32, 4),
             _ => (64, 2),
         };
-        let (mut args, stripes) = self.args(&x, work, (0, rows), step);
+        let (mut args, stripes) = self.args(&x, work, 0, rows, step);
         let grid_bytes = step * work.iter().map(|w| w.matrix.grid_bytes()).max().unwrap_or(0);
         args.staged = (grid_bytes <= STAGED).into();
         let staged = if grid_bytes <= STAGED { grid_bytes } else { 0 };
@@ -309,7 +311,7 @@ impl Cuda {
     /// The rows from `first` on.
     fn many(&self, input: &Buffer, work: &[Work<'_>], first: usize) -> Result<(), BackendError> {
         let (x, rows) = (self.in_slots(input)?, input.rows() - first);
-        let (args, stripes) = self.args(&x, work, (first, rows), 8);
+        let (args, stripes) = self.args(&x, work, first, rows, 8);
         if self.wgmma && rows > TILE_ROWS {
             let kernel = format!("linear_wgmma_{}", work[0].matrix.format.name());
             let grid = [rows.div_ceil(2 * TILE_ROWS) as u32, stripes.div_ceil(8) as u32, 1];
@@ -339,7 +341,7 @@ impl Cuda {
             let (outputs, wide) = (w.matrix.out, stride(w.matrix.width));
             let stripes = outputs.div_ceil(STRIPE);
             let weight = self.room(stripes * STRIPE * wide * 2)?;
-            let (mut args, _) = self.args(&x, std::slice::from_ref(w), (first, rows), 1);
+            let (mut args, _) = self.args(&x, std::slice::from_ref(w), first, rows, 1);
             args.parts[0].out = weight.at();
             let kernel = format!("unpack_{}", w.matrix.format.name());
             let grid = [w.matrix.tiles().div_ceil(8) as u32, stripes as u32, 1];

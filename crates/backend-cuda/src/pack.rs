@@ -103,7 +103,7 @@ impl Cuda {
         let matrix = match scales(weight) {
             Some((format, scales)) => {
                 let codes = self.pack_codes(weight, format)?;
-                Matrix::quantized(self, (format, codes), &scales, shape)?
+                Matrix::quantized(self, format, codes, &scales, shape)?
             }
             // Grids and groups that no kernel has are served as the bf16 nearest to what the weights stand for.
             None => {
@@ -133,7 +133,7 @@ impl Cuda {
         };
         let _alone = self.packing.lock().unwrap_or_else(PoisonError::into_inner);
         let from = Memory::of(&self.device, tensor.bytes())?;
-        self.pack("pack_dense", &from, (Format::Bf16, shape), kind).map(Some)
+        self.pack("pack_dense", &from, Format::Bf16, shape, kind).map(Some)
     }
 
     /// Packs codes; `format` has room for them.
@@ -145,14 +145,15 @@ impl Cuda {
         let _alone = self.packing.lock().unwrap_or_else(PoisonError::into_inner);
         let from = Memory::of(&self.device, &weight.codes)?;
         let kernel = format!("pack_{}", format.name());
-        self.pack(&kernel, &from, (format, weight.shape), 0)
+        self.pack(&kernel, &from, format, weight.shape, 0)
     }
 
     fn pack(
         &self,
         kernel: &str,
         from: &Memory,
-        (format, [out, width]): (Format, [usize; 2]),
+        format: Format,
+        [out, width]: [usize; 2],
         kind: u32,
     ) -> Result<Memory, BackendError> {
         let (tiles, stripes) = (width.div_ceil(TILE), stripes(out));

@@ -192,7 +192,7 @@ impl Cuda {
         self.step_begins();
         let rows = underway.changes.len();
         let out = self.room(rows * width * 4)?;
-        self.embed_into(&underway.tokens, (weight, 0), (&out, rows, width))?;
+        self.embed_into(&underway.tokens, weight, 0, &out, rows, width)?;
         Ok(Buffer::new(rows, width, Rows::f32(out)))
     }
 }

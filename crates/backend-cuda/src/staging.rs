@@ -31,7 +31,8 @@ impl Staging {
     /// `to` has room for it.
     pub(crate) unsafe fn write(
         &mut self,
-        (context, stream): (sys::CUcontext, sys::CUstream),
+        context: sys::CUcontext,
+        stream: sys::CUstream,
         mut to: u64,
         mut from: &[u8],
     ) -> Result<(), result::DriverError> {

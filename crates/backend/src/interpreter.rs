@@ -335,7 +335,7 @@ impl<'a> Interpreter<'a> {
         match op {
             Op::Linear { input, .. } => {
                 if values[index + 1].is_none() {
-                    self.linears(program, *input, (index..end, rows.decode()), values)?;
+                    self.linears(program, *input, index..end, rows.decode(), values)?;
                 }
             }
             _ => {
@@ -439,7 +439,8 @@ impl<'a> Interpreter<'a> {
         &self,
         program: Program<'_>,
         input: Value,
-        (ops, decode): (Range<usize>, usize),
+        ops: Range<usize>,
+        decode: usize,
         values: &mut [Option<Buffer>],
     ) -> Result<(), BackendError> {
         let (mut places, mut weights) = (Vec::new(), Vec::new());

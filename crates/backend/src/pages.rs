@@ -63,7 +63,7 @@ impl Pages {
                     let slot = |p| slot(span, p) * heads.kv + kv;
                     let key = |p| self.keys.row(slot(p), heads);
                     let result =
-                        attend((&query, paired), seen, key, |p| self.values.row(slot(p), heads));
+                        attend(&query, paired, seen, key, |p| self.values.row(slot(p), heads));
                     out[at..at + heads.dim].copy_from_slice(&result);
                 }
             }

@@ -361,7 +361,7 @@ impl<'a> Keys<'a> {
     }
 
     fn attend(&self, query: &[f32], seen: Range<usize>) -> Vec<f32> {
-        attend((query, false), seen, |p| self.row(self.k, p), |p| self.row(self.v, p))
+        attend(query, false, seen, |p| self.row(self.k, p), |p| self.row(self.v, p))
     }
 }
 
@@ -375,7 +375,8 @@ pub(crate) struct Stored<'a> {
 /// into a key's score, and into the weight of a value once the weights are summed. Where products
 /// are `paired`, the weights are then rounded and sums have the order of [`numerics::paired`].
 pub(crate) fn attend<'a>(
-    (query, paired): (&[f32], bool),
+    query: &[f32],
+    paired: bool,
     seen: Range<usize>,
     key: impl Fn(usize) -> Stored<'a>,
     value: impl Fn(usize) -> Stored<'a>,

@@ -92,7 +92,7 @@ impl Models<'_> {
         };
         running.extend(self.baseline.map(|baseline| model::streamed(baseline).exact()));
         let room = part_of_free(ACTIVATION_BYTES_MAX);
-        let scored = calibration::score(self.backend, &running, (sequences, room), &mut |p| {
+        let scored = calibration::score(self.backend, &running, sequences, room, &mut |p| {
             meter.at(p.done, p.total);
         })?;
         let (seconds, tokens) =

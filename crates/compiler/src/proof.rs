@@ -30,7 +30,7 @@ pub(crate) fn measure(
         None => {
             let forwards = [result.exact(), job.model.exact()];
             let room = usize::try_from(job.activations).unwrap_or(usize::MAX);
-            let all = score(job.backend, &forwards, (&sequences, room), &mut |_| {})?;
+            let all = score(job.backend, &forwards, &sequences, room, &mut |_| {})?;
             all.into_iter().next().unwrap_or_default()
         }
     };

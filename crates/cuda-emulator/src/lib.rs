@@ -162,7 +162,7 @@ impl Library {
         hash.update(format!("{check:?} {sources:?}"));
         let library = room.join(format!("kernels-{:x}.so", hash.finalize()));
         if !library.exists() {
-            compile(sources, folders, room, (&library, check))?;
+            compile(sources, folders, room, &library, check)?;
         }
         let path = CString::new(library.as_os_str().as_encoded_bytes());
         let path = path.map_err(|e| BuildError::Compile(e.to_string()))?;
@@ -228,7 +228,8 @@ fn compile(
     sources: &[PathBuf],
     folders: &[PathBuf],
     room: &Path,
-    (library, check): (&Path, Check),
+    library: &Path,
+    check: Check,
 ) -> Result<(), BuildError> {
     let scratch = room.join(format!("{}.{}", check as u8, std::process::id()));
     std::fs::create_dir_all(&scratch).map_err(failed)?;

@@ -117,7 +117,7 @@ fn sampler(sampling: &Sampling) -> Result<f64, Box<dyn std::error::Error>> {
     let (mut copy, mut times) = (logits.clone(), Vec::new());
     for at in 0..STEPS {
         copy.copy_from_slice(&logits);
-        let history = (&history[..=512 + at % 512], 512);
+        let history = engine::History::new(&history[..=512 + at % 512], 512);
         let begun = Instant::now();
         black_box(sample(&mut copy, history, sampling, None, &mut scratch)?);
         times.push(begun.elapsed().as_secs_f64());

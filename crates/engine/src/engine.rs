@@ -253,8 +253,8 @@ impl Engine {
             self.draft(speculator);
         }
         let lane = if self.prefill.is_some() { Lane::Decode } else { Lane::Both };
-        let limits = (&self.limits, self.limits.rows);
-        self.queues.schedule(&mut self.pool, limits, &self.options, lane);
+        let limits = &self.limits;
+        self.queues.schedule(&mut self.pool, limits, limits.rows, &self.options, lane);
         let running = &mut self.queues.running;
         for s in running.iter_mut().filter(|s| s.scheduled > 0 && !s.flying) {
             s.tokens.extend_from_slice(&s.drafts);
@@ -277,8 +277,8 @@ impl Engine {
         if self.queues.running.iter().any(|s| s.flying) {
             return None;
         }
-        let limits = (prefill, self.limits.rows);
-        self.queues.schedule(&mut self.pool, limits, &self.options, Lane::Prefill);
+        let sequences = self.limits.rows;
+        self.queues.schedule(&mut self.pool, prefill, sequences, &self.options, Lane::Prefill);
         let running = &mut self.queues.running;
         running.iter_mut().for_each(|s| s.flying = s.scheduled > 0);
         let step = Step { rows: running.iter().filter_map(row).collect() };

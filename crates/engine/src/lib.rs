@@ -12,6 +12,7 @@
 mod depth;
 mod draft;
 mod engine;
+mod history;
 mod job;
 mod noise;
 mod pool;
@@ -28,6 +29,7 @@ mod step;
 pub use depth::{CostTable, Depth};
 pub use draft::DraftModel;
 pub use engine::{Engine, Event, Finish, Options, Stats};
+pub use history::History;
 pub use job::Job;
 pub use pool::{BLOCK, GroupKind, KvBlock, KvPool, KvTable};
 pub use request::{Refused, Request};

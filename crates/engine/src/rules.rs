@@ -1,6 +1,8 @@
 //! What a text must and must not say, token by token: transformers' logits processors that depend on
 //! nothing but the tokens so far.
 
+use crate::history::History;
+
 /// Rules over the next token. In order: bias of sequences, then, after the penalties, repeated n-grams,
 /// bad words, minimum lengths, forced tokens, the decay, suppressed tokens; as transformers 5.23 applies
 /// them (`generation/utils.py`, `_get_logits_processor`). Tokens outside the vocabulary are none.
@@ -61,9 +63,10 @@ impl Rules {
     pub(crate) fn change(
         &self,
         logits: &mut [f32],
-        (history, prompt): (&[u32], usize),
+        past: History<'_>,
         changed: &mut Vec<(u32, f32)>,
     ) {
+        let History { tokens: history, prompt } = past;
         let mut row = Row { logits, changed };
         repeated(history, self.no_repeat_ngram, |token| row.ban(token));
         let of_ends = |word: &[u32]| word.len() == 1 && self.end.contains(&word[0]);

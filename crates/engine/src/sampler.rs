@@ -4,6 +4,7 @@
 //! which draws from their soft-max (Gumbel-max). The noise is keyed by (seed, position, token), so
 //! two models that nearly agree draw the same token nearly always.
 
+use crate::history::History;
 use crate::noise::{Noise, gumbel, gumbel_bound};
 use crate::request::Sampling;
 use std::cmp::Ordering;
@@ -51,14 +52,13 @@ pub struct Scratch {
     kept: Vec<(f32, u32)>,
 }
 
-/// Draws the token that follows `history`, whose first `prompt` tokens were given. `logits`
-/// `[vocab]` is changed. `logprobs` asks for so many alternatives.
+/// Draws the token that follows `history`. `logits` `[vocab]` is changed. `logprobs` asks for so many alternatives.
 ///
 /// # Errors
 /// If the logits are not numbers, or the options leave no token.
 pub fn sample(
     logits: &mut [f32],
-    (history, prompt): (&[u32], usize),
+    history: History<'_>,
     sampling: &Sampling,
     logprobs: Option<usize>,
     scratch: &mut Scratch,
@@ -66,7 +66,7 @@ pub fn sample(
     check(logits)?;
     let raw = logprobs.map(|count| (log_sum(logits), top(logits, count, &mut scratch.kept)));
     scratch.changed.clear();
-    adjust(logits, (history, prompt), sampling, scratch);
+    adjust(logits, history, sampling, scratch);
     let best = argmax(logits);
     if logits.get(best as usize).is_none_or(|&x| x == f32::NEG_INFINITY) {
         let some = scratch.changed.iter().any(|(_, x)| *x > f32::NEG_INFINITY);
@@ -74,7 +74,7 @@ pub fn sample(
     }
     let token = match sampling.temperature {
         0.0 => best,
-        _ => draw(logits, best, sampling, history.len(), &mut scratch.kept),
+        _ => draw(logits, best, sampling, history.tokens.len(), &mut scratch.kept),
     };
     let scored = raw.map(|(log_sum, top)| {
         // The first change has the model's own logit.
@@ -115,12 +115,8 @@ fn check(logits: &[f32]) -> Result<(), SampleError> {
 }
 
 /// Applies biases and penalties; what was changed is kept as it was.
-fn adjust(
-    logits: &mut [f32],
-    (history, prompt): (&[u32], usize),
-    sampling: &Sampling,
-    scratch: &mut Scratch,
-) {
+fn adjust(logits: &mut [f32], past: History<'_>, sampling: &Sampling, scratch: &mut Scratch) {
+    let history = past.tokens;
     let Scratch { seen, changed, .. } = scratch;
     let mut change = |token: u32, f: &dyn Fn(f32) -> f32| {
         if let Some(x) = logits.get_mut(token as usize) {
@@ -137,7 +133,7 @@ fn adjust(
         let worse = |x: f32| if x > 0.0 { x / penalty } else { x * penalty };
         distinct(history, seen, |token| change(token, &worse));
     }
-    let generated = history.get(prompt..).unwrap_or_default();
+    let generated = past.generated();
     if sampling.frequency_penalty != 0.0 {
         generated.iter().for_each(|&token| change(token, &|x| x - sampling.frequency_penalty));
     }
@@ -145,7 +141,7 @@ fn adjust(
         distinct(generated, seen, |token| change(token, &|x| x - sampling.presence_penalty));
     }
     if !sampling.rules.is_empty() {
-        sampling.rules.change(logits, (history, prompt), changed);
+        sampling.rules.change(logits, past, changed);
     }
 }
 
@@ -230,7 +226,7 @@ fn draw(
         return winner.1;
     }
     match sampling.top_k {
-        0 => top_p_of_all(logits, (top, temperature), sampling.top_p, kept),
+        0 => top_p_of_all(logits, top, temperature, sampling.top_p, kept),
         k => {
             largest(logits, k, kept);
             let total = kept.iter().map(|(x, _)| f64::from(exp(scaled(*x)))).sum::<f64>();
@@ -249,7 +245,8 @@ const A_NAT: f32 = 16.0;
 /// step where that is reached are sorted.
 fn top_p_of_all(
     logits: &[f32],
-    (top, temperature): (f32, f32),
+    top: f32,
+    temperature: f32,
     share: f32,
     kept: &mut Vec<(f32, u32)>,
 ) {

@@ -53,7 +53,8 @@ impl Queues {
     pub(crate) fn schedule(
         &mut self,
         pool: &mut KvPool,
-        (limits, sequences): (&Limits, usize),
+        limits: &Limits,
+        sequences: usize,
         options: &Options,
         lane: Lane,
     ) {
@@ -77,7 +78,7 @@ impl Queues {
         }
         // Who gave way in this step would only take back what it gave.
         if self.preemptions == before && lane != Lane::Decode {
-            self.admit(&mut budget, pool, (limits, sequences), options);
+            self.admit(&mut budget, pool, limits, sequences, options);
         }
     }
 
@@ -133,7 +134,8 @@ impl Queues {
         &mut self,
         budget: &mut Budget,
         pool: &mut KvPool,
-        (limits, sequences): (&Limits, usize),
+        limits: &Limits,
+        sequences: usize,
         options: &Options,
     ) {
         let chunk = options.tokens.min(limits.tokens);

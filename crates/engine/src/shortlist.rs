@@ -3,6 +3,7 @@
 //!
 //! [`sample`]: crate::sample
 
+use crate::history::History;
 use crate::noise::{Noise, gumbel};
 use crate::request::Sampling;
 use crate::sampler::{SampleError, Sampled, Scored, cut, exp, least, order, scaled};
@@ -93,11 +94,7 @@ impl Wish {
 }
 
 /// What to look for; `None` where only all logits will do.
-pub fn wish(
-    (history, prompt): (&[u32], usize),
-    sampling: &Sampling,
-    logprobs: Option<usize>,
-) -> Option<Wish> {
+pub fn wish(history: History<'_>, sampling: &Sampling, logprobs: Option<usize>) -> Option<Wish> {
     let of = match (sampling.temperature, sampling.top_k, sampling.top_p) {
         (0.0, ..) => Kind::Best,
         (_, 0, _) => Kind::NearWinner,
@@ -108,7 +105,7 @@ pub fn wish(
         return None;
     }
     let mut changes: Vec<Change> = Vec::new();
-    let generated = history.get(prompt..).unwrap_or_default();
+    let generated = history.generated();
     let repetition = sampling.repetition_penalty;
     let [counted, present] =
         [sampling.frequency_penalty, sampling.presence_penalty].map(|penalty| penalty != 0.0);
@@ -121,7 +118,7 @@ pub fn wish(
     };
     let biased: Vec<usize> = sampling.logit_bias.iter().map(|(token, _)| change(*token)).collect();
     let seen: Vec<usize> = match repetition != 1.0 {
-        true => history.iter().map(|&token| change(token)).collect(),
+        true => history.tokens.iter().map(|&token| change(token)).collect(),
         false => Vec::new(),
     };
     let said: Vec<usize> = match counted || present {
@@ -140,7 +137,7 @@ pub fn wish(
     }
     Some(Wish {
         of,
-        key: Noise::new(sampling.seed, history.len() as u64).key(),
+        key: Noise::new(sampling.seed, history.tokens.len() as u64).key(),
         temperature: sampling.temperature,
         min_score: least(sampling),
         share: if sampling.top_k == 0 { sampling.top_p.min(1.0) } else { 1.0 },

@@ -92,7 +92,7 @@ impl Model {
             }
             let seen: Vec<_> = self.sees(&tokens).iter().map(|s| s.to_vec()).collect();
             let mut logits = self.logits(&seen);
-            let history = (&tokens[..], prompt);
+            let history = engine::History::new(&tokens, prompt);
             match sample(&mut logits, history, &request.sampling, None, &mut scratch) {
                 Ok(drawn) => tokens.push(drawn.token),
                 Err(error) => return (tokens[prompt..].to_vec(), Finish::Logits(error)),
@@ -175,7 +175,7 @@ impl Executor for Fake {
                 result.scored.push(score(&logits(at), target, row.alternatives, &mut scratch));
             }
             for at in row.samples.clone() {
-                let history = (&row.context[..=at], row.prompt);
+                let history = engine::History::new(&row.context[..=at], row.prompt);
                 let mut logits = logits(at);
                 let drawn = sample(&mut logits, history, row.sampling, row.logprobs, &mut scratch);
                 result.sampled.push(drawn);

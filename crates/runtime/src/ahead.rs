@@ -8,7 +8,7 @@
 
 use crate::draw::Underway;
 use backend::KV_BLOCK;
-use engine::{Found, KvBlock, Row, Sampling, SeqId, Step, wish};
+use engine::{Found, History, KvBlock, Row, Sampling, SeqId, Step, wish};
 
 /// A step that was launched.
 pub(crate) struct Ahead {
@@ -76,7 +76,7 @@ impl Ahead {
     pub(crate) fn is(&self, step: &Step<'_>) -> bool {
         let same = |((own, wished), row): ((&Next, &engine::Wish), &Row<'_>)| {
             let one = own.position..own.position + 1;
-            let history = (row.context, row.prompt);
+            let history = History::new(row.context, row.prompt);
             row.positions == one
                 && row.samples == one
                 && row.scores.is_empty()
@@ -147,7 +147,8 @@ mod tests {
             let (step, logits) = (self.step(), Buffer::new(0, 0, ()));
             let next = next(&step, 1 << 20).unwrap();
             let row = &step.rows[0];
-            let wished: Wish = wish((row.context, row.prompt), row.sampling, None).unwrap();
+            let wished: Wish =
+                wish(History::new(row.context, row.prompt), row.sampling, None).unwrap();
             let wishes = vec![wished.at(row.sampling, next.rows[0].positions.end)];
             let underway = Underway { seeking: Box::new(Nothing), wishes, logits };
             let mut ahead = Ahead::new(&next, underway);

@@ -22,7 +22,10 @@ pub struct Apart<'a> {
 }
 
 /// A step of prompts that was computed.
-type Landed = (Job, Result<Outputs, ExecError>);
+struct Landed {
+    job: Job,
+    ran: Result<Outputs, ExecError>,
+}
 
 /// Runs `use_it` with prompts computed on a thread of their own.
 pub fn apart<T>(
@@ -37,7 +40,7 @@ pub fn apart<T>(
             for job in inbox {
                 let mut outputs = Outputs::default();
                 let ran = prefill.run(&job.step(), &mut outputs).map(|()| outputs);
-                if outbox.send((job, ran)).is_err() {
+                if outbox.send(Landed { job, ran }).is_err() {
                     break;
                 }
             }
@@ -90,7 +93,7 @@ impl Stepper for Apart<'_> {
 impl Apart<'_> {
     fn land(
         &mut self,
-        (job, ran): Landed,
+        Landed { job, ran }: Landed,
         engine: &mut Engine,
         speculator: Option<&mut dyn Speculator>,
         events: &mut Vec<Event>,

@@ -2,7 +2,7 @@
 
 use crate::runner::Wanted;
 use backend::{Backend, BackendError, Buffer, Seeking};
-use engine::{Found, Kind, SampleError, Sampled, Step, Wish, settle, wish};
+use engine::{Found, History, Kind, SampleError, Sampled, Step, Wish, settle, wish};
 
 /// A search among the logits of some rows, under way on a device.
 pub(crate) struct Underway {
@@ -16,7 +16,7 @@ pub(crate) struct Underway {
 pub(crate) fn wishes(step: &Step<'_>, wanted: &[Wanted]) -> Option<Vec<Wish>> {
     let wish_of = |wanted: &Wanted| {
         let row = &step.rows[wanted.row];
-        let history = (&row.context[..=wanted.position], row.prompt);
+        let history = History::new(&row.context[..=wanted.position], row.prompt);
         wanted.samples.then(|| wish(history, row.sampling, row.logprobs)).flatten()
     };
     wanted.iter().map(wish_of).collect()

@@ -9,8 +9,8 @@ use backend::{
     Backend, BackendError, Buffer, Cached, Caches, Embed, Interpreter, KV_BLOCK, KvCache, Span,
 };
 use engine::{
-    CostTable, ExecError, Executor, KvBlock, KvTable, Limits, Outputs, Row, RowOutput, Sampling,
-    Scratch, SeqId, Step, sample, score,
+    CostTable, ExecError, Executor, History, KvBlock, KvTable, Limits, Outputs, Row, RowOutput,
+    Sampling, Scratch, SeqId, Step, sample, score,
 };
 use ir::CacheId;
 use rayon::prelude::*;
@@ -140,14 +140,15 @@ impl<'m> Runner<'m> {
             groups: plan.groups.clone(),
             cost: CostTable::default(),
         };
-        Ok(Self::over(backends, model, caches, (plan, limits)))
+        Ok(Self::over(backends, model, caches, plan, limits))
     }
 
     fn over(
         backends: &[&'m dyn Backend],
         model: &'m Model,
         caches: Vec<KvCache>,
-        (plan, limits): (KvPlan, Limits),
+        plan: KvPlan,
+        limits: Limits,
     ) -> Self {
         let scratch = vec![Scratch::default(); DEVICE_HEAD_ROWS];
         let interpreters = backends.iter().map(|&backend| Interpreter::new(backend)).collect();
@@ -172,7 +173,7 @@ impl<'m> Runner<'m> {
         let backends: Vec<_> = self.interpreters.iter().map(Interpreter::backend).collect();
         let Settings { tokens, rows } = *settings;
         let limits = Limits { tokens, rows, ..self.limits.clone() };
-        Self::over(&backends, self.model, caches, (self.plan.clone(), limits))
+        Self::over(&backends, self.model, caches, self.plan.clone(), limits)
     }
 
     /// Launches no step before it is asked for: for drafts, whose next step is seldom the next.
@@ -467,7 +468,7 @@ impl Executor for Runner<'_> {
 fn answer(row: &Row<'_>, wanted: &Wanted, logits: &mut [f32], scratch: &mut Scratch) -> RowOutput {
     let mut output = RowOutput::default();
     if wanted.samples {
-        let history = (&row.context[..=wanted.position], row.prompt);
+        let history = History::new(&row.context[..=wanted.position], row.prompt);
         output.sampled.push(sample(logits, history, row.sampling, row.logprobs, scratch));
     } else {
         let target = row.context[wanted.position + 1];

@@ -36,7 +36,8 @@ fn int(bits: u8, symmetric: bool, span: Span) -> Grid {
 
 fn solve(
     backend: &dyn Backend,
-    (weights, shape): (&[f32], [usize; 2]),
+    weights: &[f32],
+    shape: [usize; 2],
     grid: Grid,
     gram: &[f32],
     settings: &Settings,
@@ -167,7 +168,7 @@ fn the_solve_is_the_papers() {
             for act_order in [true, false] {
                 let settings = Settings { act_order, damping: 0.01 };
                 let grid = int(bits, symmetric, span);
-                let ours = solve(&Cpu::new(), (&weights, shape), grid, &gram, &settings).unwrap();
+                let ours = solve(&Cpu::new(), &weights, shape, grid, &gram, &settings).unwrap();
                 let theirs = naive(&weights, shape, grid, &gram, &settings);
                 let (a, b) =
                     (loss(&weights, &gram, &ours.quantized), loss(&weights, &gram, &theirs));
@@ -194,7 +195,7 @@ fn it_is_never_worse_than_rounding_and_mostly_far_better() {
     for bits in 2..=8 {
         let grid = int(bits, true, Span::Group(64));
         let settings = Settings::default();
-        let solved = solve(&Cpu::new(), (&weights, shape), grid, &gram, &settings).unwrap();
+        let solved = solve(&Cpu::new(), &weights, shape, grid, &gram, &settings).unwrap();
         let nearest = rtn(&weights, shape, grid, Range::MinMax, None);
         for row in 0..24 {
             let one = |q: &Quantized| q.cut(row..row + 1, 0..256).unwrap();
@@ -214,7 +215,7 @@ fn threads_and_devices_give_the_same_bits() {
     let of = |backend: &dyn Backend, threads| {
         let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build().unwrap();
         let (grid, settings) = (int(4, false, Span::Group(43)), Settings::default());
-        pool.install(|| solve(backend, (&weights, [40, 172]), grid, &gram, &settings)).unwrap()
+        pool.install(|| solve(backend, &weights, [40, 172], grid, &gram, &settings)).unwrap()
     };
     let first = of(&Reference, 1);
     for threads in [1, 2, 5] {
@@ -229,7 +230,7 @@ fn odd_statistics_give_sound_results_or_say_why() {
     let (weights, width) = (Noise(8).values(8 * 64), 64);
     let grid = int(4, true, Span::Group(32));
     let settings = Settings::default();
-    let of = |gram: &[f32]| solve(&Cpu::new(), (&weights, [8, 64]), grid, gram, &settings);
+    let of = |gram: &[f32]| solve(&Cpu::new(), &weights, [8, 64], grid, gram, &settings);
     let nearest = rtn(&weights, [8, 64], grid, Range::MinMax, None);
     let sound = |solved: &Solved| {
         assert!(solved.quantized.scales().iter().all(|s| s.is_finite() && *s > 0.0));
@@ -270,7 +271,7 @@ fn odd_statistics_give_sound_results_or_say_why() {
     }
     let mut broken = weights.clone();
     broken[70] = f32::INFINITY;
-    let result = solve(&Cpu::new(), (&broken, [8, 64]), grid, &few, &settings);
+    let result = solve(&Cpu::new(), &broken, [8, 64], grid, &few, &settings);
     assert!(matches!(result, Err(SolveError::NotFinite { index: 70, .. })));
 }
 

@@ -322,7 +322,7 @@ fn invariant_rows_do_not_depend_on_chunks() {
 }
 
 /// A step of a row that decodes at `start` and, where there are some, `rows` of a prompt from `prompt` on.
-fn beside(cuda: &Cuda, case: &Case, start: usize, (prompt, rows): (usize, usize)) -> Vec<f32> {
+fn beside(cuda: &Cuda, case: &Case, start: usize, prompt: usize, rows: usize) -> Vec<f32> {
     let tables: Vec<Vec<u32>> =
         (0..2).map(|s| (0..BLOCKS / 2).map(|i| scattered(s, i)).collect()).collect();
     let Heads { query, kv, dim } = case.heads;
@@ -347,7 +347,7 @@ fn a_long_sequence_beside_a_prompt_needs_little() {
     let case = case(SHAPES[0], KvDType::Bf16, None, &[]);
     let asked = |start, rows| {
         device.asked();
-        beside(&cuda, &case, start, (0, rows));
+        beside(&cuda, &case, start, 0, rows);
         device.asked()
     };
     // Counters are made once.
@@ -381,7 +381,7 @@ fn launches_of_few_rows_may_be_cut_anywhere() {
                         Some(bytes) => cuda.with_splits_room(bytes),
                         None => cuda,
                     };
-                    beside(&cuda, &case, start, (240, 40))
+                    beside(&cuda, &case, start, 240, 40)
                 };
                 let whole = run(None);
                 for room in [1, 40_000] {

@@ -11,7 +11,7 @@ fn logits(n: usize, seed: u64) -> Vec<f32> {
 fn token(logits: &[f32], history: &[u32], prompt: usize, sampling: &Sampling) -> u32 {
     let mut copy = logits.to_vec();
     let mut scratch = Scratch::default();
-    sample(&mut copy, (history, prompt), sampling, None, &mut scratch).unwrap().token
+    sample(&mut copy, History::new(history, prompt), sampling, None, &mut scratch).unwrap().token
 }
 
 /// Filters as their definitions say, over a fully sorted vocabulary, then Gumbel-max in `f32`.
@@ -88,7 +88,8 @@ fn penalties_and_biases_change_the_choice_and_not_the_log_probability() {
     assert_eq!(with(Sampling { logit_bias: vec![(3, 2.1)], ..greedy.clone() }), 3);
     let banned = Sampling { logit_bias: vec![(0, f32::NEG_INFINITY)], ..greedy };
     let mut copy = logits;
-    let drawn = sample(&mut copy, (&[0], 1), &banned, Some(2), &mut Scratch::default()).unwrap();
+    let drawn = sample(&mut copy, History::new(&[0], 1), &banned, Some(2), &mut Scratch::default())
+        .unwrap();
     let log_sum = logits.iter().map(|&x| f64::from(x).exp()).sum::<f64>().ln();
     assert_eq!(drawn.token, 1);
     let scored = drawn.scored.unwrap();
@@ -102,7 +103,8 @@ fn penalties_and_biases_change_the_choice_and_not_the_log_probability() {
 fn what_is_no_number_is_an_error_and_not_a_token() {
     let error = |logits: &[f32]| {
         let s = Sampling { temperature: 1.0, ..Sampling::default() };
-        sample(&mut logits.to_vec(), (&[], 0), &s, None, &mut Scratch::default()).unwrap_err()
+        sample(&mut logits.to_vec(), History::default(), &s, None, &mut Scratch::default())
+            .unwrap_err()
     };
     assert_eq!(error(&[1.0, f32::NAN]), SampleError::NotNumbers);
     assert_eq!(error(&[f32::INFINITY, 1.0]), SampleError::NotNumbers);
