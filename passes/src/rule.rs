@@ -338,11 +338,12 @@ impl compiler::Rule for Rule {
             }
             (Some(grid), _) => {
                 let block = grid.block().map_or(1, |block| block.get());
+                // Of all weights of a width the same, so that it is said once.
                 let rule = format!(
-                    "rows of {width} cannot be divided into blocks of {block}, as {grid} has them; name \
-                     another grid for it in a rule before, such as q8_0, or leave it out by ignore"
+                    "rows of {width} cannot be divided into blocks of {block}; name another grid for \
+                     such weights in a rule before, such as q8_0, or leave them out by ignore"
                 );
-                Err(Refusal { what: spec.tensor.clone(), rule })
+                Err(Refusal { what: grid.to_string(), rule })
             }
             (None, &Settings { bits: Some(bits), symmetric, group, .. }) => {
                 let scale = scale_dtype(spec.dtype);

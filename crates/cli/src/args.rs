@@ -94,8 +94,8 @@ pub(crate) struct Compile {
     /// The checkpoint: a folder, or a repository id in the local cache. Quote it with a leading `./`
     /// if a folder has a command's name.
     pub(crate) model: String,
-    /// The built-in recipe: int4 or int8. Use int4 for the smallest model that still answers right,
-    /// int8 for one that is hard to tell from the original.
+    /// The built-in recipe: int4, int8 or q4_k. Use int4 for the smallest model that still answers
+    /// right, int8 for one that is hard to tell from the original, q4_k for a GGUF file.
     #[arg(long, value_name = "NAME", conflicts_with = "recipe")]
     pub(crate) quant: Option<String>,
     /// A recipe: a TOML file, a built-in one's name, or an artifact's folder. Use it for what the

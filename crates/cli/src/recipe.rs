@@ -7,7 +7,7 @@ use crate::request::Named;
 use serde_json::json;
 
 /// The built-in recipes whose artifacts readers are proven to load.
-const OFFERED: [&str; 2] = ["int4", "int8"];
+const OFFERED: [&str; 3] = ["int4", "int8", "q4_k"];
 
 pub(crate) fn run(args: &PrintRecipe) -> Result<(), Failure> {
     let Some(given) = &args.recipe else {

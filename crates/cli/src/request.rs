@@ -46,7 +46,7 @@ impl Named {
             return Self::builtin(given);
         }
         let text = read(path).map_err(|failure| {
-            let builtin = "a recipe is a TOML file, int4 or int8, or an artifact's folder; \
+            let builtin = "a recipe is a TOML file, int4, int8 or q4_k, or an artifact's folder; \
                            optimize recipe int4 > my.toml makes one";
             if path.exists() { failure } else { failure.with_hint(builtin) }
         })?;
