@@ -182,7 +182,10 @@ fn before(
         let decisions = settings.get("decisions").cloned().map(serde_json::from_value);
         return Ok(decisions.and_then(Result::ok));
     }
-    let Some(report) = destination.existing() else { return Ok(None) };
+    // What is to be replaced may be of another source: nobody compares them then.
+    let Some(report) = destination.existing().filter(|_| !destination.force()) else {
+        return Ok(None);
+    };
     let mut settings = serde_json::to_value(report).unwrap_or_default();
     forget_gate(&mut settings);
     Ok(report.decisions.clone().filter(|_| same(&settings)))
