@@ -7,7 +7,7 @@ use crate::rtn::rtn;
 use crate::solve::matrix;
 use backend::Backend;
 use compiler::{Cost, Decisions, Held, Observe, PassCx, PassError, Stage, Survey};
-use ir::{Block, Grid, Input, ModelSpec, Role, Span, Spec, WeightId};
+use ir::{Block, Grid, Input, Matrix, ModelSpec, Span, Spec, WeightId};
 use std::collections::{BTreeMap, BTreeSet};
 use tensor::DType;
 
@@ -32,8 +32,7 @@ impl Survey for Sensitivity {
         for block in &model.layers {
             let matrices = block.matrices();
             // Of experts, one and its statistics at a time.
-            for same in matrices.chunk_by(|a, b| expert(block, a.weight) == expert(block, b.weight))
-            {
+            for same in matrices.chunk_by(|a, b| expert(a) == expert(b)) {
                 let weights = || same.iter().map(|matrix| matrix.weight);
                 let size = |id: WeightId| match block.weights[id.0 as usize].shape[..] {
                     [rows, width] => [rows as u64, width as u64],
@@ -97,11 +96,11 @@ fn energy(
     Ok(forms(backend, gram, width, x)?.iter().sum())
 }
 
-/// Which expert a weight is of, if it is of one.
-fn expert(block: &Block<Spec>, id: WeightId) -> Option<u32> {
-    match block.weight(id)?.role {
-        Role::Expert(expert, _) => Some(expert),
-        _ => None,
+/// Which expert a matrix is of, if it is of one.
+fn expert(matrix: &Matrix) -> Option<usize> {
+    match matrix.input {
+        Input::All(_) => None,
+        Input::Given { expert, .. } | Input::Gated { expert, .. } => Some(expert),
     }
 }
 
