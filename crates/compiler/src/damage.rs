@@ -3,6 +3,7 @@
 
 use crate::CompileError;
 use crate::pass::PassError;
+use ir::Weight;
 use tensor::Tensor;
 
 /// The fewest rows in a run that is a sign of damage.
@@ -90,6 +91,14 @@ pub(crate) fn check_damage(name: &str, kind: Kind, whole: &Tensor) -> Result<(),
             Err(PassError::Weight { tensor: name.into(), rule: rule.into() }.into())
         }
         _ => Ok(()),
+    }
+}
+
+/// Refuses a weight that is damaged, unless that is allowed.
+pub(crate) fn sound(weight: &Weight, allow_zero: bool) -> Result<(), CompileError> {
+    match allow_zero {
+        true => Ok(()),
+        false => check_damage(&weight.spec.tensor, Kind::Linear, &weight.tensor),
     }
 }
 

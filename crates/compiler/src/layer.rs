@@ -4,7 +4,7 @@
 //! it and for the writer, and goes after that. What a pass changed of it stays until it is written.
 
 use crate::CompileError;
-use crate::damage::{Kind, check_damage};
+use crate::damage::sound;
 use crate::dump::dump;
 use crate::job::Event;
 use crate::pass::{Edit, Held, PassCx, PassError, Stage};
@@ -317,14 +317,6 @@ impl<'t, 'r, 'a> Layer<'t, 'r, 'a> {
             Some(folder) => dump(folder, self.turn.index, stage, &Held::specs(&self.host)),
             None => Ok(()),
         }
-    }
-}
-
-/// Refuses a weight that is damaged, unless that is allowed.
-fn sound(weight: &Weight, allow_zero: bool) -> Result<(), CompileError> {
-    match allow_zero {
-        true => Ok(()),
-        false => check_damage(&weight.spec.tensor, Kind::Linear, &weight.tensor),
     }
 }
 

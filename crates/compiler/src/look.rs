@@ -1,8 +1,7 @@
 //! Surveys are run: the samples go through the layers of the original, and each survey looks on.
 
 use crate::CompileError;
-use crate::damage::{Kind, check_damage};
-use crate::hash::hex;
+use crate::damage::sound;
 use crate::identity::{asked, forget_gate};
 use crate::job::{Event, Progress, Spent, Text};
 use crate::journal::Journal;
@@ -11,12 +10,12 @@ use crate::publish::Destination;
 use crate::recipe::Recipe;
 use crate::streams::Streams;
 use crate::survey::{Decisions, Survey};
-use crate::turn::{Hashes, of_backend, prepare};
+use crate::turn::{Hashes, of_backend, prepare, read};
 use backend::{Backend, Interpreter, Program};
 use calibration::{Model, Streamed, expert};
 use ir::{Block, Spec, Weight, WeightId};
+use rayon::prelude::*;
 use serde_json::Value;
-use sha2::{Digest, Sha256};
 use std::collections::BTreeMap;
 use std::time::Instant;
 
@@ -98,13 +97,11 @@ fn look(
     Looked { block, last }: Looked<'_>,
     decisions: &mut Decisions,
 ) -> Result<(), CompileError> {
-    let mut host = Block { id: block.id, ops: block.ops.clone(), weights: Vec::new() };
-    for spec in &block.weights {
-        host.weights.push(match expert(spec) {
-            Some(_) => Held::Unread(spec.clone()),
-            None => Held::Dense(read(cx, spec, &mut decisions.source)?),
-        });
-    }
+    let unread = |spec: &Spec| Held::Unread(spec.clone());
+    let weights = block.weights.iter().map(unread).collect();
+    let mut host = Block { id: block.id, ops: block.ops.clone(), weights };
+    let rest = (0..block.weights.len()).filter(|&i| expert(&block.weights[i]).is_none());
+    hold(cx, &mut host, &rest.collect::<Vec<_>>(), &mut decisions.source)?;
     let lay_out = |weight: &Weight| prepare(cx.backend, &weight.spec, weight.tensor.clone());
     let mut laid = Vec::with_capacity(host.weights.len());
     for held in &host.weights {
@@ -128,10 +125,7 @@ fn look(
             let held: Vec<usize> = observed
                 .filter(|&i| matches!(host.weights.get(i), Some(Held::Unread(_))))
                 .collect();
-            for &index in &held {
-                let weight = read(cx, &block.weights[index], &mut decisions.source)?;
-                host.weights[index] = Held::Dense(weight);
-            }
+            hold(cx, &mut host, &held, &mut decisions.source)?;
             let context = PassCx { backend: cx.backend, statistics: &statistics };
             let found = survey.see(stage, &host, &context)?;
             for index in held {
@@ -154,15 +148,20 @@ fn look(
     }
 }
 
-/// Reads a weight, and notes its hash.
-fn read(cx: &Surveying<'_>, spec: &Spec, hashes: &mut Hashes) -> Result<Weight, CompileError> {
-    let tensor = cx.model.source.read_view(&spec.at, 0..spec.shape[0])?;
-    if !cx.allow_zero {
-        check_damage(&spec.tensor, Kind::Linear, &tensor)?;
+/// Reads weights of a block, and notes their hashes.
+fn hold(
+    cx: &Surveying<'_>,
+    host: &mut Block<Held>,
+    indices: &[usize],
+    hashes: &mut Hashes,
+) -> Result<(), CompileError> {
+    let specs: Vec<&Spec> = indices.iter().map(|&index| host.weights[index].spec()).collect();
+    let weights = read(cx.model, &specs, hashes)?;
+    weights.par_iter().try_for_each(|weight| sound(weight, cx.allow_zero))?;
+    for (&index, weight) in indices.iter().zip(weights) {
+        host.weights[index] = Held::Dense(weight);
     }
-    let hash = hex(Sha256::new().chain_update(tensor.bytes()));
-    hashes.insert(spec.tensor.clone(), hash);
-    Ok(Weight { spec: spec.clone(), tensor })
+    Ok(())
 }
 
 /// What the unfinished or finished work at the output's place found, if it is this very work: the same

@@ -11,7 +11,7 @@ use crate::plan::{Choice, PlannedBlock, PlannedWeight};
 use crate::streams::Streams;
 use crate::writer::Writer;
 use backend::{Backend, BackendError, BackendExt, DeviceWeight, Interpreter, Program};
-use calibration::{EvalError, Streamed, expert, experts};
+use calibration::{EvalError, Model, Streamed, expert, experts};
 use checkpoint::Rows;
 use ir::{Block, ModelSpec, Quantized, ReadError, Spec, Weight, WeightId};
 use rayon::prelude::*;
@@ -54,32 +54,13 @@ impl<'a> Turn<'_, 'a> {
         !self.job.plan.blocks[self.index + 1..].iter().any(PlannedBlock::observes)
     }
 
-    /// Reads weights, and hashes each; of one that was read before the hash is the same.
+    /// Reads weights of the source: [`read`].
     pub(crate) fn read(
         &self,
         specs: &[&Spec],
         hashes: &mut Hashes,
     ) -> Result<Vec<Weight>, CompileError> {
-        let source = self.job.model.source;
-        let read = |spec: &&Spec| {
-            let spec = *spec;
-            let tensor = source.read_view(&spec.at, 0..spec.shape[0])?;
-            let hash = hex(Sha256::new().chain_update(tensor.bytes()));
-            Ok((Weight { spec: spec.clone(), tensor }, hash))
-        };
-        let all: Vec<(Weight, String)> =
-            specs.par_iter().map(read).collect::<Result<_, CompileError>>()?;
-        let mut weights = Vec::with_capacity(all.len());
-        for (weight, hash) in all {
-            let tensor = &weight.spec.tensor;
-            if hashes.get(tensor).is_some_and(|before| *before != hash) {
-                let rule = "its bytes changed while the model was compiled".into();
-                return Err(PassError::Weight { tensor: tensor.clone(), rule }.into());
-            }
-            hashes.insert(tensor.clone(), hash);
-            weights.push(weight);
-        }
-        Ok(weights)
+        read(self.job.model, specs, hashes)
     }
 
     /// Reads the block but for its experts.
@@ -184,6 +165,34 @@ impl Layouts<'_, '_> {
     pub(crate) fn lead_expert(&self, index: usize) -> Result<DeviceWeight, CompileError> {
         self.lead(index)?.ok_or_else(|| internal("nothing stands for an expert"))
     }
+}
+
+/// Reads weights, and hashes each; of one that was read before the hash is the same.
+pub(crate) fn read(
+    model: Model<'_>,
+    specs: &[&Spec],
+    hashes: &mut Hashes,
+) -> Result<Vec<Weight>, CompileError> {
+    let source = model.source;
+    let read = |spec: &&Spec| {
+        let spec = *spec;
+        let tensor = source.read_view(&spec.at, 0..spec.shape[0])?;
+        let hash = hex(Sha256::new().chain_update(tensor.bytes()));
+        Ok((Weight { spec: spec.clone(), tensor }, hash))
+    };
+    let all: Vec<(Weight, String)> =
+        specs.par_iter().map(read).collect::<Result<_, CompileError>>()?;
+    let mut weights = Vec::with_capacity(all.len());
+    for (weight, hash) in all {
+        let tensor = &weight.spec.tensor;
+        if hashes.get(tensor).is_some_and(|before| *before != hash) {
+            let rule = "its bytes changed while the model was compiled".into();
+            return Err(PassError::Weight { tensor: tensor.clone(), rule }.into());
+        }
+        hashes.insert(tensor.clone(), hash);
+        weights.push(weight);
+    }
+    Ok(weights)
 }
 
 fn internal(what: &str) -> CompileError {
