@@ -21,6 +21,8 @@ pub struct Format {
     pub dense: &'static [DType],
     /// The dtype of vectors, where readers compute with no other.
     pub vectors: Option<DType>,
+    /// The dtype of scales of integers, where readers take no other; the weight's own elsewhere.
+    pub scales: Option<DType>,
     /// Whether readers let a tied head read an embedding that is on a grid.
     pub ties_codes: bool,
 }
@@ -33,6 +35,7 @@ pub static FORMATS: &[Format] = &[
         codecs: &[&pack_quantized::PackQuantized],
         dense: &[],
         vectors: None,
+        scales: None,
         ties_codes: false,
     },
     Format {
@@ -41,6 +44,7 @@ pub static FORMATS: &[Format] = &[
         codecs: &[&gguf::GgufBlocks],
         dense: &[DType::F32, DType::F16, DType::BF16],
         vectors: Some(DType::F32),
+        scales: None,
         ties_codes: true,
     },
 ];
@@ -49,6 +53,16 @@ impl Format {
     /// The format of this name.
     pub fn named(name: &str) -> Option<&'static Self> {
         FORMATS.iter().find(|format| format.name == name)
+    }
+
+    /// The grid with scales as this format stores them.
+    pub fn scaled(&self, grid: Grid) -> Grid {
+        match (grid, self.scales) {
+            (Grid::Int { bits, symmetric, span, .. }, Some(scale)) => {
+                Grid::Int { bits, symmetric, span, scale }
+            }
+            _ => grid,
+        }
     }
 
     /// The codec of a grid.

@@ -91,7 +91,7 @@ impl Arguments {
     fn json(&self) -> Value {
         let (strategy, group_size) = match self.span {
             Span::Channel => ("channel", Value::Null),
-            Span::Group(size) => ("group", size.into()),
+            Span::Group(size) | Span::Scattered(size) => ("group", size.into()),
         };
         json!({
             "num_bits": self.bits,

@@ -239,7 +239,7 @@ fn unfitting(args: &Compile, spec: &ModelSpec, plan: &Plan) -> Vec<String> {
 
 fn words_of(span: Span) -> String {
     match span {
-        Span::Group(size) => format!("take groups of {size}"),
+        Span::Group(size) | Span::Scattered(size) => format!("take groups of {size}"),
         Span::Channel => "take a scale a row".into(),
     }
 }

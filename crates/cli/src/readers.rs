@@ -64,7 +64,7 @@ impl Kind {
             let grids = weights.iter().filter_map(|w| w.grid()?.int());
             for IntGrid { bits, symmetric, span, .. } in grids {
                 let size = match span {
-                    Span::Group(size) => Some(size),
+                    Span::Group(size) | Span::Scattered(size) => Some(size),
                     Span::Channel => None,
                 };
                 match id {

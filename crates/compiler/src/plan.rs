@@ -507,7 +507,7 @@ fn plan_block(
         for (index, rule) in output.rules.iter().enumerate() {
             match rule.grid(&shown, weight) {
                 Ok(None) => continue,
-                Ok(Some(grid)) => grids[weight.0 as usize] = Some((index, grid)),
+                Ok(Some(grid)) => grids[weight.0 as usize] = Some((index, format.scaled(grid))),
                 Err(refusal) => refusals.push(refusal),
             }
             break;

@@ -14,6 +14,8 @@ pub enum Span {
     Channel,
     /// So many consecutive elements of a row; the last group of a row may be shorter.
     Group(usize),
+    /// So many elements of a row, which the matrix says: GPTQ's act-order.
+    Scattered(usize),
 }
 
 /// A set of values that can be stored.
@@ -63,7 +65,7 @@ impl Span {
     pub fn size(self, width: usize) -> usize {
         match self {
             Self::Channel => width.max(1),
-            Self::Group(n) => n.clamp(1, width.max(1)),
+            Self::Group(n) | Self::Scattered(n) => n.clamp(1, width.max(1)),
         }
     }
 
@@ -74,9 +76,11 @@ impl Span {
 }
 
 impl Grid {
-    /// The integer grid that it is, for those who compute with no other.
+    /// The integer grid that it is, for those who compute with no other, and only where what shares a
+    /// scale lies side by side.
     pub fn int(self) -> Option<IntGrid> {
         match self {
+            Self::Int { span: Span::Scattered(_), .. } => None,
             Self::Int { bits, symmetric, span, scale } => {
                 Some(IntGrid { bits, symmetric, span, scale })
             }
@@ -123,6 +127,7 @@ impl Grid {
         match self {
             Self::Int { span: Span::Channel, .. } => None,
             Self::Int { span: Span::Group(n), .. } => NonZeroUsize::new(n),
+            Self::Int { span: Span::Scattered(_), .. } => Some(NonZeroUsize::MAX),
             Self::Block(kind) => NonZeroUsize::new(kind.form().block),
         }
     }
@@ -136,7 +141,11 @@ impl Grid {
                     rows.saturating_mul(width).saturating_mul(usize::from(bits)).div_ceil(8);
                 let zero = if symmetric { 0 } else { usize::from(bits) };
                 let others = groups.saturating_mul(scale.bits() + zero).div_ceil(8);
-                codes.saturating_add(others) as u64
+                let order = match span {
+                    Span::Scattered(_) => width.saturating_mul(size_of::<u32>()),
+                    Span::Channel | Span::Group(_) => 0,
+                };
+                codes.saturating_add(others).saturating_add(order) as u64
             }
             Self::Block(kind) => {
                 let form = kind.form();
@@ -179,6 +188,9 @@ impl std::fmt::Display for Grid {
         match span {
             Span::Channel => write!(f, "int{bits} {zero} per channel, {scale} scales"),
             Span::Group(n) => write!(f, "int{bits} {zero} groups of {n}, {scale} scales"),
+            Span::Scattered(n) => {
+                write!(f, "int{bits} {zero} groups of {n} in act-order, {scale} scales")
+            }
         }
     }
 }

@@ -1,7 +1,9 @@
 //! Matrices on a grid.
 
-use crate::grid::Grid;
+use crate::grid::{Grid, Span};
 use std::ops::Range;
+use std::sync::Arc;
+use tensor::DType;
 
 /// A matrix on a grid.
 #[derive(Clone, Debug, PartialEq)]
@@ -25,6 +27,15 @@ pub enum Params {
         scales: Vec<f32>,
         /// `[out, units]`; empty on a symmetric grid.
         zeros: Vec<i8>,
+    },
+    /// A number each, of groups whose columns lie apart.
+    Scattered {
+        /// `[out, units]`, each a value of the grid's scale dtype.
+        scales: Vec<f32>,
+        /// `[out, units]`; empty on a symmetric grid.
+        zeros: Vec<i8>,
+        /// `[in]`: the unit of each column.
+        groups: Arc<[u32]>,
     },
     /// An inner code times an outer number, as GGUF's blocks have them.
     Nested {
@@ -64,7 +75,7 @@ impl Params {
     fn of(&self, row: usize, unit: usize, counts: Counts) -> [f32; 3] {
         let at = row * counts.units + unit;
         match self {
-            Self::Flat { scales, zeros } => {
+            Self::Flat { scales, zeros } | Self::Scattered { scales, zeros, .. } => {
                 [scales[at], zeros.get(at).map_or(0.0, |&zero| f32::from(zero)), 0.0]
             }
             Self::Nested { scales, mins, outer_scales, outer_mins } => {
@@ -92,7 +103,7 @@ impl Quantized {
     /// The scales `[out, units]` where each is a number of its own; else none.
     pub fn scales(&self) -> &[f32] {
         match &self.params {
-            Params::Flat { scales, .. } => scales,
+            Params::Flat { scales, .. } | Params::Scattered { scales, .. } => scales,
             Params::Nested { .. } => &[],
         }
     }
@@ -100,8 +111,31 @@ impl Quantized {
     /// The zero points `[out, units]`, if there are any.
     pub fn zeros(&self) -> &[i8] {
         match &self.params {
-            Params::Flat { zeros, .. } => zeros,
+            Params::Flat { zeros, .. } | Params::Scattered { zeros, .. } => zeros,
             Params::Nested { .. } => &[],
+        }
+    }
+
+    /// The unit of each column, where those of a unit lie apart.
+    pub fn groups(&self) -> Option<&[u32]> {
+        match &self.params {
+            Params::Scattered { groups, .. } => Some(groups),
+            Params::Flat { .. } | Params::Nested { .. } => None,
+        }
+    }
+
+    /// The same with scales stored as `dtype`: an integer grid's are kept where every one of them is a
+    /// value of that dtype.
+    ///
+    /// # Errors
+    /// With the first scale that is none; an infinite one if the grid's scales cannot be chosen.
+    pub fn rescaled(mut self, dtype: DType) -> Result<Self, f32> {
+        let Grid::Int { scale, .. } = &mut self.grid else { return Err(f32::INFINITY) };
+        *scale = dtype;
+        let is_kept = |s: &&f32| self.grid.stored_scale(**s).to_bits() == s.to_bits();
+        match self.scales().iter().find(|s| !is_kept(s)) {
+            Some(&lost) => Err(lost),
+            None => Ok(self),
         }
     }
 
@@ -115,8 +149,19 @@ impl Quantized {
             return false;
         }
         match (&self.params, self.grid) {
-            (Params::Flat { scales, zeros }, Grid::Int { .. }) => {
-                Some(scales.len()) == units && (zeros.is_empty() || zeros.len() == scales.len())
+            (
+                Params::Flat { scales, zeros },
+                Grid::Int { span: Span::Channel | Span::Group(_), .. },
+            ) => Some(scales.len()) == units && (zeros.is_empty() || zeros.len() == scales.len()),
+            (
+                Params::Scattered { scales, zeros, groups },
+                Grid::Int { span: Span::Scattered(_), .. },
+            ) => {
+                let inside = |&group: &u32| (group as usize) < self.counts().units;
+                Some(scales.len()) == units
+                    && (zeros.is_empty() || zeros.len() == scales.len())
+                    && groups.len() == width
+                    && groups.iter().all(inside)
             }
             (Params::Nested { scales, mins, outer_scales, outer_mins }, Grid::Block(kind)) => {
                 let form = kind.form();
@@ -131,13 +176,18 @@ impl Quantized {
         }
     }
 
-    /// What the columns of row `row` share, from the first to the last.
+    /// What the columns of row `row` share, from the first to the last; where those of a unit lie
+    /// apart, of each column.
     pub fn steps(&self, row: usize) -> impl Iterator<Item = Step> {
-        let ([_, width], counts) = (self.shape, self.counts());
+        let ([_, width], counts, groups) = (self.shape, self.counts(), self.groups());
         let unit = self.grid.unit(width);
-        (0..counts.units).map(move |i| {
-            let [scale, zero, min] = self.params.of(row, i, counts);
-            Step { columns: i * unit..width.min((i + 1) * unit), zero, scale, min }
+        (0..groups.map_or(counts.units, <[u32]>::len)).map(move |i| {
+            let (of, columns) = match groups {
+                Some(groups) => (groups[i] as usize, i..i + 1),
+                None => (i, i * unit..width.min((i + 1) * unit)),
+            };
+            let [scale, zero, min] = self.params.of(row, of, counts);
+            Step { columns, zero, scale, min }
         })
     }
 
@@ -182,6 +232,11 @@ impl Quantized {
                 scales: part(scales, counts.units, &rows, &units),
                 zeros: part(zeros, counts.units, &rows, &units),
             },
+            Params::Scattered { scales, zeros, groups } => Params::Scattered {
+                scales: part(scales, counts.units, &rows, &units),
+                zeros: part(zeros, counts.units, &rows, &units),
+                groups: groups[columns.clone()].into(),
+            },
             Params::Nested { scales, mins, outer_scales, outer_mins } => Params::Nested {
                 scales: part(scales, counts.units, &rows, &units),
                 mins: part(mins, counts.units, &rows, &units),
@@ -198,7 +253,7 @@ impl Quantized {
         let [had, _] = self.shape;
         reserve(&mut self.codes, had, rows);
         match &mut self.params {
-            Params::Flat { scales, zeros } => {
+            Params::Flat { scales, zeros } | Params::Scattered { scales, zeros, .. } => {
                 reserve(scales, had, rows);
                 reserve(zeros, had, rows);
             }
@@ -211,12 +266,16 @@ impl Quantized {
         }
     }
 
-    /// Appends the rows of `part`, which is on the same grid and as wide.
+    /// Appends the rows of `part`, which is on the same grid, as wide, and has its units where these are.
     pub fn append(&mut self, part: &Self) {
         self.shape[0] += part.shape[0];
         self.codes.extend_from_slice(&part.codes);
         match (&mut self.params, &part.params) {
-            (Params::Flat { scales, zeros }, Params::Flat { scales: more, zeros: others }) => {
+            (Params::Flat { scales, zeros }, Params::Flat { scales: more, zeros: others })
+            | (
+                Params::Scattered { scales, zeros, .. },
+                Params::Scattered { scales: more, zeros: others, .. },
+            ) => {
                 scales.extend_from_slice(more);
                 zeros.extend_from_slice(others);
             }
@@ -257,15 +316,17 @@ fn reserve<T>(list: &mut Vec<T>, had: usize, rows: usize) {
 mod tests {
     use super::*;
     use crate::block_kind::BlockKind;
-    use crate::grid::Span;
-    use tensor::DType;
-
     fn int(symmetric: bool, span: Span) -> Quantized {
         let grid = Grid::Int { bits: 4, symmetric, span, scale: DType::F32 };
         let (units, codes) = (grid.units(12), (0..36).map(|i| (i % 16) as i8 - 8).collect());
         let scales = (0..3 * units).map(|i| 0.1 + i as f32 / 7.0).collect();
         let zeros = if symmetric { vec![] } else { (0..3 * units).map(|i| i as i8 - 5).collect() };
-        Quantized { grid, shape: [3, 12], codes, params: Params::Flat { scales, zeros } }
+        let groups = [2, 0, 1, 1, 0, 2, 2, 1, 0, 0, 2, 1].into();
+        let params = match span {
+            Span::Scattered(_) => Params::Scattered { scales, zeros, groups },
+            Span::Channel | Span::Group(_) => Params::Flat { scales, zeros },
+        };
+        Quantized { grid, shape: [3, 12], codes, params }
     }
 
     fn block(kind: BlockKind) -> Quantized {
@@ -287,7 +348,8 @@ mod tests {
     }
 
     fn all() -> Vec<Quantized> {
-        let ints = [Span::Channel, Span::Group(4)].map(|span| [int(true, span), int(false, span)]);
+        let spans = [Span::Channel, Span::Group(4), Span::Scattered(4)];
+        let ints = spans.map(|span| [int(true, span), int(false, span)]);
         ints.into_iter().flatten().chain(BlockKind::ALL.map(block)).collect()
     }
 
@@ -313,7 +375,7 @@ mod tests {
     fn parts_have_the_values_of_the_whole() {
         for q in all() {
             let (width, values) = (q.shape[1], q.dequantize());
-            let step = q.grid.block().map_or(3, |block| block.get());
+            let step = q.grid.block().map_or(3, |block| block.get().min(width));
             for columns in [0..width, 0..step, step..width] {
                 let some = q.cut(1..3, columns.clone()).unwrap();
                 assert!(some.is_whole());
@@ -339,10 +401,38 @@ mod tests {
     }
 
     #[test]
+    fn columns_of_a_group_may_lie_apart() {
+        let mut q = int(true, Span::Scattered(4));
+        let values = q.dequantize();
+        // Column 4 of row 1 is of group 0, whose scale is the fourth.
+        assert_eq!(values[12 + 4], f32::from(q.codes[12 + 4]) * q.scales()[3]);
+        assert_eq!(q.grid.int(), None, "nobody takes its groups for runs of columns");
+        let Params::Scattered { groups, .. } = &mut q.params else { panic!() };
+        *groups = [3; 12].into();
+        assert!(!q.is_whole(), "there is no such group");
+    }
+
+    #[test]
+    fn scales_are_stored_otherwise_only_where_nothing_is_lost() {
+        let q = int(false, Span::Channel);
+        assert_eq!(q.clone().rescaled(DType::F16), Err(q.scales()[0]), "0.1 is no value of F16");
+        let mut half = q.clone();
+        let Params::Flat { scales, .. } = &mut half.params else { panic!() };
+        *scales = vec![0.5, -2.0, 65504.0];
+        let kept = half.clone().rescaled(DType::F16).unwrap();
+        assert_eq!(kept.dequantize(), half.dequantize());
+        let Params::Flat { scales, .. } = &mut half.params else { panic!() };
+        scales[1] = 65536.0;
+        assert_eq!(half.rescaled(DType::F16), Err(65536.0));
+        assert!(block(BlockKind::Q4K).rescaled(DType::F16).is_err());
+    }
+
+    #[test]
     fn what_is_missing_is_seen() {
         for mut q in all() {
             match &mut q.params {
                 Params::Flat { scales, .. } => drop(scales.pop()),
+                Params::Scattered { groups, .. } => *groups = groups[1..].into(),
                 Params::Nested { outer_scales, .. } => drop(outer_scales.pop()),
             }
             assert!(!q.is_whole(), "{}", q.grid);

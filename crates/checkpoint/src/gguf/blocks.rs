@@ -243,7 +243,9 @@ impl Lie {
             self.codes.write(block, i, (i32::from(code) + self.offset) as u8);
         }
         match &q.params {
-            Params::Flat { scales, .. } => put_half(block, self.scale, scales[index]),
+            Params::Flat { scales, .. } | Params::Scattered { scales, .. } => {
+                put_half(block, self.scale, scales[index]);
+            }
             Params::Nested { scales, mins, outer_scales, outer_mins } => {
                 put_half(block, self.scale, outer_scales[index]);
                 let sign = if self.inner.is_some() { 1.0 } else { -1.0 };
