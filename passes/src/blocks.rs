@@ -7,7 +7,7 @@
 //! the best of those around the nearest.
 
 use crate::fit::{Fit, Range, part};
-use ir::{BlockForm, BlockKind, Grid, Quantized};
+use ir::{BlockForm, BlockKind, Codebook, Grid, Inner, Outer, Quantized};
 
 /// The most units of a block.
 const UNITS: usize = 16;
@@ -39,34 +39,38 @@ struct Step {
     scale: f32,
     min: f32,
     /// The codes of both.
-    inner: [i16; 2],
+    inner: [i8; 2],
 }
 
 impl Step {
-    fn of(outer: [f32; 2], inner: [i16; 2]) -> Self {
+    fn of(form: &BlockForm, outer: [f32; 2], inner: [i8; 2]) -> Self {
         // In the order of every reader: what is multiplied first decides the last bit.
-        let [scale, min] = [0, 1].map(|i| outer[i] * f32::from(inner[i]));
-        Self { scale, min, inner }
+        let scale = outer[0] * form.scale.value(inner[0]);
+        Self { scale, min: outer[1] * f32::from(inner[1]), inner }
     }
 
-    /// The nearest code, ties to even; of what is no number, or all codes of one value, the lowest.
+    /// The nearest code, ties to even where levels are integers; of what is no number, or all codes of one
+    /// value, the lowest.
     #[inline]
-    fn code(&self, [low, high]: [f32; 2], x: f32) -> f32 {
+    fn code(&self, levels: Levels, x: f32) -> i8 {
         let code = (x + self.min) / self.scale;
-        let code = if code > low { code } else { low };
-        let code = if code < high { code } else { high };
-        code.round_ties_even()
+        if let Some(book) = levels.book {
+            return book.code(code);
+        }
+        let code = if code > levels.low { code } else { levels.low };
+        let code = if code < levels.high { code } else { levels.high };
+        code.round_ties_even() as i8
     }
 
     #[inline]
-    fn value(&self, code: f32) -> f32 {
-        code * self.scale - self.min
+    fn value(&self, level: f32) -> f32 {
+        level * self.scale - self.min
     }
 
     /// The squared error of the nearest codes, weighed.
-    fn error(&self, bounds: [f32; 2], unit: Weighed<'_>) -> f64 {
+    fn error(&self, levels: Levels, unit: Weighed<'_>) -> f64 {
         let square = |(i, &x): (usize, &f32)| {
-            let error = f64::from(x) - f64::from(self.value(self.code(bounds, x)));
+            let error = f64::from(x) - f64::from(self.value(levels.of(self.code(levels, x))));
             error * error * unit.weight(i)
         };
         unit.weights.iter().enumerate().map(square).sum()
@@ -88,11 +92,11 @@ impl Weighed<'_> {
     /// The scale and the minimum of least squared error for the codes that `step` gives; `None` if these
     /// say nothing of them.
     fn least_squares(&self, step: &Step, form: &BlockForm) -> Option<Step> {
-        let bounds = bounds(form);
+        let levels = Levels::of_form(form);
         let [mut n, mut l, mut ll, mut x, mut xl] = [0f64; 5];
         for (i, &weight) in self.weights.iter().enumerate() {
             let (w, v) = (self.weight(i), f64::from(weight));
-            let code = f64::from(step.code(bounds, weight));
+            let code = f64::from(levels.of(step.code(levels, weight)));
             n += w;
             l += w * code;
             ll += w * code * code;
@@ -116,15 +120,15 @@ impl Weighed<'_> {
 
     /// The best of what is tried, before it is stored.
     fn best(&self, form: &BlockForm, range: Range) -> Step {
-        let (low, high) = form.codes();
-        let codes = (high - low) as f32;
+        let levels = Levels::of_form(form);
+        let codes = levels.high - levels.low;
         let (least, greatest) = extremes(self.weights);
+        let extreme = if -least > greatest { least } else { greatest };
+        let has_sign = matches!(form.scale, Inner::Signed(_)) || form.outer == Outer::F16;
+        let extreme = if has_sign { extreme } else { -extreme.abs() };
         let start = |stretch: f32| match form.min_bits {
-            None => {
-                // One code more lies below zero: it is the extreme's.
-                let extreme = if -least > greatest { least } else { greatest };
-                Step { scale: extreme / (low as f32 + stretch), ..Step::default() }
-            }
+            // The lowest level is the furthest from zero: it is the extreme's.
+            None => Step { scale: extreme / (levels.low + stretch), ..Step::default() },
             Some(bits) => {
                 let least = if bits > 0 { least.min(0.0) } else { least };
                 let scale = (greatest - least) / (codes - stretch);
@@ -140,14 +144,18 @@ impl Weighed<'_> {
         if range == Range::MinMax {
             return whole;
         }
-        let bounds = bounds(form);
-        let mut best = (whole.error(bounds, *self), whole);
-        for tenths in -10..=10 {
-            let mut step = start(f32::from(tenths as i16) / 10.0);
+        let mut best = (whole.error(levels, *self), whole);
+        // A code, or as much of the range as sixteen codes have.
+        let length = if levels.book.is_some() { codes / 16.0 } else { 1.0 };
+        let stretches = (-10..=10i16).map(|tenths| f32::from(tenths) / 10.0 * length);
+        // Or the highest is.
+        let other = |stretch: f32| Step { scale: extreme / (levels.high + stretch), ..whole };
+        let others = stretches.clone().map(other).filter(|_| form.min_bits.is_none() && has_sign);
+        for mut step in stretches.map(start).chain(others) {
             for _ in 0..2 {
                 let Some(better) = self.least_squares(&step, form) else { break };
                 step = better;
-                let error = step.error(bounds, *self);
+                let error = step.error(levels, *self);
                 if error < best.0 {
                     best = (error, step);
                 }
@@ -157,10 +165,32 @@ impl Weighed<'_> {
     }
 }
 
-/// The lowest and the highest code.
-fn bounds(form: &BlockForm) -> [f32; 2] {
-    let (low, high) = form.codes();
-    [low as f32, high as f32]
+/// What codes stand for before they are scaled.
+#[derive(Clone, Copy)]
+struct Levels {
+    /// The lowest and the highest.
+    low: f32,
+    high: f32,
+    /// If they are no integers in a row.
+    book: Option<&'static Codebook>,
+}
+
+impl Levels {
+    fn of_form(form: &BlockForm) -> Self {
+        let (low, high) = match form.levels {
+            None => form.codes(),
+            Some(book) => {
+                let all = book.levels().iter().map(|&level| i32::from(level));
+                (all.clone().min().unwrap_or(0), all.max().unwrap_or(0))
+            }
+        };
+        Self { low: low as f32, high: high as f32, book: form.levels }
+    }
+
+    #[inline]
+    fn of(self, code: i8) -> f32 {
+        f32::from(self.book.map_or(code, |book| book.levels()[usize::from(code as u8)]))
+    }
 }
 
 fn extremes(weights: &[f32]) -> (f32, f32) {
@@ -168,13 +198,17 @@ fn extremes(weights: &[f32]) -> (f32, f32) {
     weights.iter().fold((first, first), |(least, greatest), &x| (least.min(x), greatest.max(x)))
 }
 
-/// The largest code of a scale or a minimum; 1 where the number itself is stored.
-fn top(bits: u8, signed: bool) -> f32 {
-    match (bits, signed) {
-        (0, _) => 1.0,
-        // The code furthest from zero, which is below it.
-        (bits, true) => -((1i32 << (bits - 1)) as f32),
-        (bits, false) => ((1i32 << bits) - 1) as f32,
+/// The code of a scale that is furthest from zero.
+fn furthest(scale: Inner) -> f32 {
+    let (low, high) = scale.codes();
+    f32::from(if low < 0 { low } else { high })
+}
+
+/// How the minimum of a unit is stored.
+fn inner_min(form: &BlockForm) -> Inner {
+    match form.min_bits.unwrap_or(0) {
+        0 => Inner::One,
+        bits => Inner::Unsigned(bits),
     }
 }
 
@@ -189,53 +223,55 @@ impl Blocks {
 
     /// The outer numbers that reach every unit.
     fn outer(&self, form: &BlockForm, steps: &[Step]) -> [f32; 2] {
-        let furthest = |of: fn(&Step) -> f32| {
+        if form.outer == Outer::Tensor {
+            return [1.0, 0.0];
+        }
+        let most = |of: fn(&Step) -> f32| {
             steps.iter().map(of).fold(0f32, |far, x| if x.abs() > far.abs() { x } else { far })
         };
-        let signed = form.min_bits.is_none();
-        let scale = self.stored(furthest(|step| step.scale) / top(form.scale_bits, signed));
-        let min = |bits| self.stored(furthest(|step| step.min) / top(bits, false));
-        let min = form.min_bits.map_or(0.0, min);
-        [scale, min]
+        let scale = self.stored(most(|step| step.scale) / furthest(form.scale));
+        let min = || self.stored(most(|step| step.min) / furthest(inner_min(form)));
+        [scale, form.min_bits.map_or(0.0, |_| min())]
     }
 
     /// The codes of a unit's scale and minimum that are nearest to what it wants, or better.
     fn inner(&self, form: &BlockForm, outer: [f32; 2], wanted: Step, unit: Weighed<'_>) -> Step {
-        let (scale_bits, min_bits) = (form.scale_bits, form.min_bits.unwrap_or(0));
-        let signed = form.min_bits.is_none();
-        let nearest = |wanted: f32, outer: f32, bits: u8, signed: bool| -> [i16; 2] {
-            let top = top(bits, signed);
-            let range = if signed && bits > 0 { [top, -top - 1.0] } else { [0.0, top] };
-            let code = if outer == 0.0 { 0.0 } else { (wanted / outer).round_ties_even() };
-            [code.max(range[0]).min(range[1]) as i16, range[1] as i16]
+        let inner = [form.scale, inner_min(form)];
+        let nearest = |wanted: f32, outer: f32, inner: Inner| {
+            inner.code(if outer == 0.0 { 0.0 } else { wanted / outer })
         };
-        let [scale, most] = nearest(wanted.scale, outer[0], scale_bits, signed);
-        let [min, most_min] = nearest(wanted.min, outer[1], min_bits, false);
-        let one = |bits: u8, code: i16| if bits == 0 { 1 } else { code };
-        let middle = [one(scale_bits, scale), one(min_bits, min)];
-        let mut best = Step::of(outer, middle);
-        if self.range == Range::MinMax || (scale_bits == 0 && min_bits == 0) {
+        let middle =
+            [nearest(wanted.scale, outer[0], inner[0]), nearest(wanted.min, outer[1], inner[1])];
+        let mut best = Step::of(form, outer, middle);
+        if self.range == Range::MinMax || inner == [Inner::One; 2] {
             return best;
         }
-        let bounds = bounds(form);
-        let mut error = best.error(bounds, unit);
-        let lowest = if signed { -most - 1 } else { 0 };
-        let steps = |bits: u8| if bits == 0 { 0..=0 } else { -1i16..=1 };
-        for by in steps(scale_bits) {
-            for min_by in steps(min_bits) {
-                let [scale, min] = [middle[0] + by, middle[1] + min_by];
-                let fits = (lowest..=most).contains(&scale) || scale_bits == 0;
-                if !fits || !((0..=most_min).contains(&min) || min_bits == 0) {
-                    continue;
-                }
-                let step = Step::of(outer, [scale, min]);
-                let other = step.error(bounds, unit);
+        let levels = Levels::of_form(form);
+        let mut error = best.error(levels, unit);
+        let around = |middle: i8, inner: Inner| {
+            let (low, high) = inner.codes();
+            (-1..=1).map(move |by| i16::from(middle) + by).filter(move |c| (low..=high).contains(c))
+        };
+        for scale in around(middle[0], inner[0]) {
+            for min in around(middle[1], inner[1]) {
+                let step = Step::of(form, outer, [scale as i8, min as i8]);
+                let other = step.error(levels, unit);
                 if other < error {
                     (error, best) = (other, step);
                 }
             }
         }
         best
+    }
+
+    /// The power of two that is the best scale of a unit.
+    fn power(&self, form: &BlockForm, wanted: Step, unit: Weighed<'_>) -> f32 {
+        let levels = Levels::of_form(form);
+        let step = |by: f32| Step { scale: self.stored(wanted.scale * by), ..wanted };
+        let all = [1.0, 0.5, 2.0].map(|by| (step(by).error(levels, unit), step(by).scale));
+        all.into_iter()
+            .reduce(|best, other| if other.0 < best.0 { other } else { best })
+            .map_or(1.0, |b| b.1)
     }
 }
 
@@ -258,6 +294,9 @@ impl Fit for Blocks {
             *step = unit(weights).best(form, self.range);
         }
         block.outer = self.outer(form, &block.steps);
+        if form.outer == Outer::E8m0 && self.range != Range::MinMax {
+            block.outer[0] = self.power(form, block.steps[0], unit((0, weights)));
+        }
         let units = weights.chunks(form.unit).enumerate();
         for (step, weights) in block.steps.iter_mut().zip(units) {
             *step = self.inner(form, block.outer, *step, unit(weights));
@@ -268,12 +307,13 @@ impl Fit for Blocks {
     #[inline]
     fn code(&self, block: &Block, at: usize, x: f32) -> i8 {
         let form = self.kind.form();
-        block.steps[at / form.unit % UNITS].code(bounds(form), x) as i8
+        block.steps[at / form.unit % UNITS].code(Levels::of_form(form), x)
     }
 
     #[inline]
     fn value(&self, block: &Block, at: usize, code: i8) -> f32 {
-        block.steps[at / self.kind.form().unit % UNITS].value(f32::from(code))
+        let form = self.kind.form();
+        block.steps[at / form.unit % UNITS].value(Levels::of_form(form).of(code))
     }
 
     fn store(&self, shape: [usize; 2], codes: Vec<i8>, blocks: &[Block]) -> Quantized {
@@ -281,9 +321,9 @@ impl Fit for Blocks {
         let steps = || blocks.iter().flat_map(|block| &block.steps[..form.units()]);
         let stored = |bits: Option<u8>| bits.is_some_and(|bits| bits > 0);
         let params = ir::Params::Nested {
-            scales: match form.scale_bits {
-                0 => Vec::new(),
-                _ => steps().map(|step| step.inner[0] as i8).collect(),
+            scales: match form.scale {
+                Inner::One => Vec::new(),
+                _ => steps().map(|step| step.inner[0]).collect(),
             },
             mins: match stored(form.min_bits) {
                 false => Vec::new(),

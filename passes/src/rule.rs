@@ -161,15 +161,21 @@ const fn legacy(bits: u8) -> Grid {
 }
 
 /// The grids that have names: those of GGUF, as llama.cpp spells them.
-const NAMED: [(&str, Grid); 8] = [
+const NAMED: [(&str, Grid); 14] = [
     ("q4_0", legacy(4)),
     ("q5_0", legacy(5)),
     ("q8_0", legacy(8)),
     ("q4_1", Grid::Block(BlockKind::Q4_1)),
     ("q5_1", Grid::Block(BlockKind::Q5_1)),
+    ("q2_k", Grid::Block(BlockKind::Q2K)),
+    ("q3_k", Grid::Block(BlockKind::Q3K)),
     ("q4_k", Grid::Block(BlockKind::Q4K)),
     ("q5_k", Grid::Block(BlockKind::Q5K)),
     ("q6_k", Grid::Block(BlockKind::Q6K)),
+    ("iq4_nl", Grid::Block(BlockKind::Iq4Nl)),
+    ("iq4_xs", Grid::Block(BlockKind::Iq4Xs)),
+    ("mxfp4", Grid::Block(BlockKind::Mxfp4)),
+    ("nvfp4", Grid::Block(BlockKind::Nvfp4)),
 ];
 
 /// What a named grid decides by itself.

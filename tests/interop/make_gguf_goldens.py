@@ -1,13 +1,30 @@
 """Makes tests/fixtures/gguf: blocks of every type that ggml's quantizer fills, and what ggml reads
 them as. Run with xllamacpp (requirements-llama.txt): make_gguf_goldens.py OUT.gguf"""
 
+import array
 import ctypes
+import math
 import random
 import sys
 
 import llama
 
-KINDS = [kind for kind in llama.BLOCKS if "Q" in kind]
+KINDS = [kind for kind in llama.BLOCKS if llama.BLOCKS[kind][0] > 1]
+
+
+def arbitrary(lib, kind, noise, count):
+    """Blocks of bytes that no quantizer need have made, such as those of a scale below zero, of which every
+    value is a number."""
+    elements, size = llama.BLOCKS[kind]
+    blocks = b""
+    while len(blocks) < count * size:
+        block = bytes(noise.randrange(256) for _ in range(size))
+        read = array.array("f", llama.dequantized(lib, kind, block, elements))
+        # Scales of NVFP4 have no sign, and 127 is no number.
+        sound = kind != "NVFP4" or max(block[:4]) < 127
+        if sound and all(math.isfinite(value) for value in read):
+            blocks += block
+    return blocks
 
 
 def main(path):
@@ -18,9 +35,10 @@ def main(path):
         values = [noise.gauss(0, 1) * (1 + i // width) for i in range(2 * width)]
         values[: width // 2] = [0.0] * (width // 2)
         blocks = llama.quantized(lib, kind, (ctypes.c_float * len(values))(*values), 2, width)
-        tensors.append((f"{kind}.blocks", kind, [2, width], blocks))
-        read = llama.dequantized(lib, kind, blocks, 2 * width)
-        tensors.append((f"{kind}.values", "F32", [2, width], read))
+        blocks += arbitrary(lib, kind, noise, 8)
+        tensors.append((f"{kind}.blocks", kind, [6, width], blocks))
+        read = llama.dequantized(lib, kind, blocks, 6 * width)
+        tensors.append((f"{kind}.values", "F32", [6, width], read))
     keys = [("general.architecture", "str", "golden"), ("golden.text", "str", "caf\u00e9")]
     keys += [("golden.texts", "[str]", ["a", "", "b c"]), ("golden.ids", "[i32]", [-1, 2, 3])]
     keys += [("golden.float", "f32", 1e-5), ("golden.flag", "bool", True), ("golden.byte", "u8", 255)]

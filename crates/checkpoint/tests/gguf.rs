@@ -38,7 +38,9 @@ fn blocks_are_read_and_written_as_ggml_does() {
     };
     let names = header.entries.iter().filter_map(|e| e.name.strip_suffix(".blocks"));
     let kinds: Vec<&str> = names.collect();
-    assert_eq!(kinds, ["Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q8_0", "Q4_K", "Q5_K", "Q6_K"]);
+    let simple = ["Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q8_0"];
+    let nested = ["Q2_K", "Q3_K", "Q4_K", "Q5_K", "Q6_K", "IQ4_NL", "IQ4_XS", "MXFP4", "NVFP4"];
+    assert_eq!(kinds, [&simple[..], &nested].concat());
     for kind in kinds {
         let (entry, blocks) = (entry(&format!("{kind}.blocks")), bytes(&format!("{kind}.blocks")));
         let (grid, shape) = (entry.grid().unwrap(), [entry.shape[0], entry.shape[1]]);
@@ -56,10 +58,16 @@ fn blocks_are_read_and_written_as_ggml_does() {
             let shape = vec![rows.len(), entry.row_bytes];
             Ok(Tensor::new(DType::U8, shape, Bytes::from_slice(part)).unwrap())
         };
-        for rows in [0..2, 1..2, 0..0] {
+        for rows in [0..6, 1..3, 0..0] {
             let at = Slice { rows: rows.clone(), shape };
             let read = GgufBlocks.decode("w", grid, &at, &get).unwrap();
             assert!(read.is_whole() || rows.is_empty());
+            let outers = match &read.params {
+                Params::Flat { scales, .. } | Params::Scattered { scales, .. } => scales,
+                Params::Nested { outer_scales, .. } => outer_scales,
+            };
+            let below = outers.iter().any(|&scale| scale < 0.0);
+            assert!(below != kind.contains("FP4") || rows.len() < 6, "{kind}");
             let values: Vec<u32> = read.dequantize().iter().map(|x| x.to_bits()).collect();
             assert_eq!(values, expected[rows.start * shape[1]..rows.end * shape[1]], "{kind}");
             let mut written = Vec::new();
@@ -72,6 +80,37 @@ fn blocks_are_read_and_written_as_ggml_does() {
             let stored = rows.start * entry.row_bytes..rows.end * entry.row_bytes;
             assert_eq!(written, blocks[stored], "{kind}");
         }
+    }
+}
+
+/// What is no number as a scale is refused, in every type that can say it; ggml reads it as some number.
+#[test]
+fn scales_that_are_no_numbers_are_refused() {
+    let file = golden();
+    let header = header(&file).unwrap();
+    for entry in header.entries.iter().filter(|entry| entry.name.ends_with(".blocks")) {
+        let (grid, width) = (entry.grid().unwrap(), entry.shape[1]);
+        let row = &file[entry.begin as usize..][..entry.row_bytes];
+        let at = Slice { rows: 0..1, shape: [1, width] };
+        let mut refused = 0;
+        for byte in 0..row.len() {
+            let mut row = row.to_vec();
+            row[byte] = 255;
+            // The halves of an F16 that is no number.
+            row[(byte + 1) % entry.row_bytes] |= 124;
+            let get = |_: &str, _: Range<usize>| -> Result<Tensor, Error> {
+                let bytes = Bytes::from_slice(&row);
+                Ok(Tensor::new(DType::U8, vec![1, row.len()], bytes).unwrap())
+            };
+            match GgufBlocks.decode("w", grid, &at, &get) {
+                Ok(read) => assert!(read.dequantize().iter().all(|x| !x.is_nan())),
+                Err(e) => {
+                    assert!(e.to_string().contains("not finite"), "{e}");
+                    refused += 1;
+                }
+            }
+        }
+        assert!(refused > 0, "{}", entry.name);
     }
 }
 

@@ -1,6 +1,8 @@
-//! The blocks of GGUF that are no plain integer grids: nested scales, and minima.
+//! The blocks of GGUF that are no plain integer grids: nested scales, minima, and levels of a table.
 //!
 //! `Q8_0`, `Q5_0` and `Q4_0` are integer grids in groups of 32 with scales of `F16`, and have no row here.
+
+use crate::codebook::{Codebook, E2M1, NON_LINEAR};
 
 /// A block of GGUF, as ggml names it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -9,16 +11,28 @@ pub enum BlockKind {
     Q4_1,
     /// `Q5_1`.
     Q5_1,
+    /// `Q2_K`.
+    Q2K,
+    /// `Q3_K`.
+    Q3K,
     /// `Q4_K`.
     Q4K,
     /// `Q5_K`.
     Q5K,
     /// `Q6_K`.
     Q6K,
+    /// `IQ4_NL`.
+    Iq4Nl,
+    /// `IQ4_XS`.
+    Iq4Xs,
+    /// `MXFP4`.
+    Mxfp4,
+    /// `NVFP4`.
+    Nvfp4,
 }
 
-/// What a block holds: `block` codes; for each `unit` of them a code of the scale and, where there are
-/// minima, one of the minimum; and an `F16` that multiplies all scales, and one all minima.
+/// What a block holds: `block` codes; for each `unit` of them a scale and, where there are minima, a
+/// code of the minimum; and a number that multiplies all scales, and one all minima.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct BlockForm {
     /// As ggml spells it.
@@ -27,39 +41,131 @@ pub struct BlockForm {
     pub bits: u8,
     /// What is taken off a code as it is stored: codes are `0 - offset` to `2^bits - 1 - offset`.
     pub offset: u8,
+    /// The levels of codes; `None` if each is its own.
+    pub levels: Option<&'static Codebook>,
     /// Elements that share a scale.
     pub unit: usize,
     /// Elements that share the outer numbers; a row is whole blocks.
     pub block: usize,
-    /// Bits of a scale's code; 0 if the outer number is the scale.
-    pub scale_bits: u8,
-    /// Bits of a minimum's code, likewise; `None` without minima.
+    /// How the scale of a unit is stored.
+    pub scale: Inner,
+    /// Bits of a minimum's code; 0 if the outer number is the minimum, `None` without minima.
     pub min_bits: Option<u8>,
+    /// How what multiplies all scales, and all minima, is stored.
+    pub outer: Outer,
 }
 
+/// How the scale of a unit is stored, as a multiple of the outer number.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Inner {
+    /// Not at all: each is 1.
+    One,
+    /// An integer of so many bits, from 0 on.
+    Unsigned(u8),
+    /// An integer of so many bits, half of them below 0.
+    Signed(u8),
+    /// Half a float without a sign, of four bits of exponent, biased by 7, and three of mantissa. The half is
+    /// ggml's: its levels are twice those of `E2M1`.
+    Ue4m3,
+}
+
+/// How what multiplies all scales or all minima of a block is stored.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Outer {
+    /// An `F16`.
+    F16,
+    /// The exponent of a power of two, in a byte, from `2^-128` on: half of what OCP's `E8M0` is, as the levels
+    /// are twice those of `E2M1`.
+    E8m0,
+    /// Not in blocks: an `F32` of the whole tensor, or 1 where none is stored.
+    Tensor,
+}
+
+/// The halves of the numbers of `UE4M3`; 127 is none.
+static UE4M3: [f32; 128] = {
+    let mut values = [0.0; 128];
+    let mut code = 1;
+    while code < 127 {
+        let (exponent, mantissa) = (code as u32 >> 3, code as u32 & 7);
+        let (whole, shift) =
+            if exponent == 0 { (mantissa, 117) } else { (8 + mantissa, 116 + exponent) };
+        values[code] = whole as f32 * f32::from_bits(shift << 23);
+        code += 1;
+    }
+    values
+};
+
 const fn form(name: &'static str, bits: u8, unit: usize, block: usize) -> BlockForm {
-    BlockForm { name, bits, offset: 0, unit, block, scale_bits: 0, min_bits: Some(0) }
+    let (scale, outer) = (Inner::One, Outer::F16);
+    BlockForm { name, bits, offset: 0, levels: None, unit, block, scale, min_bits: Some(0), outer }
+}
+
+/// A super-block of 256 whose scales, and minima, are integers of `inner` bits.
+const fn super_block(name: &'static str, bits: u8, unit: usize, inner: u8) -> BlockForm {
+    let scale = Inner::Unsigned(inner);
+    BlockForm { scale, min_bits: Some(inner), ..form(name, bits, unit, 256) }
+}
+
+/// A super-block of 256 without minima, of scales of a sign.
+const fn signed(name: &'static str, bits: u8, unit: usize, inner: u8) -> BlockForm {
+    let scale = Inner::Signed(inner);
+    BlockForm { scale, min_bits: None, ..form(name, bits, unit, 256) }
 }
 
 static Q4_1: BlockForm = form("Q4_1", 4, 32, 32);
 static Q5_1: BlockForm = form("Q5_1", 5, 32, 32);
-static Q4_K: BlockForm = BlockForm { scale_bits: 6, min_bits: Some(6), ..form("Q4_K", 4, 32, 256) };
-static Q5_K: BlockForm = BlockForm { scale_bits: 6, min_bits: Some(6), ..form("Q5_K", 5, 32, 256) };
-static Q6_K: BlockForm =
-    BlockForm { offset: 32, scale_bits: 8, min_bits: None, ..form("Q6_K", 6, 16, 256) };
+static Q2_K: BlockForm = super_block("Q2_K", 2, 16, 4);
+static Q3_K: BlockForm = BlockForm { offset: 4, ..signed("Q3_K", 3, 16, 6) };
+static Q4_K: BlockForm = super_block("Q4_K", 4, 32, 6);
+static Q5_K: BlockForm = super_block("Q5_K", 5, 32, 6);
+static Q6_K: BlockForm = BlockForm { offset: 32, ..signed("Q6_K", 6, 16, 8) };
+static IQ4_NL: BlockForm =
+    BlockForm { levels: Some(&NON_LINEAR), min_bits: None, ..form("IQ4_NL", 4, 32, 32) };
+static IQ4_XS: BlockForm = BlockForm { levels: Some(&NON_LINEAR), ..signed("IQ4_XS", 4, 32, 6) };
+static MXFP4: BlockForm = BlockForm {
+    levels: Some(&E2M1),
+    min_bits: None,
+    outer: Outer::E8m0,
+    ..form("MXFP4", 4, 32, 32)
+};
+static NVFP4: BlockForm = BlockForm {
+    levels: Some(&E2M1),
+    scale: Inner::Ue4m3,
+    min_bits: None,
+    outer: Outer::Tensor,
+    ..form("NVFP4", 4, 16, 64)
+};
 
 impl BlockKind {
     /// Every kind.
-    pub const ALL: [Self; 5] = [Self::Q4_1, Self::Q5_1, Self::Q4K, Self::Q5K, Self::Q6K];
+    pub const ALL: [Self; 11] = [
+        Self::Q4_1,
+        Self::Q5_1,
+        Self::Q2K,
+        Self::Q3K,
+        Self::Q4K,
+        Self::Q5K,
+        Self::Q6K,
+        Self::Iq4Nl,
+        Self::Iq4Xs,
+        Self::Mxfp4,
+        Self::Nvfp4,
+    ];
 
     /// Its row of the table.
     pub fn form(self) -> &'static BlockForm {
         match self {
             Self::Q4_1 => &Q4_1,
             Self::Q5_1 => &Q5_1,
+            Self::Q2K => &Q2_K,
+            Self::Q3K => &Q3_K,
             Self::Q4K => &Q4_K,
             Self::Q5K => &Q5_K,
             Self::Q6K => &Q6_K,
+            Self::Iq4Nl => &IQ4_NL,
+            Self::Iq4Xs => &IQ4_XS,
+            Self::Mxfp4 => &MXFP4,
+            Self::Nvfp4 => &NVFP4,
         }
     }
 }
@@ -83,8 +189,86 @@ impl BlockForm {
 
     /// Bytes of a block.
     pub fn bytes(&self) -> usize {
-        let inner = usize::from(self.scale_bits) + usize::from(self.min_bits.unwrap_or(0));
+        let inner = usize::from(self.scale.bits()) + usize::from(self.min_bits.unwrap_or(0));
         let bits = self.block * usize::from(self.bits) + self.units() * inner;
-        bits / 8 + 2 * self.outers()
+        bits / 8 + self.outer.bytes() * self.outers()
+    }
+}
+
+impl Inner {
+    /// Bits of a code.
+    pub fn bits(self) -> u8 {
+        match self {
+            Self::One => 0,
+            Self::Unsigned(bits) | Self::Signed(bits) => bits,
+            Self::Ue4m3 => 8,
+        }
+    }
+
+    /// The lowest and the highest code; 1 where none is stored.
+    pub fn codes(self) -> (i16, i16) {
+        match self {
+            Self::One => (1, 1),
+            Self::Unsigned(bits) => (0, (1 << bits) - 1),
+            Self::Signed(bits) => (-(1 << (bits - 1)), (1 << (bits - 1)) - 1),
+            Self::Ue4m3 => (0, 126),
+        }
+    }
+
+    /// What a code multiplies the outer number by.
+    pub fn value(self, code: i8) -> f32 {
+        match self {
+            Self::Ue4m3 => UE4M3[usize::from(code as u8 & 127)],
+            _ => f32::from(code),
+        }
+    }
+
+    /// The code whose value is nearest; of what is no number the lowest.
+    pub fn code(self, value: f32) -> i8 {
+        let (low, high) = self.codes();
+        if self == Self::Ue4m3 {
+            // The codes rise with their values.
+            let next = UE4M3[..127].partition_point(|&v| v < value).min(126);
+            let below = next.saturating_sub(1);
+            let is_below = value - UE4M3[below] <= UE4M3[next] - value;
+            return if is_below || value.is_nan() { below as i8 } else { next as i8 };
+        }
+        let code = value.round_ties_even();
+        let code = if code > f32::from(low) { code } else { f32::from(low) };
+        code.min(f32::from(high)) as i8
+    }
+}
+
+impl Outer {
+    /// Bytes in a block.
+    pub fn bytes(self) -> usize {
+        match self {
+            Self::F16 => 2,
+            Self::E8m0 => 1,
+            Self::Tensor => 0,
+        }
+    }
+
+    /// A number as it is stored: the nearest that there is. The least power of two stands for what has none.
+    pub fn stored(self, x: f32) -> f32 {
+        match self {
+            Self::F16 => half::f16::from_f32(x).to_f32(),
+            Self::E8m0 => power_of_two(x),
+            Self::Tensor => x,
+        }
+    }
+}
+
+/// The nearest of `2^-128` to `2^126`; the least for what is not above it.
+fn power_of_two(x: f32) -> f32 {
+    // Half a step added carries into the exponent; nothing is left of the mantissa.
+    let nearest = |x: f32| f32::from_bits((x.to_bits() + (1 << 22)) & 0x7f80_0000);
+    let (up, down) = (f32::from_bits((127 + 64) << 23), f32::from_bits((127 - 64) << 23));
+    let (least, most) = (f32::from_bits(1 << 21), f32::from_bits((127 + 126) << 23));
+    match x {
+        x if x >= 1.0 => nearest(x.min(most)).min(most),
+        // What has no exponent of its own has one after it is multiplied.
+        x if x > least => nearest(x * up) * down,
+        _ => least,
     }
 }

@@ -4,6 +4,7 @@
 //! of levels, in who shares a scale, and in how scales are stored; see [`crate::Params`].
 
 use crate::block_kind::BlockKind;
+use crate::codebook::Codebook;
 use std::num::NonZeroUsize;
 use tensor::DType;
 
@@ -50,11 +51,11 @@ pub struct IntGrid {
 }
 
 /// The integers that a byte holds in two's complement, by the byte.
-static INTEGERS: [f32; 256] = {
-    let mut levels = [0.0; 256];
+static INTEGERS: [i8; 256] = {
+    let mut levels = [0; 256];
     let mut byte = 0;
     while byte < 256 {
-        levels[byte] = byte as u8 as i8 as f32;
+        levels[byte] = byte as u8 as i8;
         byte += 1;
     }
     levels
@@ -88,11 +89,17 @@ impl Grid {
         }
     }
 
-    /// The value of each code before it is scaled, by the code's byte.
-    pub fn levels(self) -> &'static [f32] {
+    /// The levels of codes, where they are not the codes themselves.
+    pub fn codebook(self) -> Option<&'static Codebook> {
         match self {
-            Self::Int { .. } | Self::Block(_) => &INTEGERS,
+            Self::Int { .. } => None,
+            Self::Block(kind) => kind.form().levels,
         }
+    }
+
+    /// The value of each code before it is scaled, by the code's byte: an integer on every grid.
+    pub fn levels(self) -> &'static [i8; 256] {
+        self.codebook().map_or(&INTEGERS, Codebook::levels)
     }
 
     /// What shares a scale.
@@ -163,12 +170,12 @@ impl Grid {
         }
     }
 
-    /// `scale` as it will be stored: rounded to the nearest value of the dtype that scales, or the
-    /// outer numbers of nested ones, are stored in.
+    /// `scale` as it will be stored: rounded to the nearest value that scales, or the outer numbers of
+    /// nested ones, are stored as.
     pub fn stored_scale(self, scale: f32) -> f32 {
         let dtype = match self {
             Self::Int { scale, .. } => scale,
-            Self::Block(_) => DType::F16,
+            Self::Block(kind) => return kind.form().outer.stored(scale),
         };
         match dtype {
             DType::BF16 => half::bf16::from_f32(scale).to_f32(),

@@ -7,6 +7,7 @@
 mod block;
 mod block_kind;
 mod cache;
+mod codebook;
 mod grid;
 mod held;
 mod inventory;
@@ -22,8 +23,9 @@ mod verify;
 mod view;
 
 pub use block::{Block, BlockId, Spec, Value, Weight, WeightId};
-pub use block_kind::{BlockForm, BlockKind};
+pub use block_kind::{BlockForm, BlockKind, Inner, Outer};
 pub use cache::{Cache, CacheId, Keep};
+pub use codebook::Codebook;
 pub use grid::{Grid, IntGrid, Span};
 pub use held::held_elements;
 pub use inventory::Inventory;

@@ -1,5 +1,7 @@
 //! Matrices on a grid.
 
+use crate::block_kind::Inner;
+use crate::codebook::Codebook;
 use crate::grid::{Grid, Span};
 use std::ops::Range;
 use std::sync::Arc;
@@ -39,11 +41,11 @@ pub enum Params {
     },
     /// An inner code times an outer number, as GGUF's blocks have them.
     Nested {
-        /// `[out, units]`: the codes of the scales; empty if each is 1.
+        /// `[out, units]`: the codes of the scales, see [`Inner`]; empty if each is 1.
         scales: Vec<i8>,
         /// `[out, units]`: those of the minima; empty if each is 1, or there are none.
         mins: Vec<u8>,
-        /// `[out, blocks]`: what the codes of the scales are multiplied by, each a value of `F16`.
+        /// `[out, blocks]`: what the codes of the scales are multiplied by, each as [`crate::Outer`] says.
         outer_scales: Vec<f32>,
         /// `[out, blocks]`: likewise of the minima; empty if there are none.
         outer_mins: Vec<f32>,
@@ -63,11 +65,12 @@ pub struct Step {
     pub min: f32,
 }
 
-/// How many units and blocks a row has.
+/// How many units and blocks a row has, and how the scale of a unit is stored.
 #[derive(Clone, Copy)]
 struct Counts {
     units: usize,
     blocks: usize,
+    inner: Inner,
 }
 
 impl Params {
@@ -81,7 +84,7 @@ impl Params {
             Self::Nested { scales, mins, outer_scales, outer_mins } => {
                 let block = row * counts.blocks + unit * counts.blocks / counts.units;
                 // In ggml's order: what is multiplied first decides the last bit.
-                let scale = scales.get(at).map_or(1.0, |&code| f32::from(code));
+                let scale = scales.get(at).map_or(1.0, |&code| counts.inner.value(code));
                 let min = mins.get(at).map_or(1.0, |&code| f32::from(code));
                 let outer_min = outer_mins.get(block).copied().unwrap_or(0.0);
                 [outer_scales[block] * scale, 0.0, outer_min * min]
@@ -95,8 +98,11 @@ impl Quantized {
         let [_, width] = self.shape;
         let units = self.grid.units(width);
         match self.grid {
-            Grid::Int { .. } => Counts { units, blocks: units },
-            Grid::Block(kind) => Counts { units, blocks: width / kind.form().block },
+            Grid::Int { .. } => Counts { units, blocks: units, inner: Inner::One },
+            Grid::Block(kind) => {
+                let form = kind.form();
+                Counts { units, blocks: width / form.block, inner: form.scale }
+            }
         }
     }
 
@@ -143,7 +149,7 @@ impl Quantized {
     /// symmetric grid may do without zero points.
     pub fn is_whole(&self) -> bool {
         let [rows, width] = self.shape;
-        let Counts { units, blocks } = self.counts();
+        let Counts { units, blocks, .. } = self.counts();
         let (units, blocks) = (rows.checked_mul(units), rows.checked_mul(blocks));
         if Some(self.codes.len()) != rows.checked_mul(width) {
             return false;
@@ -167,7 +173,7 @@ impl Quantized {
                 let form = kind.form();
                 let inner = |bits: Option<u8>| if bits.unwrap_or(0) > 0 { units } else { Some(0) };
                 width.is_multiple_of(form.block)
-                    && Some(scales.len()) == inner(Some(form.scale_bits))
+                    && Some(scales.len()) == inner(Some(form.scale.bits()))
                     && Some(mins.len()) == inner(form.min_bits)
                     && Some(outer_scales.len()) == blocks
                     && Some(outer_mins.len()) == form.min_bits.map_or(Some(0), |_| blocks)
@@ -196,10 +202,17 @@ impl Quantized {
     pub fn dequantize_row(&self, row: usize, out: &mut [f32]) {
         let [_, width] = self.shape;
         let codes = &self.codes[row * width..(row + 1) * width];
+        let codebook = self.grid.codebook().map(Codebook::levels);
         for Step { columns, zero, scale, min } in self.steps(row) {
-            for (out, &code) in out[columns.clone()].iter_mut().zip(&codes[columns]) {
-                // The levels of every grid yet: to convert is faster than to look up.
-                *out = (f32::from(code) - zero) * scale - min;
+            let pairs = out[columns.clone()].iter_mut().zip(&codes[columns]);
+            match codebook {
+                // To convert is faster than to look up.
+                None => pairs.for_each(|(out, &code)| {
+                    *out = (f32::from(code) - zero) * scale - min;
+                }),
+                Some(levels) => pairs.for_each(|(out, &code)| {
+                    *out = (f32::from(levels[usize::from(code as u8)]) - zero) * scale - min;
+                }),
             }
         }
     }
@@ -336,9 +349,9 @@ mod tests {
         let code = |i: usize| (low + (i * 7 % (high - low + 1) as usize) as i32) as i8;
         let inner = |bits: u8| if bits > 0 { units } else { 0 };
         let mins = form.min_bits.map_or(0, inner);
-        let outer = |i: usize| half::f16::from_f32(0.01 + i as f32 / 97.0).to_f32();
+        let outer = |i: usize| form.outer.stored(0.01 + i as f32 / 97.0);
         let params = Params::Nested {
-            scales: (0..inner(form.scale_bits)).map(|i| (i * 5 % 61) as i8).collect(),
+            scales: (0..inner(form.scale.bits())).map(|i| (i * 5 % 61) as i8).collect(),
             mins: (0..mins).map(|i| (i * 11 % 63) as u8).collect(),
             outer_scales: (0..blocks).map(outer).collect(),
             outer_mins: form.min_bits.map_or(0..0, |_| 0..blocks).map(outer).collect(),
@@ -363,7 +376,7 @@ mod tests {
                 for Step { columns, zero, scale, min } in q.steps(row) {
                     for column in columns {
                         let code = q.codes[row * q.shape[1] + column];
-                        let level = q.grid.levels()[usize::from(code as u8)];
+                        let level = f32::from(q.grid.levels()[usize::from(code as u8)]);
                         assert_eq!(out[column].to_bits(), ((level - zero) * scale - min).to_bits());
                     }
                 }
@@ -395,9 +408,54 @@ mod tests {
     #[test]
     fn blocks_are_as_long_as_those_of_ggml() {
         let bytes = BlockKind::ALL.map(|kind| (kind.form().name, kind.form().bytes()));
-        let ggml = [("Q4_1", 20), ("Q5_1", 24), ("Q4_K", 144), ("Q5_K", 176), ("Q6_K", 210)];
+        let ggml = [
+            ("Q4_1", 20),
+            ("Q5_1", 24),
+            ("Q2_K", 84),
+            ("Q3_K", 110),
+            ("Q4_K", 144),
+            ("Q5_K", 176),
+            ("Q6_K", 210),
+            ("IQ4_NL", 18),
+            ("IQ4_XS", 136),
+            ("MXFP4", 17),
+            ("NVFP4", 36),
+        ];
         assert_eq!(bytes, ggml);
         assert_eq!(Grid::Block(BlockKind::Q4K).bytes([3, 512]), 3 * 2 * 144);
+    }
+
+    /// The values of `ggml_ue4m3_to_fp32`, and what lies between them.
+    #[test]
+    fn small_floats_have_the_nearest_code() {
+        let inner = Inner::Ue4m3;
+        let of_ggml = [(1, 2f32.powi(-10)), (7, 7.0 * 2f32.powi(-10)), (8, 2f32.powi(-7))];
+        for (code, value) in of_ggml.into_iter().chain([(0x38, 0.5), (0x3f, 0.9375), (0x7e, 224.0)])
+        {
+            assert_eq!(inner.value(code), value);
+        }
+        for code in 0..126i8 {
+            let [this, next] = [code, code + 1].map(|code| inner.value(code));
+            assert_eq!(inner.code(this), code);
+            assert_eq!(inner.code(this + 0.51 * (next - this)), code + 1);
+            assert_eq!(inner.code(this + 0.49 * (next - this)), code);
+        }
+        assert_eq!([-1.0, 1e9, f32::INFINITY, f32::NAN].map(|x| inner.code(x)), [0, 126, 126, 0]);
+        assert_eq!([-9.0, 62.6, 1e9, f32::NAN].map(|x| Inner::Unsigned(6).code(x)), [0, 63, 63, 0]);
+        assert_eq!([-40.0, -1.4, 40.0].map(|x| Inner::Signed(6).code(x)), [-32, -1, 31]);
+    }
+
+    #[test]
+    fn powers_of_two_are_the_nearest_that_a_byte_holds() {
+        let stored = |x: f32| crate::Outer::E8m0.stored(x);
+        for exponent in -128..=126 {
+            let value = 2f64.powi(exponent) as f32;
+            assert_eq!([value, value * 1.25, value * 0.8].map(stored), [value; 3]);
+        }
+        let (least, most) = (2f64.powi(-128) as f32, 2f32.powi(126));
+        assert_eq!([0.0, -1.0, f32::NAN, 1e-45].map(stored), [least; 4]);
+        assert_eq!([f32::MAX, f32::INFINITY].map(stored), [most; 2]);
+        assert_eq!([1.49, 1.51].map(stored), [1.0, 2.0]);
     }
 
     #[test]

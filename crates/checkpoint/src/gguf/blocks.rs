@@ -8,7 +8,8 @@ use crate::codec::{Codec, Get, Grain, Put, Slice};
 use crate::error::Error;
 use crate::layout::Planned;
 use half::f16;
-use ir::{BlockKind, Grid, IntGrid, Params, Quantized, Span};
+use ir::{BlockKind, Grid, IntGrid, Outer, Params, Quantized, Span};
+use std::ops::Range;
 use tensor::DType;
 
 /// The codec.
@@ -22,156 +23,163 @@ struct Lie {
     block: usize,
     /// Its bytes.
     bytes: usize,
-    /// What is added to a code to store it.
-    offset: i32,
-    /// The outer scale, and the outer minimum.
+    /// How the outer numbers are stored, and where: the scale and the minimum.
+    outer: Outer,
     scale: usize,
     min: Option<usize>,
     /// The codes of scales and minima.
-    inner: Option<(usize, Inner)>,
-    codes: Codes,
+    inner: Inner,
+    codes: Packed,
 }
 
+/// The codes of the scales of all units, and after them those of the minima.
 #[derive(Clone, Copy)]
 enum Inner {
-    /// Eight scales and eight minima of 6 bits in twelve bytes.
-    Sixes,
-    /// Signed bytes.
-    Bytes,
-}
-
-/// How codes lie.
-#[derive(Clone, Copy)]
-enum Codes {
-    /// A byte each, from here on.
-    Bytes(usize),
-    /// Four bits from `low` on: of each `chunk` elements, the first half of them in the low halves of
-    /// `chunk / 2` bytes, the others in the high halves.
-    Halves { low: usize, chunk: usize, high: High },
-}
-
-/// The bits above the lowest four.
-#[derive(Clone, Copy)]
-enum High {
     None,
-    /// One of each element, in order.
-    Row(usize),
-    /// So many of each: those of every 32nd element share a byte, `8 / bits` in all.
-    Column {
-        at: usize,
-        bits: u32,
-    },
+    /// Eight scales and eight minima of 6 bits in twelve bytes.
+    Sixes(usize),
+    Packed(Packed),
 }
 
-const LEGACY: Lie = Lie {
-    block: 32,
-    bytes: 18,
-    offset: 8,
-    scale: 0,
-    min: None,
-    inner: None,
-    codes: Codes::Halves { low: 2, chunk: 32, high: High::None },
-};
+/// A list of small integers.
+#[derive(Clone, Copy)]
+struct Packed {
+    low: Plane,
+    /// The bits above.
+    high: Option<Plane>,
+    /// What is added to an integer to store it. One of eight bits is stored in two's complement.
+    bias: u8,
+}
 
-const fn halves(low: usize, chunk: usize, high: High) -> Codes {
-    Codes::Halves { low, chunk, high }
+/// Some bits of each integer of a list, from a byte on. Of each `run * 8 / bits` integers those of the first
+/// `run` are the lowest bits of as many bytes, those of the next `run` lie above them, and so on.
+#[derive(Clone, Copy)]
+struct Plane {
+    at: usize,
+    bits: u32,
+    run: usize,
+}
+
+impl Plane {
+    const fn new(at: usize, bits: u32, run: usize) -> Self {
+        Self { at, bits, run }
+    }
+
+    /// Of each run of so many integers in all: the bit from which they lie, which they are, and their bytes.
+    fn pieces(self, codes: usize) -> impl Iterator<Item = (u32, Range<usize>, Range<usize>)> {
+        let Self { at, bits, run } = self;
+        let pieces = 8 / bits as usize;
+        (0..codes / run).map(move |piece| {
+            let byte = at + piece / pieces * run;
+            (bits * (piece % pieces) as u32, piece * run..(piece + 1) * run, byte..byte + run)
+        })
+    }
+
+    fn mask(self) -> u8 {
+        u8::MAX >> (8 - self.bits)
+    }
+
+    /// Sets its bits in integers, from bit `shift` on.
+    fn read(self, block: &[u8], codes: &mut [i8], shift: u32) {
+        let mask = self.mask();
+        for (from, codes_at, bytes) in self.pieces(codes.len()) {
+            for (code, &byte) in codes[codes_at].iter_mut().zip(&block[bytes]) {
+                *code |= ((byte >> from & mask) << shift) as i8;
+            }
+        }
+    }
+
+    fn write(self, block: &mut [u8], codes: &[i8], shift: u32, bias: u8) {
+        let mask = self.mask();
+        for (from, codes_at, bytes) in self.pieces(codes.len()) {
+            for (byte, &code) in block[bytes].iter_mut().zip(&codes[codes_at]) {
+                *byte |= ((code as u8).wrapping_add(bias) >> shift & mask) << from;
+            }
+        }
+    }
+}
+
+impl Packed {
+    const fn new(low: Plane) -> Self {
+        Self { low, high: None, bias: 0 }
+    }
+
+    const fn above(self, high: Plane) -> Self {
+        Self { high: Some(high), ..self }
+    }
+
+    const fn biased(self, bias: u8) -> Self {
+        Self { bias, ..self }
+    }
+
+    /// Integers that were 0.
+    fn read(self, block: &[u8], codes: &mut [i8]) {
+        self.low.read(block, codes, 0);
+        if let Some(high) = self.high {
+            high.read(block, codes, self.low.bits);
+        }
+        codes.iter_mut().for_each(|code| *code = (*code as u8).wrapping_sub(self.bias) as i8);
+    }
+
+    /// Into bytes that were 0.
+    fn write(self, block: &mut [u8], codes: &[i8]) {
+        self.low.write(block, codes, 0, self.bias);
+        if let Some(high) = self.high {
+            high.write(block, codes, self.low.bits, self.bias);
+        }
+    }
 }
 
 /// The place of each part of a block; `None` for a grid that GGUF has not.
 fn lie(grid: Grid) -> Option<Lie> {
-    let k = Lie {
-        block: 256,
-        bytes: 144,
-        offset: 0,
-        min: Some(2),
-        inner: Some((4, Inner::Sixes)),
-        codes: halves(16, 64, High::None),
-        ..LEGACY
+    let (block, outer) = match grid {
+        Grid::Int { .. } => (32, Outer::F16),
+        Grid::Block(kind) => (kind.form().block, kind.form().outer),
     };
-    Some(match grid {
-        Grid::Int { .. } => {
-            let IntGrid { bits, symmetric, span, scale } = grid.int()?;
-            if !symmetric || span != Span::Group(32) || scale != DType::F16 {
-                return None;
-            }
-            match bits {
-                4 => LEGACY,
-                5 => Lie { bytes: 22, offset: 16, codes: halves(6, 32, High::Row(2)), ..LEGACY },
-                8 => Lie { bytes: 34, offset: 0, codes: Codes::Bytes(2), ..LEGACY },
-                _ => return None,
-            }
+    let bytes = usize::try_from(grid.bytes([1, block])).ok()?;
+    let plane = |at: usize, bits: u32, run: usize| Packed::new(Plane::new(at, bits, run));
+    let plain = |codes| Lie { block, bytes, outer, scale: 0, min: None, inner: Inner::None, codes };
+    let k = |codes| Lie { min: Some(2), inner: Inner::Sixes(4), ..plain(codes) };
+    let Grid::Block(kind) = grid else {
+        let IntGrid { bits, symmetric, span, scale } = grid.int()?;
+        if !symmetric || span != Span::Group(32) || scale != DType::F16 {
+            return None;
         }
-        Grid::Block(BlockKind::Q4_1) => {
-            let codes = halves(4, 32, High::None);
-            Lie { bytes: 20, offset: 0, min: Some(2), codes, ..LEGACY }
+        return Some(plain(match bits {
+            4 => plane(2, 4, 16).biased(8),
+            5 => plane(6, 4, 16).above(Plane::new(2, 1, 1)).biased(16),
+            8 => plane(2, 8, 32),
+            _ => return None,
+        }));
+    };
+    Some(match kind {
+        BlockKind::Q4_1 => Lie { min: Some(2), ..plain(plane(4, 4, 16)) },
+        BlockKind::Q5_1 => {
+            Lie { min: Some(2), ..plain(plane(8, 4, 16).above(Plane::new(4, 1, 1))) }
         }
-        Grid::Block(BlockKind::Q5_1) => {
-            let codes = halves(8, 32, High::Row(4));
-            Lie { bytes: 24, offset: 0, min: Some(2), codes, ..LEGACY }
+        BlockKind::Q2K => {
+            let inner = Inner::Packed(plane(0, 4, 16));
+            Lie { scale: 80, min: Some(82), inner, ..plain(plane(16, 2, 32)) }
         }
-        Grid::Block(BlockKind::Q4K) => k,
-        Grid::Block(BlockKind::Q5K) => {
-            let codes = halves(48, 64, High::Column { at: 16, bits: 1 });
-            Lie { bytes: 176, codes, ..k }
+        BlockKind::Q3K => {
+            let inner = plane(96, 4, 8).above(Plane::new(104, 2, 4)).biased(32);
+            let codes = plane(32, 2, 32).above(Plane::new(0, 1, 32)).biased(4);
+            Lie { scale: 108, inner: Inner::Packed(inner), ..plain(codes) }
         }
-        Grid::Block(BlockKind::Q6K) => Lie {
-            bytes: 210,
-            offset: 32,
-            scale: 208,
-            min: None,
-            inner: Some((192, Inner::Bytes)),
-            codes: halves(0, 128, High::Column { at: 128, bits: 2 }),
-            ..k
-        },
+        BlockKind::Q4K => k(plane(16, 4, 32)),
+        BlockKind::Q5K => k(plane(48, 4, 32).above(Plane::new(16, 1, 32))),
+        BlockKind::Q6K => {
+            let codes = plane(0, 4, 64).above(Plane::new(128, 2, 32)).biased(32);
+            Lie { scale: 208, inner: Inner::Packed(plane(192, 8, 16)), ..plain(codes) }
+        }
+        BlockKind::Iq4Nl => plain(plane(2, 4, 16)),
+        BlockKind::Iq4Xs => {
+            let inner = plane(4, 4, 1).above(Plane::new(2, 2, 1)).biased(32);
+            Lie { inner: Inner::Packed(inner), ..plain(plane(8, 4, 16)) }
+        }
+        BlockKind::Mxfp4 => plain(plane(1, 4, 16)),
+        BlockKind::Nvfp4 => Lie { inner: Inner::Packed(plane(0, 8, 4)), ..plain(plane(4, 4, 8)) },
     })
-}
-
-impl Codes {
-    /// The byte of element `i`, and the bit from which its lowest four, or eight, are.
-    fn low(self, i: usize) -> (usize, u32) {
-        match self {
-            Self::Bytes(at) => (at + i, 0),
-            Self::Halves { low, chunk, .. } => {
-                let (half, within) = (chunk / 2, i % chunk);
-                (low + i / chunk * half + within % half, 4 * (within / half) as u32)
-            }
-        }
-    }
-
-    /// The byte of the bits above, the bit they begin at, and how many they are.
-    fn high(self, i: usize) -> Option<(usize, u32, u32)> {
-        match self {
-            Self::Halves { high: High::Row(at), .. } => Some((at + i / 8, (i % 8) as u32, 1)),
-            Self::Halves { high: High::Column { at, bits }, .. } => {
-                let chunk = 256 / bits as usize;
-                let byte = at + i / chunk * 32 + i % 32;
-                Some((byte, bits * (i % chunk / 32) as u32, bits))
-            }
-            _ => None,
-        }
-    }
-
-    fn read(self, block: &[u8], i: usize) -> u8 {
-        let (byte, shift) = self.low(i);
-        let Self::Halves { .. } = self else { return block[byte] };
-        let low = block[byte] >> shift & 15;
-        let high = self
-            .high(i)
-            .map_or(0, |(byte, shift, bits)| (block[byte] >> shift & ((1 << bits) - 1)) << 4);
-        low | high
-    }
-
-    fn write(self, block: &mut [u8], i: usize, code: u8) {
-        let (byte, shift) = self.low(i);
-        let Self::Halves { .. } = self else {
-            block[byte] = code;
-            return;
-        };
-        block[byte] |= (code & 15) << shift;
-        if let Some((byte, shift, _)) = self.high(i) {
-            block[byte] |= code >> 4 << shift;
-        }
-    }
 }
 
 /// The scale and the minimum of unit `j` of eight.
@@ -195,12 +203,29 @@ fn put_six(packed: &mut [u8], j: usize, [scale, min]: [u8; 2]) {
     }
 }
 
-fn half_at(block: &[u8], at: usize) -> f32 {
-    f16::from_le_bytes([block[at], block[at + 1]]).to_f32()
+/// An outer number; one that is no number is not finite.
+fn outer_at(outer: Outer, block: &[u8], at: usize) -> f32 {
+    match outer {
+        Outer::F16 => f16::from_le_bytes([block[at], block[at + 1]]).to_f32(),
+        Outer::E8m0 => match block[at] {
+            255 => f32::NAN,
+            // The two lowest have no exponent in `f32`.
+            byte @ (0 | 1) => f32::from_bits(1 << (21 + byte)),
+            byte => f32::from_bits((u32::from(byte) - 1) << 23),
+        },
+        Outer::Tensor => 1.0,
+    }
 }
 
-fn put_half(block: &mut [u8], at: usize, value: f32) {
-    block[at..at + 2].copy_from_slice(&f16::from_f32(value).to_le_bytes());
+fn put_outer(outer: Outer, block: &mut [u8], at: usize, value: f32) {
+    match outer {
+        Outer::F16 => block[at..at + 2].copy_from_slice(&f16::from_f32(value).to_le_bytes()),
+        Outer::E8m0 => {
+            let bits = value.to_bits();
+            block[at] = if bits >> 23 == 0 { bits >> 22 } else { (bits >> 23) + 1 } as u8;
+        }
+        Outer::Tensor => {}
+    }
 }
 
 /// The codes and parameters of blocks.
@@ -213,56 +238,69 @@ struct Decoded {
     outer_mins: Vec<f32>,
 }
 
+/// The most units of a block.
+const UNITS: usize = 16;
+
 impl Lie {
-    fn decode(&self, block: &[u8], to: &mut Decoded) {
-        // A code of eight bits is stored as it is, in two's complement.
-        let code = |i| (i32::from(self.codes.read(block, i)) - self.offset) as u8 as i8;
-        to.codes.extend((0..self.block).map(code));
-        to.outer_scales.push(half_at(block, self.scale));
-        // Added by ggml, taken off by us: exactly so.
-        let sign = if self.inner.is_some() { 1.0 } else { -1.0 };
-        to.outer_mins.extend(self.min.map(|at| sign * half_at(block, at)));
+    /// What multiplies an outer minimum as it is stored: ggml adds that of the simple blocks, and takes off the
+    /// others, as we do all. Exactly so.
+    fn sign(&self) -> f32 {
+        if matches!(self.inner, Inner::None) { -1.0 } else { 1.0 }
+    }
+
+    /// Units, if their scales have codes.
+    fn units(&self, grid: Grid) -> usize {
+        self.block / grid.unit(self.block)
+    }
+
+    fn decode(&self, grid: Grid, block: &[u8], to: &mut Decoded) {
+        let begin = to.codes.len();
+        to.codes.resize(begin + self.block, 0);
+        self.codes.read(block, &mut to.codes[begin..]);
+        to.outer_scales.push(outer_at(self.outer, block, self.scale));
+        to.outer_mins.extend(self.min.map(|at| self.sign() * outer_at(self.outer, block, at)));
         match self.inner {
-            Some((at, Inner::Sixes)) => {
-                let units = (0..8).map(|j| six(&block[at..at + 12], j));
-                for [scale, min] in units {
+            Inner::None => {}
+            Inner::Sixes(at) => {
+                (0..8).map(|j| six(&block[at..at + 12], j)).for_each(|[scale, min]| {
                     to.scales.push(scale as i8);
                     to.mins.push(min);
-                }
+                })
             }
-            Some((at, Inner::Bytes)) => {
-                to.scales.extend(block[at..at + 16].iter().map(|&byte| byte as i8));
+            Inner::Packed(inner) => {
+                let (units, mut codes) = (self.units(grid), [0; 2 * UNITS]);
+                let count = if self.min.is_some() { 2 * units } else { units };
+                inner.read(block, &mut codes[..count]);
+                to.scales.extend_from_slice(&codes[..units]);
+                to.mins.extend(codes[units..count].iter().map(|&code| code as u8));
             }
-            None => {}
         }
     }
 
     /// The bytes of block `index` of a whole weight.
     fn encode(&self, q: &Quantized, index: usize, block: &mut [u8]) {
-        for (i, &code) in q.codes[index * self.block..][..self.block].iter().enumerate() {
-            self.codes.write(block, i, (i32::from(code) + self.offset) as u8);
+        self.codes.write(block, &q.codes[index * self.block..][..self.block]);
+        let Params::Nested { scales, mins, outer_scales, outer_mins } = &q.params else {
+            return put_outer(self.outer, block, self.scale, q.scales()[index]);
+        };
+        put_outer(self.outer, block, self.scale, outer_scales[index]);
+        if let Some(at) = self.min {
+            put_outer(self.outer, block, at, self.sign() * outer_mins[index]);
         }
-        match &q.params {
-            Params::Flat { scales, .. } | Params::Scattered { scales, .. } => {
-                put_half(block, self.scale, scales[index]);
-            }
-            Params::Nested { scales, mins, outer_scales, outer_mins } => {
-                put_half(block, self.scale, outer_scales[index]);
-                let sign = if self.inner.is_some() { 1.0 } else { -1.0 };
-                if let Some(at) = self.min {
-                    put_half(block, at, sign * outer_mins[index]);
-                }
-                match self.inner {
-                    Some((at, Inner::Sixes)) => (0..8).for_each(|j| {
-                        let unit = index * 8 + j;
-                        put_six(&mut block[at..at + 12], j, [scales[unit] as u8, mins[unit]]);
-                    }),
-                    Some((at, Inner::Bytes)) => {
-                        let units = &scales[index * 16..][..16];
-                        block[at..].iter_mut().zip(units).for_each(|(to, &code)| *to = code as u8);
-                    }
-                    None => {}
-                }
+        let units = self.units(q.grid);
+        let scales = scales.get(index * units..).unwrap_or_default();
+        let mins = mins.get(index * units..).unwrap_or_default();
+        match self.inner {
+            Inner::None => {}
+            Inner::Sixes(at) => (0..8).for_each(|j| {
+                put_six(&mut block[at..at + 12], j, [scales[j] as u8, mins[j]]);
+            }),
+            Inner::Packed(inner) => {
+                let mut codes = [0; 2 * UNITS];
+                let count = if self.min.is_some() { 2 * units } else { units };
+                let all = scales[..units].iter().copied().chain(mins.iter().map(|&min| min as i8));
+                codes.iter_mut().zip(all.take(count)).for_each(|(to, code)| *to = code);
+                inner.write(block, &codes[..count]);
             }
         }
     }
@@ -281,8 +319,24 @@ fn row(tensor: &str, grid: Grid, width: usize) -> Result<(Lie, usize), Error> {
     Ok((lie, bytes))
 }
 
+/// Whether the codes of scales and minima are of their grid, and the outer numbers as they are stored.
+fn fits(q: &Quantized, outer: Outer) -> bool {
+    let is_stored = |&x: &f32| x.is_finite() && outer.stored(x).to_bits() == x.to_bits();
+    match (&q.params, q.grid) {
+        (Params::Nested { scales, mins, outer_scales, outer_mins }, Grid::Block(kind)) => {
+            let form = kind.form();
+            let (low, high) = form.scale.codes();
+            scales.iter().all(|&scale| (low..=high).contains(&i16::from(scale)))
+                && mins.iter().all(|&min| u32::from(min) >> form.min_bits.unwrap_or(0) == 0)
+                && outer_scales.iter().chain(outer_mins).all(is_stored)
+        }
+        (Params::Flat { scales, .. }, Grid::Int { .. }) => scales.iter().all(is_stored),
+        _ => false,
+    }
+}
+
 /// Refuses what the blocks cannot hold.
-fn check(tensor: &str, q: &Quantized) -> Result<(), Error> {
+fn check(tensor: &str, q: &Quantized, lie: &Lie) -> Result<(), Error> {
     let broken = |rule: &str| Err(Error::tensor(tensor, rule));
     if !q.is_whole() || !q.zeros().is_empty() {
         return broken("has not as many codes and scales as its shape and grid say");
@@ -291,17 +345,16 @@ fn check(tensor: &str, q: &Quantized) -> Result<(), Error> {
     if q.codes.iter().any(|&code| !(low..=high).contains(&i32::from(code))) {
         return broken("has a code that is not of its grid");
     }
-    let is_half = |&s: &f32| s.is_finite() && f16::from_f32(s).to_f32().to_bits() == s.to_bits();
+    if !fits(q, lie.outer) {
+        return broken("has a scale or a minimum that its blocks cannot hold");
+    }
     match &q.params {
-        Params::Flat { scales, .. } if scales.iter().all(is_half) => Ok(()),
-        Params::Nested { scales, mins, outer_scales, outer_mins }
-            if outer_scales.iter().chain(outer_mins).all(is_half)
-                && mins.iter().all(|&min| min < 64)
-                && (mins.is_empty() || scales.iter().all(|scale| (0..64).contains(scale))) =>
+        Params::Nested { outer_scales, .. }
+            if lie.outer == Outer::Tensor && outer_scales.iter().any(|&factor| factor != 1.0) =>
         {
-            Ok(())
+            broken("is multiplied as a whole, which its blocks do not hold")
         }
-        _ => broken("has a scale or a minimum that its blocks cannot hold"),
+        _ => Ok(()),
     }
 }
 
@@ -323,7 +376,7 @@ impl Codec for GgufBlocks {
         put: &mut Put<'_>,
     ) -> Result<(), Error> {
         let (lie, _) = row(tensor, codes.grid, codes.shape[1])?;
-        check(tensor, codes)?;
+        check(tensor, codes, &lie)?;
         let mut bytes = vec![0; codes.codes.len() / lie.block * lie.bytes];
         for (index, block) in bytes.chunks_exact_mut(lie.bytes).enumerate() {
             lie.encode(codes, index, block);
@@ -346,15 +399,17 @@ impl Codec for GgufBlocks {
             return Err(Error::tensor(tensor, "its stored rows are not as long as they must be"));
         }
         let mut all = Decoded::default();
-        stored.bytes().chunks_exact(lie.bytes).for_each(|block| lie.decode(block, &mut all));
+        all.codes.reserve_exact(stored.bytes().len() / lie.bytes * lie.block);
+        stored.bytes().chunks_exact(lie.bytes).for_each(|block| lie.decode(grid, block, &mut all));
         let Decoded { codes, scales, mins, outer_scales, outer_mins } = all;
-        if !outer_scales.iter().chain(&outer_mins).all(|scale| scale.is_finite()) {
-            return Err(Error::tensor(tensor, "a scale is not finite"));
-        }
         let params = match grid {
             Grid::Int { .. } => Params::Flat { scales: outer_scales, zeros: Vec::new() },
             Grid::Block(_) => Params::Nested { scales, mins, outer_scales, outer_mins },
         };
-        Ok(Quantized { grid, shape, codes, params })
+        let read = Quantized { grid, shape, codes, params };
+        match fits(&read, lie.outer) {
+            true => Ok(read),
+            false => Err(Error::tensor(tensor, "a scale is not finite")),
+        }
     }
 }

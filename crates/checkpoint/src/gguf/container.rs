@@ -210,9 +210,15 @@ fn file_type(weights: &[Placed]) -> i64 {
         Some(Stored::On(Grid::Block(kind))) => match kind {
             BlockKind::Q4_1 => 3,
             BlockKind::Q5_1 => 9,
+            BlockKind::Q2K => 10,
+            BlockKind::Q3K => 11,
             BlockKind::Q4K => 14,
             BlockKind::Q5K => 16,
             BlockKind::Q6K => 18,
+            BlockKind::Iq4Nl => 25,
+            BlockKind::Iq4Xs => 30,
+            BlockKind::Mxfp4 => 38,
+            BlockKind::Nvfp4 => 39,
         },
         _ => 0,
     }

@@ -30,10 +30,16 @@ const TYPES: &[(u32, &str, Held)] = &[
     (6, "Q5_0", int(5)),
     (7, "Q5_1", block(BlockKind::Q5_1)),
     (8, "Q8_0", int(8)),
+    (10, "Q2_K", block(BlockKind::Q2K)),
+    (11, "Q3_K", block(BlockKind::Q3K)),
     (12, "Q4_K", block(BlockKind::Q4K)),
     (13, "Q5_K", block(BlockKind::Q5K)),
     (14, "Q6_K", block(BlockKind::Q6K)),
+    (20, "IQ4_NL", block(BlockKind::Iq4Nl)),
+    (23, "IQ4_XS", block(BlockKind::Iq4Xs)),
     (30, "BF16", Held::Dense(DType::BF16)),
+    (39, "MXFP4", block(BlockKind::Mxfp4)),
+    (40, "NVFP4", block(BlockKind::Nvfp4)),
 ];
 
 /// What the type of a number holds.
