@@ -28,17 +28,20 @@ def arbitrary(lib, kind, noise, count):
 
 
 def main(path):
-    lib, noise, tensors = llama.library(), random.Random(7), []
+    lib, noise, tensors = llama.library(), random.Random(8), []
     for kind in KINDS:
         # Two rows, so that rows are told apart; one block of zeros, which has a scale of zero.
         width = 2 * llama.BLOCKS[kind][0]
         values = [noise.gauss(0, 1) * (1 + i // width) for i in range(2 * width)]
         values[: width // 2] = [0.0] * (width // 2)
-        blocks = llama.quantized(lib, kind, (ctypes.c_float * len(values))(*values), 2, width)
-        blocks += arbitrary(lib, kind, noise, 8)
-        tensors.append((f"{kind}.blocks", kind, [6, width], blocks))
-        read = llama.dequantized(lib, kind, blocks, 6 * width)
-        tensors.append((f"{kind}.values", "F32", [6, width], read))
+        # Without importance some types are not made.
+        even = (ctypes.c_float * width)(*[1.0] * width) if kind.startswith(("IQ1", "IQ2")) else None
+        values = (ctypes.c_float * len(values))(*values)
+        blocks = llama.quantized(lib, kind, values, 2, width, even)
+        blocks += arbitrary(lib, kind, noise, 4)
+        tensors.append((f"{kind}.blocks", kind, [4, width], blocks))
+        read = llama.dequantized(lib, kind, blocks, 4 * width)
+        tensors.append((f"{kind}.values", "F32", [4, width], read))
     keys = [("general.architecture", "str", "golden"), ("golden.text", "str", "caf\u00e9")]
     keys += [("golden.texts", "[str]", ["a", "", "b c"]), ("golden.ids", "[i32]", [-1, 2, 3])]
     keys += [("golden.float", "f32", 1e-5), ("golden.flag", "bool", True), ("golden.byte", "u8", 255)]

@@ -5,6 +5,7 @@ mod config;
 mod container;
 pub mod header;
 mod names;
+mod points;
 mod source;
 mod tokenizer;
 mod types;

@@ -40,7 +40,9 @@ fn blocks_are_read_and_written_as_ggml_does() {
     let kinds: Vec<&str> = names.collect();
     let simple = ["Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q8_0"];
     let nested = ["Q2_K", "Q3_K", "Q4_K", "Q5_K", "Q6_K", "IQ4_NL", "IQ4_XS", "MXFP4", "NVFP4"];
-    assert_eq!(kinds, [&simple[..], &nested].concat());
+    let points =
+        ["IQ1_S", "IQ1_M", "IQ2_XXS", "IQ2_XS", "IQ2_S", "IQ3_XXS", "IQ3_S", "TQ1_0", "TQ2_0"];
+    assert_eq!(kinds, [&simple[..], &nested, &points].concat());
     for kind in kinds {
         let (entry, blocks) = (entry(&format!("{kind}.blocks")), bytes(&format!("{kind}.blocks")));
         let (grid, shape) = (entry.grid().unwrap(), [entry.shape[0], entry.shape[1]]);
@@ -50,15 +52,21 @@ fn blocks_are_read_and_written_as_ggml_does() {
             .iter()
             .map(|&b| u32::from_le_bytes(b))
             .collect();
-        assert_eq!(GgufBlocks.holds(grid, shape).unwrap(), Grain::Rows(1));
-        let parts = GgufBlocks.parts("w", grid, shape).unwrap();
-        assert_eq!(parts[0].bytes(), Some(blocks.len() as u64), "{kind}");
+        let is_written = !points.contains(&kind);
+        match GgufBlocks.holds(grid, shape) {
+            Ok(grain) => assert!(is_written && grain == Grain::Rows(1), "{kind}"),
+            Err(e) => assert!(!is_written && e.to_string().contains("is read and not written")),
+        }
+        if is_written {
+            let parts = GgufBlocks.parts("w", grid, shape).unwrap();
+            assert_eq!(parts[0].bytes(), Some(blocks.len() as u64), "{kind}");
+        }
         let get = |_: &str, rows: Range<usize>| -> Result<Tensor, Error> {
             let part = &blocks[rows.start * entry.row_bytes..rows.end * entry.row_bytes];
             let shape = vec![rows.len(), entry.row_bytes];
             Ok(Tensor::new(DType::U8, shape, Bytes::from_slice(part)).unwrap())
         };
-        for rows in [0..6, 1..3, 0..0] {
+        for rows in [0..4, 1..3, 0..0] {
             let at = Slice { rows: rows.clone(), shape };
             let read = GgufBlocks.decode("w", grid, &at, &get).unwrap();
             assert!(read.is_whole() || rows.is_empty());
@@ -67,9 +75,12 @@ fn blocks_are_read_and_written_as_ggml_does() {
                 Params::Nested { outer_scales, .. } => outer_scales,
             };
             let below = outers.iter().any(|&scale| scale < 0.0);
-            assert!(below != kind.contains("FP4") || rows.len() < 6, "{kind}");
+            assert!(below != kind.contains("FP4") || rows.len() < 4, "{kind}");
             let values: Vec<u32> = read.dequantize().iter().map(|x| x.to_bits()).collect();
             assert_eq!(values, expected[rows.start * shape[1]..rows.end * shape[1]], "{kind}");
+            if !is_written {
+                continue;
+            }
             let mut written = Vec::new();
             let mut put = |part: &str, first: usize, bytes: &[u8]| {
                 assert_eq!((part, first), ("w", rows.start));
@@ -96,8 +107,8 @@ fn scales_that_are_no_numbers_are_refused() {
         for byte in 0..row.len() {
             let mut row = row.to_vec();
             row[byte] = 255;
-            // The halves of an F16 that is no number.
-            row[(byte + 1) % entry.row_bytes] |= 124;
+            // The other half of an F16 that is no number, or a part of it that lies further.
+            (1..3).for_each(|by| row[(byte + by) % entry.row_bytes] |= 124);
             let get = |_: &str, _: Range<usize>| -> Result<Tensor, Error> {
                 let bytes = Bytes::from_slice(&row);
                 Ok(Tensor::new(DType::U8, vec![1, row.len()], bytes).unwrap())

@@ -29,6 +29,24 @@ pub enum BlockKind {
     Mxfp4,
     /// `NVFP4`.
     Nvfp4,
+    /// `IQ1_S`.
+    Iq1S,
+    /// `IQ1_M`.
+    Iq1M,
+    /// `IQ2_XXS`.
+    Iq2Xxs,
+    /// `IQ2_XS`.
+    Iq2Xs,
+    /// `IQ2_S`.
+    Iq2S,
+    /// `IQ3_XXS`.
+    Iq3Xxs,
+    /// `IQ3_S`.
+    Iq3S,
+    /// `TQ1_0`.
+    Tq1_0,
+    /// `TQ2_0`.
+    Tq2_0,
 }
 
 /// What a block holds: `block` codes; for each `unit` of them a scale and, where there are minima, a
@@ -53,6 +71,9 @@ pub struct BlockForm {
     pub min_bits: Option<u8>,
     /// How what multiplies all scales, and all minima, is stored.
     pub outer: Outer,
+    /// The bytes of a block of codes that are not stored each by itself, but eight or so as one point of a
+    /// table. Such a block is read, not written. `None` for the others.
+    pub points: Option<usize>,
 }
 
 /// How the scale of a unit is stored, as a multiple of the outer number.
@@ -64,6 +85,13 @@ pub enum Inner {
     Unsigned(u8),
     /// An integer of so many bits, half of them below 0.
     Signed(u8),
+    /// An odd number, `2 code + 1`, divided by `by`, of codes of so many bits from 0 on.
+    Odd {
+        /// Bits of a code.
+        bits: u8,
+        /// A power of two.
+        by: u8,
+    },
     /// Half a float without a sign, of four bits of exponent, biased by 7, and three of mantissa. The half is
     /// ggml's: its levels are twice those of `E2M1`.
     Ue4m3,
@@ -97,7 +125,18 @@ static UE4M3: [f32; 128] = {
 
 const fn form(name: &'static str, bits: u8, unit: usize, block: usize) -> BlockForm {
     let (scale, outer) = (Inner::One, Outer::F16);
-    BlockForm { name, bits, offset: 0, levels: None, unit, block, scale, min_bits: Some(0), outer }
+    let (levels, min_bits, points) = (None, Some(0), None);
+    BlockForm { name, bits, offset: 0, levels, unit, block, scale, min_bits, outer, points }
+}
+
+/// A super-block of 256 in so many bytes, whose codes are points of a table: once read, a byte each.
+const fn points(name: &'static str, unit: usize, scale: Inner, bytes: usize) -> BlockForm {
+    let points = Some(bytes);
+    BlockForm { offset: 128, scale, min_bits: None, points, ..form(name, 8, unit, 256) }
+}
+
+const fn odd(bits: u8, by: u8) -> Inner {
+    Inner::Odd { bits, by }
 }
 
 /// A super-block of 256 whose scales, and minima, are integers of `inner` bits.
@@ -135,10 +174,19 @@ static NVFP4: BlockForm = BlockForm {
     outer: Outer::Tensor,
     ..form("NVFP4", 4, 16, 64)
 };
+static IQ1_S: BlockForm = points("IQ1_S", 32, odd(3, 8), 50);
+static IQ1_M: BlockForm = points("IQ1_M", 16, odd(3, 8), 56);
+static IQ2_XXS: BlockForm = points("IQ2_XXS", 32, odd(4, 8), 66);
+static IQ2_XS: BlockForm = points("IQ2_XS", 16, odd(4, 8), 74);
+static IQ2_S: BlockForm = points("IQ2_S", 16, odd(4, 8), 82);
+static IQ3_XXS: BlockForm = points("IQ3_XXS", 32, odd(4, 4), 98);
+static IQ3_S: BlockForm = points("IQ3_S", 32, odd(4, 1), 110);
+static TQ1_0: BlockForm = points("TQ1_0", 256, Inner::One, 54);
+static TQ2_0: BlockForm = points("TQ2_0", 256, Inner::One, 66);
 
 impl BlockKind {
     /// Every kind.
-    pub const ALL: [Self; 11] = [
+    pub const ALL: [Self; 20] = [
         Self::Q4_1,
         Self::Q5_1,
         Self::Q2K,
@@ -150,7 +198,21 @@ impl BlockKind {
         Self::Iq4Xs,
         Self::Mxfp4,
         Self::Nvfp4,
+        Self::Iq1S,
+        Self::Iq1M,
+        Self::Iq2Xxs,
+        Self::Iq2Xs,
+        Self::Iq2S,
+        Self::Iq3Xxs,
+        Self::Iq3S,
+        Self::Tq1_0,
+        Self::Tq2_0,
     ];
+
+    /// Those that are written too.
+    pub fn written() -> impl Iterator<Item = Self> {
+        Self::ALL.into_iter().filter(|kind| kind.form().points.is_none())
+    }
 
     /// Its row of the table.
     pub fn form(self) -> &'static BlockForm {
@@ -166,6 +228,15 @@ impl BlockKind {
             Self::Iq4Xs => &IQ4_XS,
             Self::Mxfp4 => &MXFP4,
             Self::Nvfp4 => &NVFP4,
+            Self::Iq1S => &IQ1_S,
+            Self::Iq1M => &IQ1_M,
+            Self::Iq2Xxs => &IQ2_XXS,
+            Self::Iq2Xs => &IQ2_XS,
+            Self::Iq2S => &IQ2_S,
+            Self::Iq3Xxs => &IQ3_XXS,
+            Self::Iq3S => &IQ3_S,
+            Self::Tq1_0 => &TQ1_0,
+            Self::Tq2_0 => &TQ2_0,
         }
     }
 }
@@ -189,6 +260,9 @@ impl BlockForm {
 
     /// Bytes of a block.
     pub fn bytes(&self) -> usize {
+        if let Some(bytes) = self.points {
+            return bytes;
+        }
         let inner = usize::from(self.scale.bits()) + usize::from(self.min_bits.unwrap_or(0));
         let bits = self.block * usize::from(self.bits) + self.units() * inner;
         bits / 8 + self.outer.bytes() * self.outers()
@@ -200,7 +274,7 @@ impl Inner {
     pub fn bits(self) -> u8 {
         match self {
             Self::One => 0,
-            Self::Unsigned(bits) | Self::Signed(bits) => bits,
+            Self::Unsigned(bits) | Self::Signed(bits) | Self::Odd { bits, .. } => bits,
             Self::Ue4m3 => 8,
         }
     }
@@ -209,7 +283,7 @@ impl Inner {
     pub fn codes(self) -> (i16, i16) {
         match self {
             Self::One => (1, 1),
-            Self::Unsigned(bits) => (0, (1 << bits) - 1),
+            Self::Unsigned(bits) | Self::Odd { bits, .. } => (0, (1 << bits) - 1),
             Self::Signed(bits) => (-(1 << (bits - 1)), (1 << (bits - 1)) - 1),
             Self::Ue4m3 => (0, 126),
         }
@@ -219,6 +293,7 @@ impl Inner {
     pub fn value(self, code: i8) -> f32 {
         match self {
             Self::Ue4m3 => UE4M3[usize::from(code as u8 & 127)],
+            Self::Odd { by, .. } => (2.0 * f32::from(code) + 1.0) / f32::from(by),
             _ => f32::from(code),
         }
     }
@@ -233,7 +308,11 @@ impl Inner {
             let is_below = value - UE4M3[below] <= UE4M3[next] - value;
             return if is_below || value.is_nan() { below as i8 } else { next as i8 };
         }
-        let code = value.round_ties_even();
+        let code = match self {
+            Self::Odd { by, .. } => (value * f32::from(by) - 1.0) / 2.0,
+            _ => value,
+        };
+        let code = code.round_ties_even();
         let code = if code > f32::from(low) { code } else { f32::from(low) };
         code.min(f32::from(high)) as i8
     }

@@ -420,6 +420,15 @@ mod tests {
             ("IQ4_XS", 136),
             ("MXFP4", 17),
             ("NVFP4", 36),
+            ("IQ1_S", 50),
+            ("IQ1_M", 56),
+            ("IQ2_XXS", 66),
+            ("IQ2_XS", 74),
+            ("IQ2_S", 82),
+            ("IQ3_XXS", 98),
+            ("IQ3_S", 110),
+            ("TQ1_0", 54),
+            ("TQ2_0", 66),
         ];
         assert_eq!(bytes, ggml);
         assert_eq!(Grid::Block(BlockKind::Q4K).bytes([3, 512]), 3 * 2 * 144);
@@ -443,6 +452,8 @@ mod tests {
         assert_eq!([-1.0, 1e9, f32::INFINITY, f32::NAN].map(|x| inner.code(x)), [0, 126, 126, 0]);
         assert_eq!([-9.0, 62.6, 1e9, f32::NAN].map(|x| Inner::Unsigned(6).code(x)), [0, 63, 63, 0]);
         assert_eq!([-40.0, -1.4, 40.0].map(|x| Inner::Signed(6).code(x)), [-32, -1, 31]);
+        let odd = Inner::Odd { bits: 3, by: 8 };
+        assert_eq!([-1.0, 0.8, 9.0].map(|x| odd.value(odd.code(x))), [0.125, 0.875, 1.875]);
     }
 
     #[test]

@@ -3,6 +3,7 @@
 //! A weight is one tensor of bytes, `[out, bytes of a row]`. Where the parts of a block lie is one row
 //! of a table: ggml's `ggml-common.h` and `ggml-quants.c`.
 
+use super::points;
 use super::types::Held;
 use crate::codec::{Codec, Get, Grain, Put, Slice};
 use crate::error::Error;
@@ -130,7 +131,7 @@ impl Packed {
     }
 }
 
-/// The place of each part of a block; `None` for a grid that GGUF has not.
+/// The place of each part of a block; `None` for a grid that GGUF has not, or only as points.
 fn lie(grid: Grid) -> Option<Lie> {
     let (block, outer) = match grid {
         Grid::Int { .. } => (32, Outer::F16),
@@ -179,6 +180,7 @@ fn lie(grid: Grid) -> Option<Lie> {
         }
         BlockKind::Mxfp4 => plain(plane(1, 4, 16)),
         BlockKind::Nvfp4 => Lie { inner: Inner::Packed(plane(0, 8, 4)), ..plain(plane(4, 4, 8)) },
+        _ => return None,
     })
 }
 
@@ -236,6 +238,17 @@ struct Decoded {
     mins: Vec<u8>,
     outer_scales: Vec<f32>,
     outer_mins: Vec<f32>,
+}
+
+impl Decoded {
+    fn take(&mut self, kind: BlockKind, block: &points::Block) {
+        let form = kind.form();
+        self.codes.extend_from_slice(&block.codes);
+        self.outer_scales.push(block.outer);
+        if form.scale.bits() > 0 {
+            self.scales.extend_from_slice(&block.scales[..form.units()]);
+        }
+    }
 }
 
 /// The most units of a block.
@@ -306,21 +319,40 @@ impl Lie {
     }
 }
 
-/// The place of the parts, and the bytes of a row of `width`.
-fn row(tensor: &str, grid: Grid, width: usize) -> Result<(Lie, usize), Error> {
-    let lie = lie(grid).ok_or_else(|| {
-        Error::tensor(tensor, format!("is on {grid}, which GGUF has no blocks of"))
-    })?;
-    let bytes = Held::On(grid).row_bytes(width).filter(|&bytes| bytes > 0);
-    let bytes = bytes.ok_or_else(|| {
-        let rule = format!("rows of {width} cannot be divided into blocks of {}", lie.block);
+/// The place of the parts of a block that is written.
+fn written(tensor: &str, grid: Grid) -> Result<Lie, Error> {
+    lie(grid).ok_or_else(|| {
+        let rule = match grid {
+            Grid::Block(kind) => {
+                // What is written and of about its size.
+                let other = if kind.form().bytes() < BlockKind::Q2K.form().bytes() {
+                    "q2_k"
+                } else {
+                    "q3_k"
+                };
+                format!("{grid} is read and not written; take {other} in its place")
+            }
+            Grid::Int { .. } => format!("is on {grid}, which GGUF has no blocks of"),
+        };
         Error::tensor(tensor, rule)
-    })?;
-    Ok((lie, bytes))
+    })
+}
+
+/// The bytes of a row of `width`.
+fn row_bytes(tensor: &str, grid: Grid, width: usize) -> Result<usize, Error> {
+    let bytes = Held::On(grid).row_bytes(width).filter(|&bytes| bytes > 0);
+    bytes.ok_or_else(|| {
+        let block = grid.block().map_or(1, |block| block.get());
+        Error::tensor(tensor, format!("rows of {width} cannot be divided into blocks of {block}"))
+    })
 }
 
 /// Whether the codes of scales and minima are of their grid, and the outer numbers as they are stored.
-fn fits(q: &Quantized, outer: Outer) -> bool {
+fn fits(q: &Quantized) -> bool {
+    let outer = match q.grid {
+        Grid::Int { .. } => Outer::F16,
+        Grid::Block(kind) => kind.form().outer,
+    };
     let is_stored = |&x: &f32| x.is_finite() && outer.stored(x).to_bits() == x.to_bits();
     match (&q.params, q.grid) {
         (Params::Nested { scales, mins, outer_scales, outer_mins }, Grid::Block(kind)) => {
@@ -345,7 +377,7 @@ fn check(tensor: &str, q: &Quantized, lie: &Lie) -> Result<(), Error> {
     if q.codes.iter().any(|&code| !(low..=high).contains(&i32::from(code))) {
         return broken("has a code that is not of its grid");
     }
-    if !fits(q, lie.outer) {
+    if !fits(q) {
         return broken("has a scale or a minimum that its blocks cannot hold");
     }
     match &q.params {
@@ -360,11 +392,13 @@ fn check(tensor: &str, q: &Quantized, lie: &Lie) -> Result<(), Error> {
 
 impl Codec for GgufBlocks {
     fn holds(&self, grid: Grid, [_, width]: [usize; 2]) -> Result<Grain, Error> {
-        row("*", grid, width).map(|_| Grain::Rows(1))
+        written("*", grid)?;
+        row_bytes("*", grid, width).map(|_| Grain::Rows(1))
     }
 
     fn parts(&self, tensor: &str, grid: Grid, shape: [usize; 2]) -> Result<Vec<Planned>, Error> {
-        let (_, bytes) = row(tensor, grid, shape[1])?;
+        written(tensor, grid)?;
+        let bytes = row_bytes(tensor, grid, shape[1])?;
         Ok(vec![Planned::new(tensor, DType::U8, [shape[0], bytes])])
     }
 
@@ -375,7 +409,8 @@ impl Codec for GgufBlocks {
         at: &Slice,
         put: &mut Put<'_>,
     ) -> Result<(), Error> {
-        let (lie, _) = row(tensor, codes.grid, codes.shape[1])?;
+        let lie = written(tensor, codes.grid)?;
+        row_bytes(tensor, codes.grid, codes.shape[1])?;
         check(tensor, codes, &lie)?;
         let mut bytes = vec![0; codes.codes.len() / lie.block * lie.bytes];
         for (index, block) in bytes.chunks_exact_mut(lie.bytes).enumerate() {
@@ -392,22 +427,35 @@ impl Codec for GgufBlocks {
         get: &Get<'_>,
     ) -> Result<Quantized, Error> {
         let ([_, width], rows) = (at.shape, at.rows.clone());
-        let (lie, row_bytes) = row(tensor, grid, width)?;
+        let row_bytes = row_bytes(tensor, grid, width)?;
         let shape = [rows.len(), width];
         let stored = get(tensor, rows)?;
         if stored.bytes().len() != shape[0].saturating_mul(row_bytes) {
             return Err(Error::tensor(tensor, "its stored rows are not as long as they must be"));
         }
         let mut all = Decoded::default();
-        all.codes.reserve_exact(stored.bytes().len() / lie.bytes * lie.block);
-        stored.bytes().chunks_exact(lie.bytes).for_each(|block| lie.decode(grid, block, &mut all));
+        // Of the bytes that there are.
+        all.codes.reserve_exact(shape[0] * width);
+        match (lie(grid), grid) {
+            (Some(lie), _) => {
+                let blocks = stored.bytes().chunks_exact(lie.bytes);
+                blocks.for_each(|block| lie.decode(grid, block, &mut all));
+            }
+            (None, Grid::Block(kind)) => {
+                let blocks = stored.bytes().chunks_exact(kind.form().bytes());
+                blocks
+                    .filter_map(|block| points::decode(kind, block))
+                    .for_each(|b| all.take(kind, &b));
+            }
+            (None, Grid::Int { .. }) => {}
+        }
         let Decoded { codes, scales, mins, outer_scales, outer_mins } = all;
         let params = match grid {
             Grid::Int { .. } => Params::Flat { scales: outer_scales, zeros: Vec::new() },
             Grid::Block(_) => Params::Nested { scales, mins, outer_scales, outer_mins },
         };
         let read = Quantized { grid, shape, codes, params };
-        match fits(&read, lie.outer) {
+        match fits(&read) {
             true => Ok(read),
             false => Err(Error::tensor(tensor, "a scale is not finite")),
         }
