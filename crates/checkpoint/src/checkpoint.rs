@@ -5,7 +5,7 @@ use crate::codec::{Codec, Slice};
 use crate::contents;
 use crate::error::Error;
 use crate::folder::Folder;
-use crate::gguf::Gguf;
+use crate::gguf::{self, Gguf};
 use crate::header::Header;
 use crate::index::{self, Index, IndexError};
 use crate::json::{self, Limits};
@@ -83,11 +83,9 @@ impl TensorInfo {
     }
 }
 
-/// The GGUF file of a folder that has one and no model beside it.
+/// The GGUF file of a folder that has one and no model beside it; the first, if it is in several.
 fn only_gguf(names: &BTreeSet<String>) -> Option<&str> {
-    let mut files = names.iter().filter(|name| name.ends_with(".gguf"));
-    let only = files.next().filter(|_| files.next().is_none() && !names.contains("config.json"));
-    only.map(String::as_str)
+    gguf::only(names).filter(|_| !names.contains("config.json"))
 }
 
 impl Checkpoint {
@@ -130,17 +128,18 @@ impl Checkpoint {
 
     fn open_gguf(path: &Path) -> Result<Self, Error> {
         let gguf = Gguf::open(path)?;
-        let stored = gguf.tensors();
-        let file = FileInfo { path: path.into(), bytes: gguf.bytes(), tensors: stored.len() };
+        let broken = |fault| Error::Json { path: path.into(), fault };
+        let generation = gguf.texts().get("generation_config.json");
+        let generation = generation.map(|bytes| json::parse_object(bytes, &Limits::CONFIG));
         Ok(Self {
             folder: Folder::around(path)?.called(path),
             names: BTreeSet::new(),
             config: gguf.config().clone(),
             quantization: None,
-            generation_config: None,
-            stored,
+            generation_config: generation.transpose().map_err(broken)?,
+            stored: gguf.tensors(),
             packed: None,
-            files: vec![file],
+            files: gguf.files().to_vec(),
             shards: Vec::new(),
             backbone: false,
             warnings: Vec::new(),
@@ -230,13 +229,14 @@ impl Checkpoint {
     /// # Errors
     /// If it is too large or not a strict JSON object.
     pub fn tokenizer_config(&self) -> Result<Option<Map<String, Value>>, Error> {
-        match self.gguf {
-            Some(_) => Ok(None),
-            None => self.folder.object("tokenizer_config.json", &Limits::CONFIG),
-        }
+        const NAME: &str = "tokenizer_config.json";
+        let Some(gguf) = &self.gguf else { return self.folder.object(NAME, &Limits::CONFIG) };
+        let broken = |fault| Error::Json { path: self.folder().into(), fault };
+        let said = gguf.texts().get(NAME).map(|bytes| json::parse_object(bytes, &Limits::CONFIG));
+        said.transpose().map_err(broken)
     }
 
-    /// Whether one file, a GGUF file, says everything of the model.
+    /// Whether GGUF files say everything of the model.
     pub fn is_one_file(&self) -> bool {
         self.gguf.is_some()
     }
@@ -286,6 +286,16 @@ impl Checkpoint {
         &self.files
     }
 
+    /// The small files that say what a GGUF file does, by name; `None` if it is a folder.
+    pub(crate) fn made_files(&self) -> Option<&BTreeMap<String, Vec<u8>>> {
+        self.gguf.as_ref().map(Gguf::texts)
+    }
+
+    /// Whether a GGUF file says what a tokenizer.json does.
+    pub(crate) fn makes_tokenizer(&self) -> bool {
+        self.gguf.as_ref().is_some_and(Gguf::has_tokenizer)
+    }
+
     /// The names of the folder's files.
     pub(crate) fn names(&self) -> &BTreeSet<String> {
         &self.names
@@ -296,8 +306,8 @@ impl Checkpoint {
     /// # Errors
     /// If it cannot be read or is longer.
     pub fn side_file(&self, name: &str, most: usize) -> Result<Option<Vec<u8>>, Error> {
-        match self.gguf {
-            Some(_) => Ok(None),
+        match self.made_files() {
+            Some(made) => Ok(made.get(name).cloned()),
             None => self.folder.bytes(name, most),
         }
     }

@@ -3,7 +3,8 @@
 use crate::error::Error;
 use crate::format::Format;
 use crate::layout::Layout;
-use ir::{Grid, Quantized};
+use crate::texts::Texts;
+use ir::{Grid, ModelSpec, Quantized};
 use serde_json::{Map, Value};
 use std::fmt::Debug;
 use tensor::{DType, Tensor};
@@ -57,12 +58,18 @@ pub enum Rows {
 pub struct Described<'a> {
     /// The source's `config.json`.
     pub config: &'a Map<String, Value>,
+    /// What it computes: for containers that say it in words of their own.
+    pub model: &'a ModelSpec,
     /// Whether the head reads the embedding.
     pub tied: bool,
     /// The dtype of what is dense, where it is not the source's.
     pub dtype: Option<DType>,
-    /// The bytes of its tokenizer.json, if it has one: for containers that take it in.
-    pub tokenizer: Option<&'a [u8]>,
+    /// What lies beside its weights: for containers that take it in.
+    pub texts: Option<&'a Texts>,
+    /// What it is called, where readers show a name; else what its configuration calls it.
+    pub name: Option<&'a str>,
+    /// The most bytes of data of a file; as the container has it if `None`.
+    pub shard_bytes: Option<u64>,
 }
 
 /// A kind of container.

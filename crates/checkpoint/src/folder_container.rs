@@ -33,7 +33,7 @@ impl Container for HfFolder {
         let manifest =
             Trailer { name: "config.json".into(), bytes: format!("{config:#}\n").into_bytes() };
         let (weights, tensors) = Layout::weights(format, weights)?;
-        let layout = shards::layout(tensors, SHARD_BYTES)?;
+        let layout = shards::layout(tensors, model.shard_bytes.unwrap_or(SHARD_BYTES))?;
         Ok(Layout { weights, manifest: vec![manifest], ..layout })
     }
 }

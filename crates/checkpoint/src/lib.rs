@@ -33,6 +33,7 @@ mod quantization_config;
 mod shard;
 mod shards;
 mod sink;
+mod texts;
 mod write;
 
 pub use checkpoint::{Checkpoint, FileInfo, TensorInfo};
@@ -44,4 +45,5 @@ pub use hub::{Snapshot, hub_snapshot};
 pub use layout::{Layout, Planned, Trailer};
 pub use quantization_config::quantization_config;
 pub use sink::{SHARD_BYTES, Sink};
+pub use texts::Texts;
 pub use write::{Written, artifact_files, hash_file, hash_file_on, write_file, write_file_on};

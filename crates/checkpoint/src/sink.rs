@@ -188,8 +188,8 @@ impl Sink {
         bytes: &[u8],
     ) -> Result<(), Error> {
         let row = self.place(name)?.0.row_bytes.unwrap_or(0) as usize;
-        if order == RowMap::All || row == 0 {
-            return self.put_rows(name, first, bytes);
+        if row == 0 || !matches!(order, RowMap::Paired(_)) {
+            return self.put_rows(name, order.place(first), bytes);
         }
         let mut rows = bytes.chunks(row).enumerate();
         rows.try_for_each(|(i, row)| self.put_rows(name, order.place(first + i), row))
@@ -197,8 +197,8 @@ impl Sink {
 
     /// [`Sink::get_rows`] of rows that lie in another order.
     fn get_ordered(&self, name: &str, order: RowMap, rows: Range<usize>) -> Result<Tensor, Error> {
-        if order == RowMap::All {
-            return self.get_rows(name, rows);
+        if !matches!(order, RowMap::Paired(_)) {
+            return self.get_rows(name, order.covering(&rows));
         }
         let place = self.place(name)?.0;
         let (mut shape, mut bytes) = (place.shape.clone(), Vec::new());

@@ -31,6 +31,7 @@ const SIDE_FILES: &[&str] = &[
 
 /// Where a model keeps chat templates beside its default one, a file each: transformers' name.
 const TEMPLATES: &str = "additional_chat_templates";
+const TOKENIZER: &str = "tokenizer.json";
 
 /// A file that was written.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -135,8 +136,15 @@ impl Checkpoint {
     /// The names of the small files that belong to the model whatever its weights become: those of
     /// the tokenizer, the chat template and the generation defaults, and the licence. In order.
     ///
-    /// Configuration and weights are not among them, nor is anything that could be executed.
+    /// Configuration and weights are not among them, nor is anything that could be executed. A GGUF file has
+    /// those that say what its keys say.
     pub fn side_files(&self) -> Vec<String> {
+        if let Some(made) = self.made_files() {
+            let mut all: Vec<String> = made.keys().cloned().collect();
+            all.extend(self.makes_tokenizer().then(|| TOKENIZER.to_owned()));
+            all.sort_unstable();
+            return all;
+        }
         let names = self.names().iter().filter(|name| is_side_file(name)).cloned();
         let templates = self.chat_templates().into_iter().map(|name| format!("{TEMPLATES}/{name}"));
         let mut all: Vec<String> = names.chain(templates).collect();
@@ -162,6 +170,9 @@ impl Checkpoint {
 
     /// The files of further chat templates, in order.
     fn chat_templates(&self) -> Vec<String> {
+        if let Some(made) = self.made_files() {
+            return made.keys().filter_map(|name| in_templates(name)).map(String::from).collect();
+        }
         let inner = self.folder().join(TEMPLATES);
         // A link would lead out of the folder; what cannot be listed has no files to read.
         if !std::fs::symlink_metadata(&inner).is_ok_and(|m| m.is_dir()) {
@@ -184,7 +195,10 @@ impl Checkpoint {
         if !is_side_file(name) {
             return Err(missing());
         }
-        self.side_file(name, SIDE_FILE_MAX)?.ok_or_else(missing)
+        match name {
+            TOKENIZER if self.makes_tokenizer() => self.tokenizer()?.ok_or_else(missing),
+            _ => self.side_file(name, SIDE_FILE_MAX)?.ok_or_else(missing),
+        }
     }
 }
 

@@ -10,6 +10,7 @@ use checkpoint::{
 use ir::{Grid, Params, Quantized, Source, Span};
 use proptest::prelude::*;
 use safetensors::SafeTensors;
+use serde_json::json;
 use std::fs;
 use std::os::unix::fs::{PermissionsExt, symlink};
 use std::path::Path;
@@ -347,7 +348,20 @@ fn weights_are_read_back_as_they_were_put() {
     ];
     let format = Format::named("pack-quantized").unwrap();
     let config = serde_json::Map::new();
-    let model = Described { config: &config, tied: true, dtype: None, tokenizer: None };
+    let llama = json!({
+        "model_type": "llama", "hidden_size": 4, "intermediate_size": 4, "num_hidden_layers": 1,
+        "num_attention_heads": 1, "vocab_size": 4,
+    });
+    let spec = arch::imagine(llama.as_object().unwrap(), DType::F32).unwrap().model;
+    let model = Described {
+        config: &config,
+        model: &spec,
+        tied: true,
+        dtype: None,
+        texts: None,
+        name: None,
+        shard_bytes: None,
+    };
     let layout = format.container.layout(format, &model, &weights).unwrap();
     let dir = tempfile::tempdir().unwrap();
     for file in layout.manifest() {

@@ -129,7 +129,7 @@ fn writers<'a>(
 ) -> Result<Vec<Writer<'a>>, CompileError> {
     let writer = |output: &'a PlannedOutput| {
         let folder = destination.artifact_of(job.plan, output);
-        let layout = output::layout(job.checkpoint, output)?;
+        let layout = output::layout(job.checkpoint, &job.plan.model, output)?;
         Ok(Writer::new(output, open(destination.disk().clone(), &folder, layout)?))
     };
     job.plan.outputs.iter().map(writer).collect()

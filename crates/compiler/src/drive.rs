@@ -263,7 +263,7 @@ fn side_files(
     disk: &dyn Disk,
     folder: &Path,
 ) -> Result<(), CompileError> {
-    for file in output::layout(job.checkpoint, planned)?.manifest() {
+    for file in output::layout(job.checkpoint, &job.plan.model, planned)?.manifest() {
         write_file_on(disk, folder, &file.name, &file.bytes)?;
     }
     let beside = planned.format.container.has_side_files();
@@ -276,6 +276,9 @@ fn side_files(
 /// Bytes of the source's files that are read or carried over.
 fn source_files(job: &Job<'_>) -> Result<u64, CompileError> {
     let weights: u64 = job.checkpoint.files().iter().map(|file| file.bytes).sum();
+    if job.checkpoint.is_one_file() {
+        return Ok(weights);
+    }
     let config = job.checkpoint.folder().join("config.json");
     let config = std::fs::metadata(&config).map_err(|e| CompileError::io("read", &config, e))?;
     let mut bytes = weights + config.len();

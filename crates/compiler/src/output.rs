@@ -5,7 +5,7 @@ use crate::plan::{Choice, PlannedOutput, PlannedWeight};
 use crate::recipe::Dtype;
 use crate::refusal::Refusal;
 use checkpoint::{Checkpoint, Described, FORMATS, Format, Layout, Placed, Planned, Stored, Use};
-use ir::{BlockId, Verified};
+use ir::{BlockId, ModelSpec, Verified};
 use tensor::DType;
 
 /// The name of an untied head.
@@ -42,19 +42,31 @@ pub(crate) fn tensors(
     tensors
 }
 
-/// Where everything of an output goes, which is made of this checkpoint.
-pub(crate) fn layout(source: &Checkpoint, planned: &PlannedOutput) -> Result<Layout, CompileError> {
+/// Where everything of an output goes, which is made of this checkpoint and computes `model`.
+pub(crate) fn layout(
+    source: &Checkpoint,
+    model: &ModelSpec,
+    planned: &PlannedOutput,
+) -> Result<Layout, CompileError> {
     let dtype = match planned.dtype {
         Dtype::AsSource => None,
         Dtype::Bf16 => Some(DType::BF16),
     };
-    let tokenizer = match planned.format.container.has_side_files() {
+    let texts = match planned.format.container.has_side_files() {
         true => None,
-        false => source.tokenizer()?,
+        false => Some(source.texts()?),
     };
     let (mut config, tied) = (source.config().clone(), planned.tied);
     config.extend(planned.config.clone());
-    let model = Described { config: &config, tied, dtype, tokenizer: tokenizer.as_deref() };
+    let model = Described {
+        config: &config,
+        model,
+        tied,
+        dtype,
+        texts: texts.as_ref(),
+        name: None,
+        shard_bytes: None,
+    };
     let mut weights = Vec::new();
     for (block, own) in &planned.blocks {
         weights.extend(own.iter().map(|weight| placed(weight, used(*block))));

@@ -9,7 +9,7 @@ use crate::solver::{Outcome, Solved};
 use checkpoint::{Rows, Sink};
 use ir::{BlockId, Quantized};
 use rayon::prelude::*;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use tensor::Tensor;
 
 /// One output that is being written.
@@ -104,13 +104,13 @@ impl<'a> Writer<'a> {
         }
     }
 
-    /// The names of the tensors that the weights of a block became.
+    /// The names of the tensors that the weights of a block became, each once: experts may share one.
     pub(crate) fn names(&self, index: usize) -> Result<Vec<String>, CompileError> {
-        let mut names = Vec::new();
+        let mut names = BTreeSet::new();
         for weight in self.block(index).iter().filter(|w| w.choice != Choice::Shared) {
-            names.extend_from_slice(self.sink.parts(&weight.name)?);
+            names.extend(self.sink.parts(&weight.name)?.iter().cloned());
         }
-        Ok(names)
+        Ok(names.into_iter().collect())
     }
 
     /// SHA-256 of tensors as the files have them.

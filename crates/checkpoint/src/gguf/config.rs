@@ -1,95 +1,263 @@
 //! The configuration of a model of a GGUF file, as a Hugging Face folder would spell it.
 
-use super::header::{Header, Value};
+use super::architecture::{Architecture, EXPERTS_MAX};
+use super::header::{Entry, Header, Value};
+use super::{rope, special};
 use serde_json::{Map, Value as Json, json};
 
-/// The `config.json` that says what the keys of a file say.
+/// Keys of an architecture that are read here, in [`rope`], or say nothing that is computed.
+const KNOWN: &[&str] = &[
+    "attention.causal",
+    "attention.head_count",
+    "attention.head_count_kv",
+    "attention.key_length",
+    "attention.layer_norm_rms_epsilon",
+    "attention.sliding_window",
+    "attention.value_length",
+    "block_count",
+    "context_length",
+    "embedding_length",
+    "expert_count",
+    "expert_feed_forward_length",
+    "expert_used_count",
+    "feed_forward_length",
+    "pooling_type",
+    "rope.dimension_count",
+    "rope.freq_base",
+    "rope.scale_linear",
+    "rope.scaling.attn_factor",
+    "rope.scaling.factor",
+    "rope.scaling.finetuned",
+    "rope.scaling.original_context_length",
+    "rope.scaling.type",
+    "rope.scaling.yarn_attn_factor",
+    "rope.scaling.yarn_beta_fast",
+    "rope.scaling.yarn_beta_slow",
+    "rope.scaling.yarn_ext_factor",
+    "rope.scaling.yarn_log_multiplier",
+    "tensor_data_layout",
+    "vocab_size",
+];
+
+/// The `config.json` that says what the keys of a file say, with what each frequency is divided by where it
+/// has such a tensor.
 ///
 /// # Errors
 /// If the architecture is not read, or a key is missing or says what is not computed.
-pub(crate) fn config(header: &Header) -> Result<Map<String, Json>, String> {
-    let keys = Keys(header);
-    let family = keys.text("general.architecture")?;
-    if family != "llama" {
-        return Err(format!("general.architecture is {family:?}: \"llama\" is read"));
-    }
+pub(crate) fn config(
+    header: &Header,
+    architecture: &Architecture,
+    factors: Option<&[f32]>,
+) -> Result<Map<String, Json>, String> {
+    let keys = Keys::new(header, architecture.name);
     let tensor = |name: &str| header.entries.iter().find(|entry| entry.name == name);
-    let refused = ["rope_freqs.weight", "blk.0.ffn_gate_inp.weight"];
-    if let Some(name) = refused.into_iter().find(|name| tensor(name).is_some()) {
-        return Err(format!(
-            "has {name:?}, which is not read yet: give the Hugging Face checkpoint"
-        ));
-    }
-    if let Some(kind) = header.keys.get("llama.rope.scaling.type")
-        && *kind != Value::Text("none".into())
-    {
-        return Err(format!("llama.rope.scaling.type is {kind:?}, which is not read yet"));
-    }
-    let count = |name: &str| keys.count(&format!("llama.{name}"));
-    let or = |name: &str, other: u64| match header.keys.contains_key(&format!("llama.{name}")) {
-        true => count(name),
-        false => Ok(other),
-    };
-    let (hidden, heads) = (count("embedding_length")?, count("attention.head_count")?);
-    let share = hidden.checked_div(heads).ok_or("llama.attention.head_count is 0")?;
-    let dim = or("rope.dimension_count", or("attention.key_length", share)?)?;
     let table = tensor("token_embd.weight").ok_or("has no tensor \"token_embd.weight\"")?;
-    if dim == 0 || dim % 2 == 1 || or("attention.key_length", dim)? != dim {
-        return Err(format!("llama.rope.dimension_count is {dim}, not the even length of a key"));
+    let (heads, dim) = heads(&keys)?;
+    let base = if keys.has("rope.freq_base") { keys.float("rope.freq_base")? } else { 10000.0 };
+    if base <= 1.0 {
+        return Err(format!("{} is {base}, which is not above 1", keys.full("rope.freq_base")));
     }
+    let scaling = rope::scaling(&keys, base, dim as usize, factors)?;
+    let context = keys.count("context_length")?;
+    unread(&keys, context)?;
     let mut config = json!({
-        "architectures": ["LlamaForCausalLM"],
-        "model_type": "llama",
         "hidden_act": "silu",
-        "hidden_size": hidden,
-        "intermediate_size": count("feed_forward_length")?,
-        "num_hidden_layers": count("block_count")?,
+        "hidden_size": keys.count("embedding_length")?,
+        "intermediate_size": keys.same("feed_forward_length")?,
+        "num_hidden_layers": keys.count("block_count")?,
         "num_attention_heads": heads,
-        "num_key_value_heads": or("attention.head_count_kv", heads)?,
+        "num_key_value_heads": match keys.has("attention.head_count_kv") {
+            true => keys.same("attention.head_count_kv")?,
+            false => heads,
+        },
         "head_dim": dim,
-        "max_position_embeddings": count("context_length")?,
-        "rms_norm_eps": keys.float("llama.attention.layer_norm_rms_epsilon")?,
-        "rope_theta": keys.float("llama.rope.freq_base").unwrap_or(10000.0),
+        "max_position_embeddings": context,
+        "rms_norm_eps": keys.float("attention.layer_norm_rms_epsilon")?,
+        "rope_theta": base,
+        "rope_scaling": scaling,
         "vocab_size": table.shape.first(),
         "tie_word_embeddings": tensor("output.weight").is_none(),
-        "attention_bias": tensor("blk.0.attn_q.bias").is_some(),
     });
-    for (ours, theirs) in [("bos_token_id", "bos_token_id"), ("eos_token_id", "eos_token_id")] {
-        if let Ok(id) = keys.count(&format!("tokenizer.ggml.{theirs}")) {
-            config[ours] = json!(id);
+    let object = config.as_object_mut().ok_or("has no keys")?;
+    object.extend(family(&keys, architecture, &tensor)?);
+    object.extend(special::ids(header)?);
+    // A family knows them, or refuses them by name.
+    let unknown = keys.unknown();
+    if !unknown.is_empty() {
+        object.insert(architecture.name.to_owned(), Json::Object(unknown));
+    }
+    Ok(std::mem::take(object))
+}
+
+/// The heads, and how long each is.
+fn heads(keys: &Keys<'_>) -> Result<(u64, u64), String> {
+    let (hidden, heads) = (keys.count("embedding_length")?, keys.same("attention.head_count")?);
+    let share = hidden
+        .checked_div(heads)
+        .ok_or_else(|| format!("{} is 0: there is no head", keys.full("attention.head_count")))?;
+    let length = |key: &str, other: u64| if keys.has(key) { keys.count(key) } else { Ok(other) };
+    let dim = length("attention.key_length", share)?;
+    for key in ["attention.value_length", "rope.dimension_count"] {
+        let said = length(key, dim)?;
+        if said != dim {
+            return Err(format!(
+                "{} is {said}, and a key has {dim} elements: heads of one length, rotated whole, are read",
+                keys.full(key)
+            ));
         }
     }
-    match config {
-        Json::Object(config) => Ok(config),
-        _ => Err("has no keys".into()),
+    match dim > 0 && dim.is_multiple_of(2) && dim < 1 << 20 {
+        true => Ok((heads, dim)),
+        false => Err(format!("has heads of {dim} elements, which cannot be rotated in pairs")),
     }
 }
 
-struct Keys<'a>(&'a Header);
+/// Holds what llama.cpp does not read of these architectures against what it would change.
+fn unread(keys: &Keys<'_>, context: u64) -> Result<(), String> {
+    const WINDOW: &str = "attention.sliding_window";
+    if keys.has(WINDOW) {
+        let window = keys.count(WINDOW)?;
+        if window > 0 && window < context {
+            return Err(format!(
+                "{} is {window}, which llama.cpp does not read of this architecture: it is not known whether \
+                 it is meant; give the Hugging Face checkpoint",
+                keys.full(WINDOW)
+            ));
+        }
+    }
+    match keys.get("attention.causal") {
+        Ok(Value::Bool(false)) => Err(format!(
+            "{} is false: only causal attention is supported",
+            keys.full("attention.causal")
+        )),
+        _ => Ok(()),
+    }
+}
 
-impl Keys<'_> {
-    fn get(&self, key: &str) -> Result<&Value, String> {
-        self.0.keys.get(key).ok_or_else(|| format!("key {key:?} is missing"))
+/// What only some families have.
+fn family<'a>(
+    keys: &Keys<'_>,
+    architecture: &Architecture,
+    tensor: &dyn Fn(&str) -> Option<&'a Entry>,
+) -> Result<Map<String, Json>, String> {
+    let has = |name: &str| tensor(name).is_some();
+    let experts = if keys.has("expert_count") { keys.count("expert_count")? } else { 0 };
+    if experts > EXPERTS_MAX as u64 {
+        let key = keys.full("expert_count");
+        return Err(format!("{key} is {experts}: at most {EXPERTS_MAX} are read, as in llama.cpp"));
+    }
+    let said = match (architecture.name, experts) {
+        ("llama", 0) => json!({
+            "architectures": ["LlamaForCausalLM"],
+            "model_type": "llama",
+            "attention_bias": has("blk.0.attn_q.bias"),
+            "mlp_bias": has("blk.0.ffn_down.bias"),
+        }),
+        ("llama", _) => {
+            let ffn = keys.same("feed_forward_length")?;
+            const OWN: &str = "expert_feed_forward_length";
+            if keys.has(OWN) && keys.count(OWN)? != ffn {
+                return Err(format!(
+                    "{} is not {}",
+                    keys.full(OWN),
+                    keys.full("feed_forward_length")
+                ));
+            }
+            json!({
+                "architectures": ["MixtralForCausalLM"],
+                "model_type": "mixtral",
+                "num_local_experts": experts,
+                "num_experts_per_tok": keys.same("expert_used_count")?,
+                "sliding_window": null,
+            })
+        }
+        (name, 0) => json!({
+            "architectures": [if name == "qwen2" { "Qwen2ForCausalLM" } else { "Qwen3ForCausalLM" }],
+            "model_type": name,
+            "use_sliding_window": false,
+            "sliding_window": null,
+        }),
+        (name, _) => return Err(format!("has experts, which {name:?} is not read with")),
+    };
+    let mut said = said;
+    if architecture.name == "qwen3" {
+        said["attention_bias"] = json!(has("blk.0.attn_q.bias"));
+    }
+    Ok(said.as_object().cloned().unwrap_or_default())
+}
+
+/// The keys of a file, those of its architecture by their ends.
+pub(crate) struct Keys<'a> {
+    header: &'a Header,
+    architecture: &'a str,
+}
+
+impl<'a> Keys<'a> {
+    pub(crate) fn new(header: &'a Header, architecture: &'a str) -> Self {
+        Self { header, architecture }
     }
 
-    fn text(&self, key: &str) -> Result<&str, String> {
+    fn full(&self, key: &str) -> String {
+        format!("{}.{key}", self.architecture)
+    }
+
+    pub(crate) fn has(&self, key: &str) -> bool {
+        self.header.keys.contains_key(&self.full(key))
+    }
+
+    fn get(&self, key: &str) -> Result<&'a Value, String> {
+        let key = self.full(key);
+        self.header.keys.get(&key).ok_or_else(|| format!("key {key:?} is missing"))
+    }
+
+    pub(crate) fn text(&self, key: &str) -> Result<&'a str, String> {
         match self.get(key)? {
             Value::Text(text) => Ok(text),
-            other => Err(format!("key {key:?} is {other:?}, not a text")),
+            other => Err(self.wrong(key, other, "a text")),
         }
     }
 
-    fn count(&self, key: &str) -> Result<u64, String> {
+    pub(crate) fn count(&self, key: &str) -> Result<u64, String> {
         match self.get(key)? {
             &Value::Integer(n) if (0..1 << 40).contains(&n) => Ok(n as u64),
-            other => Err(format!("key {key:?} is {other:?}, not a count")),
+            other => Err(self.wrong(key, other, "a count")),
         }
     }
 
-    fn float(&self, key: &str) -> Result<f64, String> {
+    /// A count that may be given for each layer, but is the same for all.
+    fn same(&self, key: &str) -> Result<u64, String> {
+        match self.get(key)? {
+            Value::Integers(all) => match all.split_first() {
+                Some((&n, rest)) if (0..1 << 40).contains(&n) && rest.iter().all(|m| *m == n) => {
+                    Ok(n as u64)
+                }
+                _ => Err(format!("key {:?} is not the same in all layers", self.full(key))),
+            },
+            _ => self.count(key),
+        }
+    }
+
+    pub(crate) fn float(&self, key: &str) -> Result<f64, String> {
         match self.get(key)? {
             &Value::Float(x) if x.is_finite() => Ok(x),
-            other => Err(format!("key {key:?} is {other:?}, not a finite number")),
+            other => Err(self.wrong(key, other, "a finite number")),
         }
+    }
+
+    fn wrong(&self, key: &str, found: &Value, rule: &str) -> String {
+        format!("key {:?} is {}, not {rule}", self.full(key), found.shown())
+    }
+
+    /// The keys of the architecture that are not known here.
+    fn unknown(&self) -> Map<String, Json> {
+        let prefix = self.full("");
+        let own = self
+            .header
+            .keys
+            .iter()
+            .filter_map(|(key, value)| Some((key.strip_prefix(&prefix)?, value)));
+        own.filter(|(key, _)| !KNOWN.contains(key))
+            .map(|(key, value)| (key.to_owned(), value.json()))
+            .collect()
     }
 }

@@ -1,28 +1,30 @@
-//! A GGUF file as a container: one file, whose header is the manifest.
+//! A GGUF file as a container, or several: the head of the first is the manifest.
 
-use super::header::{MAGIC, Value};
-use super::names::llama_cpp;
-use super::tokenizer;
-use super::types::{Held, number};
+use super::head::{ALIGNMENT, Info, head};
+use super::header::Value;
+use super::keys::{self, Said};
+use super::names::{FACTORS, Named, llama_cpp};
+use super::types::number;
 use crate::container::{Container, Described, Placed, Stored};
 use crate::error::Error;
 use crate::format::Format;
-use crate::layout::{LaidFile, Layout, Place, Planned};
-use ir::{BlockKind, Grid};
-use serde_json::{Map, Value as Json};
+use crate::layout::{Laid, LaidFile, Layout, Place, Planned};
+use ir::RowMap;
+use std::collections::BTreeMap;
 use tensor::DType;
 
-/// Tensors begin at multiples of so many bytes.
-const ALIGNMENT: u64 = 32;
+/// What the names of files begin with.
+const NAME: &str = "model";
+/// The most files of a model: `split.count` is 16 bits long.
+const FILES_MAX: usize = u16::MAX as usize;
 
-/// A GGUF file of a llama.
+/// A GGUF file of a decoder.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct GgufFile;
 
 impl Container for GgufFile {
     fn name(&self, weight: &Placed) -> Result<String, Error> {
-        let name = llama_cpp(&weight.name, 2).map(|(name, _)| name);
-        name.ok_or_else(|| Error::tensor(&weight.name, "has no name in a GGUF file of a llama"))
+        named(weight).map(|named| named.name)
     }
 
     fn has_side_files(&self) -> bool {
@@ -37,198 +39,187 @@ impl Container for GgufFile {
     ) -> Result<Layout, Error> {
         let broken =
             |rule: String| Error::tensor("*", format!("cannot be written as GGUF: {rule}"));
-        let keys = keys(model, weights).map_err(broken)?;
+        let said = keys::said(model, weights).map_err(broken)?;
         let (mut laid, tensors) = Layout::weights(format, weights)?;
-        let head = counted(model.config, "head_dim").map_err(broken)? as usize;
-        let mut infos = Vec::new();
-        let (mut places, mut end) = (Vec::new(), 0u64);
+        let mut stored = Stacked { said: &said, tensors: Vec::new(), stacks: BTreeMap::new() };
         for (tensor, weight) in
             tensors.into_iter().zip(weights.iter().filter(|w| w.stored != Stored::Elsewhere))
         {
-            if weight.shape.len() == 1 && weight.stored != Stored::Dense(DType::F32) {
-                let rule = "is a vector, which llama.cpp computes with as F32 only";
-                return Err(Error::tensor(&weight.name, rule));
+            let laid = laid.get_mut(&weight.name);
+            let lost = || Error::Internal(format!("weight {:?} was not laid out", weight.name));
+            stored.add(tensor, weight, laid.ok_or_else(lost)?)?;
+        }
+        let tensors = stored.whole()?;
+        let parts = split(tensors, model.shard_bytes);
+        let count = parts.len();
+        if count > FILES_MAX {
+            return Err(broken(format!("{count} files, at most {FILES_MAX} can be numbered")));
+        }
+        let all: usize =
+            parts.iter().map(Vec::len).sum::<usize>() + usize::from(said.factors.is_some());
+        let mut files = Vec::with_capacity(count);
+        for (index, tensors) in parts.into_iter().enumerate() {
+            let first = index == 0;
+            let mut keys = if first { said.keys.clone() } else { Vec::new() };
+            if count > 1 {
+                for (key, n) in [("no", index), ("count", count), ("tensors.count", all)] {
+                    keys.push((format!("split.{key}"), Value::Integer(n as i64)));
+                }
             }
-            let order = llama_cpp(&weight.name, head).map(|(_, order)| order);
-            if let Some((laid, order)) = laid.get_mut(&weight.name).zip(order) {
-                laid.order = order;
+            let name = match count {
+                1 => format!("{NAME}.gguf"),
+                _ => super::split::name(NAME, index, count),
+            };
+            let factors = said.factors.as_deref().filter(|_| first);
+            files.push(file(name, &keys, factors, tensors).map_err(broken)?);
+        }
+        Ok(Layout { files, weights: laid, ..Layout::default() })
+    }
+}
+
+fn named(weight: &Placed) -> Result<Named, Error> {
+    let refused = || Error::tensor(&weight.name, "has no name in a GGUF file");
+    llama_cpp(&weight.name).ok_or_else(refused)
+}
+
+/// A tensor of a file.
+struct Tensor {
+    /// Its name, and as a matrix that rows are written to: stacks are one above the other.
+    tensor: Planned,
+    /// As the head says it.
+    shape: Vec<usize>,
+    kind: u32,
+    bytes: u64,
+}
+
+/// The tensors of a model, experts in stacks.
+struct Stacked<'a> {
+    said: &'a Said,
+    tensors: Vec<Tensor>,
+    /// Of each stack, which tensor, what the first expert is, and which experts came.
+    stacks: BTreeMap<String, (usize, Placed, Vec<bool>)>,
+}
+
+impl Stacked<'_> {
+    /// Takes a weight in, and notes where its rows are.
+    fn add(&mut self, tensor: Planned, weight: &Placed, laid: &mut Laid) -> Result<(), Error> {
+        let refused = |rule: String| Error::tensor(&weight.name, rule);
+        let Named { part, kind, expert, .. } = named(weight)?;
+        let architecture = self.said.architecture;
+        if !architecture.reads(part, kind) {
+            let name = architecture.name;
+            return Err(refused(format!(
+                "is not read by llama.cpp of a {name:?}, so that GGUF cannot hold it"
+            )));
+        }
+        if weight.shape.len() == 1 && weight.stored != Stored::Dense(DType::F32) {
+            return Err(refused("is a vector, which llama.cpp computes with as F32 only".into()));
+        }
+        let held = keys::held(weight.stored).and_then(number);
+        let held = held.ok_or_else(|| refused("has no type of ggml".into()))?;
+        match expert {
+            None => {
+                laid.order = architecture.order(part, self.said.head);
+                self.push(tensor, weight.shape.clone(), held)
             }
-            info(&mut infos, &tensor, weight, end).map_err(broken)?;
-            let bytes = tensor.bytes().ok_or_else(|| broken("a tensor overflows".into()))?;
-            places.push(Place { tensor, begin: end, bytes });
-            end = (end + bytes).next_multiple_of(ALIGNMENT);
-        }
-        let mut head = [&MAGIC[..], &3u32.to_le_bytes()].concat();
-        head.extend((places.len() as u64).to_le_bytes());
-        head.extend((keys.len() as u64).to_le_bytes());
-        keys.iter().for_each(|(key, value)| {
-            text(&mut head, key);
-            said(&mut head, value);
-        });
-        head.extend(infos);
-        head.resize(head.len().next_multiple_of(ALIGNMENT as usize), 0);
-        let data = head.len() as u64;
-        places.iter_mut().for_each(|place| place.begin += data);
-        let file = LaidFile { name: "model.gguf".into(), head, bytes: data + end, places };
-        Ok(Layout { files: vec![file], weights: laid, ..Layout::default() })
-    }
-}
-
-/// The header's entry of a tensor.
-fn info(to: &mut Vec<u8>, tensor: &Planned, weight: &Placed, begin: u64) -> Result<(), String> {
-    let held = match weight.stored {
-        Stored::On(grid) => Held::On(grid),
-        Stored::Dense(dtype) => Held::Dense(dtype),
-        Stored::Elsewhere => return Ok(()),
-    };
-    let kind = number(held).ok_or_else(|| format!("{:?} has no type of ggml", weight.name))?;
-    text(to, &tensor.name);
-    to.extend((weight.shape.len() as u32).to_le_bytes());
-    weight.shape.iter().rev().for_each(|&n| to.extend((n as u64).to_le_bytes()));
-    to.extend(kind.to_le_bytes());
-    to.extend(begin.to_le_bytes());
-    Ok(())
-}
-
-fn text(to: &mut Vec<u8>, text: &str) {
-    to.extend((text.len() as u64).to_le_bytes());
-    to.extend(text.as_bytes());
-}
-
-fn said(to: &mut Vec<u8>, value: &Value) {
-    let list = |to: &mut Vec<u8>, kind: u32, count: usize| {
-        to.extend(9u32.to_le_bytes());
-        to.extend(kind.to_le_bytes());
-        to.extend((count as u64).to_le_bytes());
-    };
-    match value {
-        // llama.cpp wants counts as u32, and types of tokens as i32.
-        Value::Integer(n) => [4, *n as u32].iter().for_each(|n| to.extend(n.to_le_bytes())),
-        Value::Float(x) => {
-            to.extend(6u32.to_le_bytes());
-            to.extend((*x as f32).to_le_bytes());
-        }
-        Value::Bool(flag) => {
-            to.extend(7u32.to_le_bytes());
-            to.push(u8::from(*flag));
-        }
-        Value::Text(said) => {
-            to.extend(8u32.to_le_bytes());
-            text(to, said);
-        }
-        Value::Texts(all) => {
-            list(to, 8, all.len());
-            all.iter().for_each(|said| text(to, said));
-        }
-        Value::Integers(all) => {
-            list(to, 5, all.len());
-            all.iter().for_each(|&n| to.extend((n as i32).to_le_bytes()));
-        }
-        Value::Floats(all) => {
-            list(to, 6, all.len());
-            all.iter().for_each(|&x| to.extend((x as f32).to_le_bytes()));
+            Some(expert) => self.stack(tensor, weight, held, expert, laid),
         }
     }
-}
 
-/// A count of a llama's `config.json`, which may leave some to the others.
-fn counted(config: &Map<String, Json>, name: &str) -> Result<u32, String> {
-    let said = config.get(name).filter(|said| !said.is_null());
-    let count = match (said, name) {
-        (Some(said), _) => said.as_u64().and_then(|n| u32::try_from(n).ok()),
-        (None, "head_dim") => {
-            let heads = counted(config, "num_attention_heads")?;
-            counted(config, "hidden_size")?.checked_div(heads)
+    fn push(&mut self, tensor: Planned, shape: Vec<usize>, kind: u32) -> Result<(), Error> {
+        let overflows = || Error::tensor(&tensor.name, "overflows");
+        let bytes = tensor.bytes().filter(|&bytes| bytes < 1 << 62).ok_or_else(overflows)?;
+        self.tensors.push(Tensor { tensor, shape, kind, bytes });
+        Ok(())
+    }
+
+    fn stack(
+        &mut self,
+        tensor: Planned,
+        weight: &Placed,
+        kind: u32,
+        expert: usize,
+        laid: &mut Laid,
+    ) -> Result<(), Error> {
+        let refused = |rule: String| Error::tensor(&weight.name, rule);
+        let experts = self.said.experts;
+        if expert >= experts {
+            return Err(refused(format!("is of expert {expert} of {experts}")));
         }
-        (None, "num_key_value_heads") => Some(counted(config, "num_attention_heads")?),
-        _ => None,
-    };
-    count.ok_or_else(|| format!("config.json has no {name}, or no count there"))
-}
+        let [rows, width] = weight.matrix()?;
+        if !self.stacks.contains_key(&tensor.name) {
+            let mut all = tensor.clone();
+            let high = rows.checked_mul(experts).ok_or_else(|| refused("overflows".into()))?;
+            all.shape[0] = high;
+            let own = (self.tensors.len(), weight.clone(), vec![false; experts]);
+            self.push(all, vec![experts, rows, width], kind)?;
+            self.stacks.insert(tensor.name.clone(), own);
+        }
+        let lost = || Error::Internal(format!("stack {:?}", tensor.name));
+        let (_, first, came) = self.stacks.get_mut(&tensor.name).ok_or_else(lost)?;
+        if (first.stored, &first.shape) != (weight.stored, &weight.shape) {
+            return Err(refused(format!(
+                "is not of the type and shape of {:?}: the experts of a layer are one tensor of one type, {:?}",
+                first.name, tensor.name
+            )));
+        }
+        if std::mem::replace(&mut came[expert], true) {
+            return Err(refused("comes twice".into()));
+        }
+        laid.order = RowMap::From(expert * rows);
+        Ok(())
+    }
 
-/// What llama.cpp wants to know of a model.
-fn keys(model: &Described<'_>, weights: &[Placed]) -> Result<Vec<(String, Value)>, String> {
-    let config = model.config;
-    if config.get("model_type").and_then(Json::as_str) != Some("llama") {
-        return Err("model_type is not \"llama\"".into());
-    }
-    let rope = config.get("rope_parameters").and_then(Json::as_object).unwrap_or(config);
-    let scaled = [config.get("rope_scaling"), rope.get("rope_type")];
-    let plain = |said: &&Json| !said.is_null() && said.as_str() != Some("default");
-    if let Some(scaled) = scaled.into_iter().flatten().find(plain) {
-        return Err(format!("rotations are scaled ({scaled})"));
-    }
-    let count = |name: &str| counted(config, name).map(|n| Value::Integer(i64::from(n)));
-    let number = |of: &Map<String, Json>, name: &str| {
-        let x = of.get(name).and_then(Json::as_f64);
-        x.map(Value::Float).ok_or_else(|| format!("config.json has no {name}"))
-    };
-    let mut keys = vec![
-        ("general.architecture".to_owned(), Value::Text("llama".into())),
-        ("general.type".to_owned(), Value::Text("model".into())),
-        ("general.quantization_version".to_owned(), Value::Integer(2)),
-        ("general.file_type".to_owned(), Value::Integer(file_type(weights))),
-    ];
-    for (theirs, ours) in [
-        ("block_count", "num_hidden_layers"),
-        ("context_length", "max_position_embeddings"),
-        ("embedding_length", "hidden_size"),
-        ("feed_forward_length", "intermediate_size"),
-        ("attention.head_count", "num_attention_heads"),
-        ("attention.head_count_kv", "num_key_value_heads"),
-        ("attention.key_length", "head_dim"),
-        ("attention.value_length", "head_dim"),
-        ("rope.dimension_count", "head_dim"),
-        ("vocab_size", "vocab_size"),
-    ] {
-        keys.push((format!("llama.{theirs}"), count(ours)?));
-    }
-    let epsilon = number(config, "rms_norm_eps")?;
-    keys.push(("llama.attention.layer_norm_rms_epsilon".into(), epsilon));
-    keys.push(("llama.rope.freq_base".into(), number(rope, "rope_theta")?));
-    if let Some(file) = model.tokenizer {
-        let said = tokenizer::keys(file).map_err(|rule| format!("tokenizer.json: {rule}"))?;
-        keys.extend(said.into_iter().map(|(key, value)| (key.to_owned(), value)));
-        for token in ["bos_token_id", "eos_token_id"] {
-            if let Ok(id) = count(token) {
-                keys.push((format!("tokenizer.ggml.{token}"), id));
+    /// The tensors, once every expert came.
+    fn whole(self) -> Result<Vec<Tensor>, Error> {
+        for (name, (_, first, came)) in &self.stacks {
+            if let Some(expert) = came.iter().position(|came| !came) {
+                let rule = format!("is in the stack {name:?}, of which expert {expert} is missing");
+                return Err(Error::tensor(&first.name, rule));
             }
         }
+        Ok(self.tensors)
     }
-    Ok(keys)
 }
 
-/// `llama_ftype` of the first matrix of a layer.
-fn file_type(weights: &[Placed]) -> i64 {
-    let first = weights.iter().find(|w| w.name.starts_with("model.layers.") && w.shape.len() == 2);
-    match first.map(|weight| weight.stored) {
-        Some(Stored::Dense(DType::F16)) => 1,
-        Some(Stored::Dense(DType::BF16)) => 32,
-        Some(Stored::On(Grid::Int { bits: 4, .. })) => 2,
-        Some(Stored::On(Grid::Int { bits: 5, .. })) => 8,
-        Some(Stored::On(Grid::Int { .. })) => 7,
-        Some(Stored::On(Grid::Block(kind))) => match kind {
-            BlockKind::Q4_1 => 3,
-            BlockKind::Q5_1 => 9,
-            BlockKind::Q2K => 10,
-            BlockKind::Q3K => 11,
-            BlockKind::Q4K => 14,
-            BlockKind::Q5K => 16,
-            BlockKind::Q6K => 18,
-            BlockKind::Iq4Nl => 25,
-            BlockKind::Iq4Xs => 30,
-            BlockKind::Mxfp4 => 38,
-            BlockKind::Nvfp4 => 39,
-            BlockKind::Iq2Xxs => 19,
-            BlockKind::Iq2Xs => 20,
-            BlockKind::Iq2S => 28,
-            BlockKind::Iq3Xxs => 23,
-            BlockKind::Iq3S => 26,
-            BlockKind::Iq1S => 24,
-            BlockKind::Iq1M => 31,
-            BlockKind::Tq1_0 => 36,
-            BlockKind::Tq2_0 => 37,
-        },
-        _ => 0,
+/// Fills one file after the other, of at most so many bytes of data; a larger tensor has one to itself.
+fn split(tensors: Vec<Tensor>, most: Option<u64>) -> Vec<Vec<Tensor>> {
+    let (mut parts, mut part, mut filled) = (Vec::new(), Vec::new(), 0u64);
+    for tensor in tensors {
+        let bytes = tensor.bytes.next_multiple_of(ALIGNMENT);
+        if !part.is_empty() && most.is_some_and(|most| filled.saturating_add(bytes) > most) {
+            parts.push(std::mem::take(&mut part));
+            filled = 0;
+        }
+        filled = filled.saturating_add(bytes);
+        part.push(tensor);
     }
+    parts.push(part);
+    parts
+}
+
+/// A file. Factors of frequencies come of no weight: they are written with the head.
+fn file(
+    name: String,
+    keys: &[(String, Value)],
+    factors: Option<&[f32]>,
+    tensors: Vec<Tensor>,
+) -> Result<LaidFile, String> {
+    let mut data: Vec<u8> = factors.into_iter().flatten().flat_map(|f| f.to_le_bytes()).collect();
+    data.resize(data.len().next_multiple_of(ALIGNMENT as usize), 0);
+    let factors =
+        factors.map(|all| Info { name: FACTORS.into(), shape: vec![all.len()], kind: 0, begin: 0 });
+    let (mut infos, mut places) = (Vec::from_iter(factors), Vec::new());
+    let mut end = data.len() as u64;
+    for Tensor { tensor, shape, kind, bytes } in tensors {
+        infos.push(Info { name: tensor.name.clone(), shape, kind, begin: end });
+        places.push(Place { tensor, begin: end, bytes });
+        let next = end.checked_add(bytes).and_then(|end| end.checked_next_multiple_of(ALIGNMENT));
+        end = next.filter(|&end| end < 1 << 62).ok_or("its tensors are too large together")?;
+    }
+    let mut head = head(keys, &infos);
+    let start = head.len() as u64;
+    places.iter_mut().for_each(|place| place.begin += start);
+    head.extend(data);
+    Ok(LaidFile { name, head, bytes: start + end, places })
 }

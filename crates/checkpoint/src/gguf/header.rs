@@ -5,21 +5,28 @@
 
 use super::types::{self, Held};
 use crate::header::{DIMENSION_MAX, TENSORS_MAX, check_name};
+use crate::json::shown;
 use ir::Grid;
+use serde_json::{Value as Json, json};
 use std::collections::{BTreeMap, BTreeSet};
 
 /// What a GGUF file begins with.
 pub const MAGIC: &[u8; 4] = b"GGUF";
 /// The longest header, in bytes.
-pub const HEADER_MAX: u64 = 1 << 28;
+pub const HEADER_MAX: u64 = 1 << 27;
 /// The most keys.
 pub const KEYS_MAX: u64 = 1 << 16;
 /// The longest key, in bytes: the specification's own cap.
 pub const KEY_MAX: u64 = (1 << 16) - 1;
-/// The most elements of an array.
-pub const ARRAY_MAX: u64 = 1 << 22;
+/// The most elements of all arrays together. Those of the largest vocabularies have two millions.
+pub const ELEMENTS_MAX: u64 = 1 << 23;
+/// The longest name of a tensor, in bytes: ggml's own cap.
+pub const NAME_MAX: u64 = 63;
 /// The most dimensions of a tensor: ggml's own cap.
 pub const RANK_MAX: u32 = 4;
+
+/// The key of what tensors begin at multiples of.
+const ALIGNMENT: &str = "general.alignment";
 
 /// What a key says.
 #[derive(Clone, Debug, PartialEq)]
@@ -38,6 +45,33 @@ pub enum Value {
     Integers(Vec<i64>),
     /// Floats.
     Floats(Vec<f64>),
+}
+
+impl Value {
+    /// As JSON says it.
+    pub(crate) fn json(&self) -> Json {
+        match self {
+            Self::Integer(n) => json!(n),
+            Self::Float(x) => json!(x),
+            Self::Bool(flag) => json!(flag),
+            Self::Text(said) => json!(said),
+            Self::Texts(all) => json!(all),
+            Self::Integers(all) => json!(all),
+            Self::Floats(all) => json!(all),
+        }
+    }
+
+    /// As a message says it, which may be long.
+    pub(crate) fn shown(&self) -> String {
+        let count = match self {
+            Self::Texts(all) => all.len(),
+            Self::Integers(all) => all.len(),
+            Self::Floats(all) => all.len(),
+            Self::Text(said) => return format!("{:?}", shown(said)),
+            Self::Integer(_) | Self::Float(_) | Self::Bool(_) => return self.json().to_string(),
+        };
+        format!("a list of {count}")
+    }
 }
 
 /// A tensor as a header describes it.
@@ -68,7 +102,7 @@ impl Entry {
 }
 
 /// A checked header: the tensors lie in the file and do not overlap.
-#[derive(Clone, Debug, PartialEq)]
+#[derive(Clone, Debug, Default, PartialEq)]
 pub struct Header {
     /// What each key says.
     pub keys: BTreeMap<String, Value>,
@@ -96,7 +130,8 @@ fn rule<T>(rule: impl Into<String>) -> Result<T, HeaderError> {
 /// # Errors
 /// If `start` ends inside the header, or it breaks a rule.
 pub fn parse(start: &[u8], file_bytes: u64) -> Result<Header, HeaderError> {
-    let mut cursor = Cursor { bytes: start, at: 0, place: "the magic".into() };
+    let place = "the magic".into();
+    let mut cursor = Cursor { bytes: start, at: 0, place, elements: 0 };
     if cursor.take(4)? != MAGIC {
         return rule("does not begin with \"GGUF\"");
     }
@@ -110,8 +145,8 @@ pub fn parse(start: &[u8], file_bytes: u64) -> Result<Header, HeaderError> {
         other => return rule(format!("is GGUF of version {other}: 2 and 3 are read")),
     }
     let (tensors, keys) = (cursor.u64()?, cursor.u64()?);
-    if tensors == 0 || tensors > TENSORS_MAX as u64 {
-        return rule(format!("has {tensors} tensors: 1 to {TENSORS_MAX} are read"));
+    if tensors > TENSORS_MAX as u64 {
+        return rule(format!("has {tensors} tensors: at most {TENSORS_MAX} are read"));
     }
     if keys > KEYS_MAX {
         return rule(format!("has {keys} keys: at most {KEYS_MAX} are read"));
@@ -120,18 +155,25 @@ pub fn parse(start: &[u8], file_bytes: u64) -> Result<Header, HeaderError> {
     for i in 0..keys {
         cursor.place = format!("key {i}");
         let key = cursor.text(KEY_MAX)?;
+        if key.is_empty() {
+            return rule(format!("key {i} has no name"));
+        }
         cursor.place = format!("key {key:?}");
         let kind = cursor.u32()?;
+        if key == ALIGNMENT && kind != 4 {
+            return rule(format!("{ALIGNMENT} is of type {kind}, not a 32-bit count (4)"));
+        }
         let value = cursor.value(kind)?;
         if said.insert(key.clone(), value).is_some() {
             return rule(format!("key {key:?} is there twice"));
         }
     }
-    let alignment = match said.get("general.alignment") {
+    let alignment = match said.get(ALIGNMENT) {
         None => 32,
         Some(&Value::Integer(n)) if (8..=1 << 20).contains(&n) && n & (n - 1) == 0 => n as u64,
         Some(other) => {
-            return rule(format!("general.alignment is {other:?}, no small power of two"));
+            let rest = "no power of two from 8 to 1048576";
+            return rule(format!("{ALIGNMENT} is {}, {rest}", other.shown()));
         }
     };
     let infos = (0..tensors).map(|i| cursor.info(i)).collect::<Result<Vec<_>, _>>()?;
@@ -202,6 +244,8 @@ struct Cursor<'a> {
     at: usize,
     /// What is being read.
     place: String,
+    /// Those of all arrays so far.
+    elements: u64,
 }
 
 impl<'a> Cursor<'a> {
@@ -255,8 +299,10 @@ impl<'a> Cursor<'a> {
 
     fn values(&mut self) -> Result<Value, HeaderError> {
         let (kind, count) = (self.u32()?, self.u64()?);
-        if count > ARRAY_MAX {
-            return rule(format!("{}: {count} elements, at most {ARRAY_MAX}", self.place));
+        self.elements = self.elements.saturating_add(count);
+        if self.elements > ELEMENTS_MAX {
+            let rest = format!("the arrays may have {ELEMENTS_MAX} together");
+            return rule(format!("{}: {count} elements, and {rest}", self.place));
         }
         // Collected one by one: what is allocated stays in proportion to what is there.
         match kind {
@@ -298,7 +344,7 @@ impl<'a> Cursor<'a> {
 
     fn info(&mut self, index: u64) -> Result<Info, HeaderError> {
         self.place = format!("tensor {index}");
-        let name = self.text(crate::header::NAME_MAX as u64)?;
+        let name = self.text(NAME_MAX)?;
         if let Err(why) = check_name(&name) {
             return rule(format!("tensor {index}: its name {why}"));
         }

@@ -77,6 +77,11 @@ pub(crate) fn keys(tokenizer: &[u8]) -> Result<Vec<(&'static str, Value)>, Strin
 pub(crate) fn tokenizer(header: &Header) -> Result<Option<Vec<u8>>, String> {
     let get = |key: &str| header.keys.get(&format!("tokenizer.ggml.{key}"));
     let Some(model) = get("model") else { return Ok(None) };
+    if let Value::Text(kind) = model
+        && matches!(kind.as_str(), "no_vocab" | "none")
+    {
+        return Ok(None);
+    }
     if *model != Value::Text("gpt2".into()) {
         return Err(format!("tokenizer.ggml.model is {model:?}: \"gpt2\" (BPE) is read"));
     }

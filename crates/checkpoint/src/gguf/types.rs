@@ -61,6 +61,11 @@ pub(crate) fn number(held: Held) -> Option<u32> {
     TYPES.iter().find(|(.., other)| *other == held).map(|&(number, ..)| number)
 }
 
+/// The name of the type that holds what is stored.
+pub(crate) fn name(held: Held) -> Option<&'static str> {
+    TYPES.iter().find(|(.., other)| *other == held).map(|&(_, name, _)| name)
+}
+
 /// The names of all types that are read.
 pub(crate) fn names() -> String {
     TYPES.iter().map(|&(_, name, _)| name).collect::<Vec<_>>().join(", ")
