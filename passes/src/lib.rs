@@ -8,6 +8,7 @@ pub mod fit;
 pub mod fold;
 pub mod gptq;
 pub mod integers;
+mod mix;
 mod pattern;
 mod quadratic;
 mod recipe;
@@ -16,4 +17,7 @@ mod rule;
 mod sensitivity;
 mod solve;
 
-pub use recipe::{builtin, decided, meant, modules, names, pipeline, resolved, text, unmatched};
+pub use recipe::{
+    builtin, decided, meant, mixes, modules, names, pipeline, resolved, text, unmatched,
+};
+pub use rule::grid_name;

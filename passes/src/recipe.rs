@@ -1,5 +1,6 @@
 //! Built-in recipes, and the passes that recipes name.
 
+use crate::mix::{MIXES, Mix};
 use crate::pattern::Pattern;
 use crate::rule::Rule;
 use crate::sensitivity::Sensitivity;
@@ -7,7 +8,8 @@ use compiler::{
     Decisions, Output, OutputRecipe, Pass, PassRecipe, Pipeline, Recipe, Refusal, Survey, Wrong,
 };
 use ir::ModelSpec;
-use std::collections::BTreeSet;
+use std::borrow::Cow;
+use std::collections::{BTreeMap, BTreeSet};
 
 /// A pass, and every setting of it.
 type Made = (Box<dyn Pass>, toml::Table);
@@ -25,12 +27,19 @@ const RECIPES: &[(&str, &str)] = &[
     ("int6", include_str!("../recipes/int6.toml")),
     ("int7", include_str!("../recipes/int7.toml")),
     ("int8", include_str!("../recipes/int8.toml")),
-    ("q4_k", include_str!("../recipes/q4_k.toml")),
 ];
+
+/// The recipe of a mix of GGUF, but for its name.
+const MIXED: &str = include_str!("../recipes/gguf.toml");
 
 /// The names of the built-in recipes.
 pub fn names() -> impl Iterator<Item = &'static str> {
-    RECIPES.iter().map(|(name, _)| *name)
+    RECIPES.iter().map(|(name, _)| *name).chain(mixes())
+}
+
+/// The names of the mixes of GGUF, as llama-quantize has them.
+pub fn mixes() -> impl Iterator<Item = &'static str> {
+    MIXES.iter().map(|mix| mix.name)
 }
 
 /// The name of the built-in recipe that a person means by `word`.
@@ -39,9 +48,11 @@ pub fn names() -> impl Iterator<Item = &'static str> {
 /// If there is none: what the word stands for elsewhere, and what is nearest here.
 pub fn meant(word: &str) -> Result<&'static str, Refusal> {
     let lower = word.to_ascii_lowercase();
+    if let Some(mix) = Mix::named(lower.trim()) {
+        return Ok(mix.name);
+    }
     match lower.trim().replace('-', "").as_str() {
         "int4" | "w4a16" | "w4" | "4" | "4bit" | "i4" | "uint4" => Ok("int4"),
-        "q4_k" | "q4k" => Ok("q4_k"),
         "int8" | "w8a16" | "w8" | "8" | "8bit" | "i8" | "uint8" => Ok("int8"),
         _ => Err(Refusal { what: "--quant".into(), rule: elsewhere(word, &lower) }),
     }
@@ -51,16 +62,15 @@ pub fn meant(word: &str) -> Result<&'static str, Refusal> {
 fn elsewhere(word: &str, lower: &str) -> String {
     let has = |part: &str| lower.contains(part);
     let gguf =
-        ["q2", "q3", "q4", "q5", "q6", "q8", "iq", "tq"].iter().any(|q| lower.starts_with(q));
+        ["q1", "q2", "q3", "q4", "q5", "q6", "q8", "iq", "tq"].iter().any(|q| lower.starts_with(q));
     let bits = ["int2", "int3", "int5", "int6", "int7"].contains(&lower)
         || ["2", "3", "5", "6", "7"].contains(&lower)
         || ["w2a", "w3a", "w5a", "w6a", "w7a"].iter().any(|w| lower.starts_with(w));
     let near = if has("8") && !has("w4") { "int8" } else { "int4" };
     let what = match () {
         () if gguf || has("gguf") => {
-            "is a type or a mix of GGUF that no recipe is built in for; q4_k is, and a recipe of your \
-             own may name q4_0 to q8_0 and q4_k to q6_k"
-                .to_string()
+            let all: Vec<&str> = mixes().collect();
+            format!("is no mix of GGUF that is written; those are {}", all.join(", "))
         }
         () if bits => "is not written yet: no reader of the format is proven for it".into(),
         () if has("gptq") || has("rtn") => {
@@ -69,7 +79,7 @@ fn elsewhere(word: &str, lower: &str) -> String {
         }
         () if has("awq") => {
             "is a pass that scales weights: a recipe with [[pass]] and name = \"awq\"".into()
-        },
+        }
         () if has("nf4") || has("bnb") || has("bitsandbytes") => {
             "is of bitsandbytes, and not written yet".into()
         }
@@ -93,14 +103,18 @@ fn elsewhere(word: &str, lower: &str) -> String {
 /// # Errors
 /// If there is none.
 pub fn builtin(name: &str) -> Result<Recipe, Refusal> {
-    let name = if RECIPES.iter().any(|(n, _)| *n == name) { name } else { meant(name)? };
-    text(name)
-        .map_or_else(|| Err(Refusal { what: name.into(), rule: "is absent".into() }), Recipe::parse)
+    let name = if text(name).is_some() { name } else { meant(name)? };
+    match text(name) {
+        Some(text) => Recipe::parse(&text),
+        None => Err(Refusal { what: name.into(), rule: "is absent".into() }),
+    }
 }
 
 /// The TOML of a built-in recipe.
-pub fn text(name: &str) -> Option<&'static str> {
-    RECIPES.iter().find(|(n, _)| *n == name).map(|(_, text)| *text)
+pub fn text(name: &str) -> Option<Cow<'static, str>> {
+    let own = RECIPES.iter().find(|(n, _)| *n == name).map(|(_, text)| Cow::Borrowed(*text));
+    let mixed = || MIXES.iter().find(|mix| mix.name == name);
+    own.or_else(|| mixed().map(|mix| MIXED.replace("MIX", mix.name).into()))
 }
 
 /// What a recipe comes to: its surveys, its passes, and its outputs with their rules.
@@ -139,7 +153,7 @@ fn of_parts(recipe: &Recipe, Parts { passes, rules }: Parts) -> Pipeline {
         rules: rules.into_iter().map(|rule| Box::new(rule) as Box<dyn compiler::Rule>).collect(),
     };
     let surveys = surveys.iter().map(|make| make()).collect();
-    Pipeline { surveys, passes, outputs: outputs.map(output).collect() }
+    Pipeline { surveys, passes, outputs: outputs.map(output).collect(), stored: BTreeMap::new() }
 }
 
 /// The recipe with every setting of every pass and rule, those included that it leaves to their
@@ -235,13 +249,19 @@ mod tests {
 
     #[test]
     fn a_name_of_another_tool_is_understood_or_explained() {
-        for (word, name) in [("INT4", "int4"), ("w4a16", "int4"), ("W8A16", "int8"), ("8", "int8")]
-        {
+        for (word, name) in [
+            ("INT4", "int4"),
+            ("Q4_K", "q4_k_m"),
+            ("q8_0", "q8_0"),
+            ("w4a16", "int4"),
+            ("W8A16", "int8"),
+            ("8", "int8"),
+        ] {
             assert_eq!(meant(word), Ok(name));
         }
         for (word, said, near) in [
-            ("q4_k_m", "GGUF", "int4"),
-            ("Q8_0", "GGUF", "int8"),
+            ("q1_0", "no mix of GGUF", "int4"),
+            ("iq2_xs", "no mix of GGUF", "int4"),
             ("awq", "scales", "int4"),
             ("fp8", "8-bit floats", "int8"),
             ("nvfp4", "4-bit floats", "int4"),

@@ -1,11 +1,15 @@
 //! Rules of an output: which weights, on which integer grid, by which solver.
 
 use crate::fit::Range;
+use crate::mix::{MIXES, Mix, fitting};
 use crate::pattern::Pattern;
 use crate::sensitivity::most;
-use crate::solve::{Gptq, Rtn};
-use compiler::{Decisions, Key, Refusal, Solver, Wrong, boolean, check_keys, integer, one_of};
-use ir::{Block, BlockId, BlockKind, Grid, ModelSpec, Projection, Role, Span, Spec, WeightId};
+use crate::solve::{Gptq, Kept, Rtn};
+use compiler::{
+    Asked, Decisions, Keep, Key, Refusal, Solver, Target, Wrong, boolean, check_keys, integer,
+    one_of,
+};
+use ir::{Block, BlockId, BlockKind, Grid, ModelSpec, Projection, Role, Span, Spec};
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeSet;
 use tensor::DType;
@@ -27,12 +31,18 @@ struct Settings {
     /// 4 bits.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     most_sensitive: Option<f64>,
+    /// Whether weights keep the codes that the source has.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    keep: Option<KeepCodes>,
     /// 2 to 8: a grid of integers.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     bits: Option<u8>,
     /// A grid by its name, in place of bits, symmetry and groups.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     grid: Option<String>,
+    /// A mix of GGUF's types by its name, in place of a grid.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    mix: Option<String>,
     /// Whether there are no zero points.
     #[serde(default = "yes")]
     symmetric: bool,
@@ -67,6 +77,16 @@ enum Part {
     Head,
     /// The table of embeddings.
     Embedding,
+}
+
+/// How codes of the source are kept.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+enum KeepCodes {
+    /// With every value as it is, or not at all.
+    Exactly,
+    /// So if that can be; else the values are rounded.
+    OrRounded,
 }
 
 /// How codes are chosen.
@@ -178,7 +198,17 @@ const NAMED: [(&str, Grid); 14] = [
     ("nvfp4", Grid::Block(BlockKind::Nvfp4)),
 ];
 
-/// What a named grid decides by itself.
+/// The grid of this name.
+pub(crate) fn named(name: &str) -> Option<Grid> {
+    NAMED.iter().find(|(known, _)| *known == name).map(|(_, grid)| *grid)
+}
+
+/// The name of a grid, if it has one.
+pub fn grid_name(grid: Grid) -> Option<&'static str> {
+    NAMED.iter().find(|(_, known)| *known == grid).map(|(name, _)| *name)
+}
+
+/// What a named grid, or a mix, decides by itself.
 const DECIDED: [&str; 3] = ["bits", "symmetric", "group"];
 
 /// The keys of a rule.
@@ -193,9 +223,11 @@ const KEYS: &[Key] = &[
         Some(share) if share > 0.0 && share < 1.0 => Ok(()),
         _ => Err(format!("{v} is not a share between 0 and 1, such as 0.1")),
     }),
+    Key::new("keep", |v| one_of(v, &["exactly", "or-rounded"])),
     Key::new("bits", |v| integer(v, 2, 8)),
     Key::new("group", group),
     Key::new("grid", |v| one_of(v, &NAMED.map(|(name, _)| name))),
+    Key::new("mix", |v| one_of(v, &MIXES.iter().map(|mix| mix.name).collect::<Vec<_>>())),
     Key::new("scale", |v| one_of(v, &["min-max", "mse", "weighted"])),
     Key::new("symmetric", boolean),
     Key::new("solver", |v| one_of(v, &["gptq", "rtn"])),
@@ -222,6 +254,8 @@ pub(crate) struct Rule {
     settings: Settings,
     /// The grid that it names.
     grid: Option<Grid>,
+    /// The mix that it names.
+    mix: Option<&'static Mix>,
     names: Vec<Pattern>,
     ignore: Vec<Pattern>,
     solver: Box<dyn Solver>,
@@ -244,19 +278,24 @@ impl Rule {
             .clone()
             .try_into()
             .map_err(|e: toml::de::Error| wrong(&[], e.message().to_string()))?;
-        let named = settings.grid.as_deref().and_then(|name| NAMED.iter().find(|g| g.0 == name));
-        let grid = named.map(|(_, grid)| *grid);
-        if let Some(key) =
-            DECIDED.into_iter().find(|key| grid.is_some() && table.contains_key(*key))
-        {
+        let (grid, mix) = (
+            settings.grid.as_deref().and_then(named),
+            settings.mix.as_deref().and_then(Mix::named),
+        );
+        let keeps = settings.keep.is_some();
+        let decides = grid.is_some() || mix.is_some() || keeps;
+        if let Some(key) = DECIDED.into_iter().find(|key| decides && table.contains_key(*key)) {
             return Err(wrong(&[key], "is decided by the grid that the rule names".into()));
         }
-        if grid.is_none() && settings.bits.is_none() {
+        if [grid.is_some(), mix.is_some(), keeps].into_iter().filter(|named| *named).count() > 1 {
+            return Err(wrong(&[], "has two of grid, mix and keep: give one of them".into()));
+        }
+        if !decides && settings.bits.is_none() {
             return Err(wrong(&[], "has no bits, such as 4, and no grid, such as \"q4_k\"".into()));
         }
-        let usual = match (grid, settings.solver) {
-            (Some(Grid::Block(_)), Method::Gptq) => Scale::Weighted,
-            (Some(Grid::Block(_)), Method::Rtn) => Scale::Mse,
+        let usual = match (mix.is_some() || matches!(grid, Some(Grid::Block(_))), settings.solver) {
+            (true, Method::Gptq) => Scale::Weighted,
+            (true, Method::Rtn) => Scale::Mse,
             _ => Scale::MinMax,
         };
         let range = settings.scale.insert(settings.scale.unwrap_or(usual));
@@ -275,6 +314,12 @@ impl Rule {
         let (names, ignore) =
             (compiled("names", &settings.names)?, compiled("ignore", &settings.ignore)?);
         let solver: Box<dyn Solver> = match settings.solver {
+            _ if keeps => Box::new(Kept {
+                keep: match settings.keep {
+                    Some(KeepCodes::OrRounded) => Keep::OrRounded,
+                    _ => Keep::Exactly,
+                },
+            }),
             Method::Rtn => Box::new(Rtn { range }),
             Method::Gptq => Box::new(Gptq {
                 range,
@@ -285,14 +330,14 @@ impl Rule {
                 },
             }),
         };
-        Ok(Self { settings, grid, names, ignore, solver, only: None })
+        Ok(Self { settings, grid, mix, names, ignore, solver, only: None })
     }
 
     /// Every setting of it, those included that were not given.
     pub(crate) fn whole(&self) -> toml::Table {
         // Settings are bits, words and lists, so there is nothing to fail.
         let mut whole = toml::Table::try_from(&self.settings).unwrap_or_default();
-        if self.grid.is_some() {
+        if self.grid.is_some() || self.mix.is_some() || self.settings.keep.is_some() {
             DECIDED.iter().for_each(|key| drop(whole.remove(*key)));
         }
         whole
@@ -332,32 +377,26 @@ impl Rule {
 }
 
 impl compiler::Rule for Rule {
-    fn grid(&self, block: &Block<Spec>, weight: WeightId) -> Result<Option<Grid>, Refusal> {
-        let spec = block.weights.get(weight.0 as usize);
-        let Some(spec) = spec.filter(|spec| self.is_about(block, spec)) else { return Ok(None) };
+    fn target(&self, asked: &Asked<'_>) -> Result<Option<Target>, Refusal> {
+        let spec = asked.spec().filter(|spec| self.is_about(asked.block, spec));
+        let Some(spec) = spec else { return Ok(None) };
         let width = spec.shape.last().copied().unwrap_or(0);
-        match (self.grid, &self.settings) {
-            (Some(grid), _)
-                if grid.block().is_none_or(|block| width.is_multiple_of(block.get())) =>
-            {
-                Ok(Some(grid))
-            }
-            (Some(grid), _) => {
-                let block = grid.block().map_or(1, |block| block.get());
-                // Of all weights of a width the same, so that it is said once.
-                let rule = format!(
-                    "rows of {width} cannot be divided into blocks of {block}; name another grid for \
-                     such weights in a rule before, such as q8_0, or leave them out by ignore"
-                );
-                Err(Refusal { what: grid.to_string(), rule })
-            }
+        if self.settings.keep.is_some() {
+            let kept = Target { kept: compiler::Kept::AsStored, instead_of: None };
+            return Ok(asked.stored.map(|_| kept));
+        }
+        if let Some(mix) = self.mix {
+            return Ok(mix.target(asked.model, asked.block, spec, self.solver.observes()));
+        }
+        Ok(match (self.grid, &self.settings) {
+            (Some(grid), _) => Some(fitting(grid, width)),
             (None, &Settings { bits: Some(bits), symmetric, group, .. }) => {
-                let scale = scale_dtype(spec.dtype);
-                Ok(Some(Grid::Int { bits, symmetric, span: group.span(width), scale }))
+                let scale = asked.scales.unwrap_or_else(|| scale_dtype(spec.dtype));
+                Some(Target::on(Grid::Int { bits, symmetric, span: group.span(width), scale }))
             }
             // `new` refused this.
-            (None, _) => Ok(None),
-        }
+            (None, _) => None,
+        })
     }
 
     fn solver(&self) -> &dyn Solver {

@@ -5,7 +5,7 @@ use crate::fit::Range;
 use crate::gptq::{Settings, SolveError, gptq};
 use crate::rtn;
 use backend::Backend;
-use compiler::{Input, Misfit, Outcome, PassError, Solved, Solver, Solving};
+use compiler::{Input, Keep, Misfit, Outcome, PassError, Solved, Solver, Solving};
 use ir::{Grid, Quantized, Weight};
 use rayon::prelude::*;
 use serde_json::{Map, Value};
@@ -21,6 +21,34 @@ pub(crate) struct Gptq {
     pub(crate) range: Range,
     pub(crate) settings: Settings,
     pub(crate) sequential: bool,
+}
+
+/// The codes that the source has.
+pub(crate) struct Kept {
+    pub(crate) keep: Keep,
+}
+
+impl Solver for Kept {
+    fn name(&self) -> &'static str {
+        "kept"
+    }
+
+    fn observes(&self) -> bool {
+        false
+    }
+
+    fn keeps(&self) -> Option<Keep> {
+        Some(self.keep)
+    }
+
+    fn bytes(&self, _: [usize; 2]) -> u64 {
+        0
+    }
+
+    /// What cannot be kept is rounded, so that the squared error is least.
+    fn begin<'a>(&'a self, _: Input<'a>) -> Result<Box<dyn Solving + 'a>, PassError> {
+        Ok(Box::new(Rounding { range: Range::MeanSquare, importance: None }))
+    }
 }
 
 impl Solver for Rtn {

@@ -85,3 +85,39 @@ def write(path, keys, tensors, alignment=32):
         file.write(head + bytes(-len(head) % alignment))
         for *_, data in tensors:
             file.write(data + bytes(-len(data) % alignment))
+
+
+def write_sparse(path, keys, tensors, alignment=32):
+    """A GGUF file whose data, which nobody reads, are a hole: tensors are (name, kind, shape)."""
+    import math
+    import os
+
+    sizes = [math.prod(shape) // BLOCKS[kind][0] * BLOCKS[kind][1] for _, kind, shape in tensors]
+    ends = [-(-size // alignment) * alignment for size in sizes]
+    write(path, keys, [(*tensor, Hole(end)) for tensor, end in zip(tensors, ends)], alignment)
+    os.truncate(path, os.path.getsize(path) + sum(ends))
+
+
+class Hole(bytes):
+    """No bytes, which count for some."""
+
+    def __new__(cls, length):
+        hole = super().__new__(cls)
+        hole.length = length
+        return hole
+
+    def __len__(self):
+        return self.length
+
+
+def write_legacy_imatrix(path, entries):
+    """An importance matrix in llama.cpp's older form: by name, what each column is worth."""
+    import struct
+
+    with open(path, "wb") as file:
+        file.write(struct.pack("<i", len(entries)))
+        for name, values in entries.items():
+            raw = name.encode()
+            file.write(struct.pack("<i", len(raw)) + raw + struct.pack("<ii", 1, len(values)))
+            file.write(struct.pack(f"<{len(values)}f", *values))
+        file.write(struct.pack("<i", 1) + struct.pack("<i", 4) + b"none")

@@ -55,16 +55,6 @@ impl Format {
         FORMATS.iter().find(|format| format.name == name)
     }
 
-    /// The grid with scales as this format stores them.
-    pub fn scaled(&self, grid: Grid) -> Grid {
-        match (grid, self.scales) {
-            (Grid::Int { bits, symmetric, span, .. }, Some(scale)) => {
-                Grid::Int { bits, symmetric, span, scale }
-            }
-            _ => grid,
-        }
-    }
-
     /// The codec of a grid.
     ///
     /// # Errors

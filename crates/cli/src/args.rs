@@ -94,8 +94,9 @@ pub(crate) struct Compile {
     /// The checkpoint: a folder, or a repository id in the local cache. Quote it with a leading `./`
     /// if a folder has a command's name.
     pub(crate) model: String,
-    /// The built-in recipe: int4, int8 or q4_k. Use int4 for the smallest model that still answers
-    /// right, int8 for one that is hard to tell from the original, q4_k for a GGUF file.
+    /// The built-in recipe: int4, int8, or a mix of GGUF such as q4_k_m (`optimize recipe` lists them). Use
+    /// int4 for the smallest model that still answers right, int8 for one that is hard to tell from
+    /// the original, q4_k_m for llama.cpp.
     #[arg(long, value_name = "NAME", conflicts_with = "recipe")]
     pub(crate) quant: Option<String>,
     /// A recipe: a TOML file, a built-in one's name, or an artifact's folder. Use it for what the
@@ -185,10 +186,24 @@ pub(crate) struct Compile {
     /// will not load there, and what helps.
     #[arg(long = "for", value_enum, value_name = "READER", value_delimiter = ',')]
     pub(crate) readers: Vec<Reader>,
-    /// The output folder [default: the model's last name and the recipe's, here]. Use it to put
-    /// the artifact where a pipeline expects it.
+    /// Formats, each from the same calibration: compressed-tensors (the default, which vLLM and transformers
+    /// load), gptq, awq and such for who needs those, gguf:q4_k_m for llama.cpp; separated by commas. Use
+    /// it to serve one model by several runtimes; the first is the one that leads.
+    #[arg(
+        long = "format",
+        value_name = "FORMAT",
+        value_delimiter = ',',
+        conflicts_with = "recipe"
+    )]
+    pub(crate) formats: Vec<String>,
+    /// The output folder, or file where it ends in .gguf [default: the model's last name and the
+    /// recipe's, here]. Use it to put the artifact where a pipeline expects it.
     #[arg(short, long, value_name = "DIR")]
     pub(crate) output: Option<PathBuf>,
+    /// Write a GGUF model as several files of at most this size, such as 4G, in a folder. Use it where
+    /// files may not be larger.
+    #[arg(long, value_name = "SIZE", value_parser = size)]
+    pub(crate) shard_size: Option<u64>,
     /// Replace an artifact that is in the output's place. Use it to build again; the old one stays
     /// until the new one is complete.
     #[arg(long)]

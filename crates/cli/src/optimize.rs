@@ -11,7 +11,7 @@ use crate::output::{counted, print, print_table, remark, seconds, size};
 use crate::plan;
 use crate::progress::CompileMeter;
 use crate::readers;
-use crate::request::Request;
+use crate::request::{Place, Request};
 use crate::tokens::{self, Streams};
 use calibration::Model;
 use compiler::{
@@ -47,6 +47,7 @@ pub(crate) fn run(args: &Compile) -> Result<(), Failure> {
     let limit = memory::limit(args);
     Compilation::of(args, &opened, &planned, limit)?;
     let destination = claimed(args, &opened, &out)?;
+    let out = out.path;
     let work = Work { args, recipe: &request.recipe, opened: &opened, out: &out, limit, started };
     devices.pool.install(|| work.run(pipeline, planned.observes, &devices, destination))
 }
@@ -165,21 +166,24 @@ fn wrong(all: Vec<Wrong>) -> Failure {
 /// Says what is odd about a plan: what its recipe does not fit, and who will not read its result.
 fn remark_plan(args: &Compile, opened: &Opened, planned: &Plan) {
     unfitting(args, &opened.spec, planned).iter().for_each(|said| remark(said));
-    // The plan has a line of its own for each.
+    // The plan has a line of its own for each, here and below.
+    let fallbacks = plan::fallbacks(planned).into_iter().filter(|_| !args.dry_run);
+    fallbacks.for_each(|said| remark(&format!("warning: {said}")));
     let refusals = readers::refusals(planned, &args.readers);
     let said = refusals.iter().filter(|_| !args.dry_run);
     said.for_each(|refusal| remark(&format!("warning: {}", refusal.words())));
 }
 
 /// The output's place. Before any work it is known whether the result could be put there.
-fn claimed(args: &Compile, opened: &Opened, out: &Path) -> Result<Destination, Failure> {
+fn claimed(args: &Compile, opened: &Opened, out: &Place) -> Result<Destination, Failure> {
     let claim = Claim {
         force: args.force,
         fresh: args.fresh,
+        file: out.file,
         disk: fault::disk(args)?,
         ..Claim::new(opened.checkpoint.folder())
     };
-    Ok(Destination::claim(out, claim)?)
+    Ok(Destination::claim(&out.path, claim)?)
 }
 
 /// Refuses to round what is rounded: the loss would be measured against the damaged model.

@@ -4,11 +4,11 @@ use crate::args::Compile;
 use crate::failure::Failure;
 use crate::fold::fold;
 use crate::memory::Compilation;
-use crate::output::{grouped, print, print_table, seconds, size};
+use crate::output::{counted, grouped, print, print_table, seconds, size};
 use crate::readers::{self, Refusal};
 use crate::tokens::{held_out_window, sample_len};
 use backend::{Backend, BackendExt, Linear};
-use compiler::{Choice, Gate, Plan, Recipe, WeightReport};
+use compiler::{Choice, Fallback, Gate, Plan, PlannedOutput, Recipe, WeightReport};
 use ir::{Spec, Weight};
 use runtime::Opened;
 use serde_json::{Value, json};
@@ -70,6 +70,9 @@ fn table(cx: &Context<'_>, plan: &Plan, peak: u64, [time, replay]: [f64; 2]) -> 
     }
     for ((choice, _), (count, bytes)) in by_choice(plan) {
         text += &fold("weights", &format!("{count} {choice}, from {}", size(bytes)));
+    }
+    for said in fallbacks(plan) {
+        text += &fold("fallback", &said);
     }
     for tensor in &plan.lead().carried {
         let bytes = size(tensor.bytes().unwrap_or(0));
@@ -150,6 +153,29 @@ fn by_choice(plan: &Plan) -> BTreeMap<(String, bool), (usize, u64)> {
     kinds
 }
 
+/// Of each output, weights that are stored otherwise than was meant, in words.
+pub(crate) fn fallbacks(plan: &Plan) -> Vec<String> {
+    let words = |one: Fallback| {
+        let is = match one.choice {
+            Choice::Quantized { grid, .. } => grid.to_string(),
+            Choice::Dense(dtype) => dtype.to_string(),
+            Choice::Shared => "the embedding".into(),
+        };
+        let block = one.meant.block().map_or(1, |block| block.get());
+        let cost = match one.cost {
+            more @ 0.. => format!("{} more", size(more as u64)),
+            less => format!("{} less", size(less.unsigned_abs())),
+        };
+        format!(
+            "{} of rows of {}, which {block} does not divide: {is} in place of {}, {cost}",
+            counted(one.weights, "weight"),
+            one.width,
+            one.meant
+        )
+    };
+    plan.outputs.iter().flat_map(PlannedOutput::fallbacks).map(words).collect()
+}
+
 fn head_advice(plan: &Plan) -> Option<String> {
     let (_, head) = plan.lead().blocks.last()?;
     let weight = head.last()?;
@@ -207,6 +233,7 @@ fn as_json(cx: &Context<'_>, plan: &Plan, peak: u64, seconds: [f64; 2]) -> Value
         "seconds": seconds[0],
         "replay_seconds": seconds[1],
         "advice": head_advice(plan),
+        "fallbacks": fallbacks(plan),
         "readers": readers::refusals(plan, &cx.args.readers).iter().map(Refusal::json).collect::<Vec<_>>(),
         "carried": plan.lead().carried.iter().map(|t| t.name.as_str()).collect::<Vec<_>>(),
         "window": held_out_window(cx.opened.spec.context),

@@ -6,17 +6,19 @@ use crate::output::print;
 use crate::request::Named;
 use serde_json::json;
 
-/// The built-in recipes whose artifacts readers are proven to load.
-const OFFERED: [&str; 3] = ["int4", "int8", "q4_k"];
+/// The built-in recipes of integers whose artifacts readers are proven to load.
+const OFFERED: [&str; 2] = ["int4", "int8"];
 
 pub(crate) fn run(args: &PrintRecipe) -> Result<(), Failure> {
     let Some(given) = &args.recipe else {
         if args.json {
-            return print(&format!("{:#}", json!({ "recipes": OFFERED })));
+            let all: Vec<&str> = OFFERED.into_iter().chain(passes::mixes()).collect();
+            return print(&format!("{:#}", json!({ "recipes": all })));
         }
         let mut text = String::new();
-        for name in OFFERED {
-            let first = passes::text(name).and_then(|text| text.lines().next()).unwrap_or_default();
+        for name in OFFERED.into_iter().chain(passes::mixes()) {
+            let whole = passes::text(name).unwrap_or_default();
+            let first = whole.lines().next().unwrap_or_default();
             text += &format!("{name:<12}{}\n", first.trim_start_matches("# "));
         }
         return print(&format!("{text}\noptimize recipe int4 > my.toml begins one of your own\n"));

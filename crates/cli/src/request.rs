@@ -4,10 +4,25 @@ use crate::args::{Compile, HeadGrid, Method, StoreDtype, Switch};
 use crate::eval::read;
 use crate::failure::Failure;
 use crate::words;
-use compiler::{Dtype, Recipe, head_rule};
+use compiler::{Dtype, OutputRecipe, Recipe, Refusal, head_rule};
 use ir::ModelSpec;
+use std::ffi::OsStr;
 use std::path::{Path, PathBuf};
 use toml::{Table, Value};
+
+/// The format that is one file.
+const GGUF: &str = "gguf";
+
+fn is_gguf(end: &OsStr) -> bool {
+    end.eq_ignore_ascii_case(GGUF)
+}
+
+/// Where an artifact goes.
+pub(crate) struct Place {
+    pub(crate) path: PathBuf,
+    /// Whether it is one file, and not a folder.
+    pub(crate) file: bool,
+}
 
 /// What was asked for.
 pub(crate) struct Request {
@@ -38,7 +53,8 @@ impl Named {
     pub(crate) fn find(given: &str) -> Result<Self, Failure> {
         let path = Path::new(given);
         let stem = || path.file_stem().unwrap_or_default().to_string_lossy().into_owned();
-        if path.is_dir() {
+        let artifact = path.is_dir() || (path.is_file() && path.extension().is_some_and(is_gguf));
+        if artifact {
             let (report, _) = compiler::read_report(path)?;
             return Ok(Self { recipe: report.recipe, name: stem(), file: None });
         }
@@ -46,7 +62,7 @@ impl Named {
             return Self::builtin(given);
         }
         let text = read(path).map_err(|failure| {
-            let builtin = "a recipe is a TOML file, int4, int8 or q4_k, or an artifact's folder; \
+            let builtin = "a recipe is a TOML file, int4, int8, q4_k_m or such, or an artifact's folder; \
                            optimize recipe int4 > my.toml makes one";
             if path.exists() { failure } else { failure.with_hint(builtin) }
         })?;
@@ -86,6 +102,9 @@ impl Request {
         // What is wrong in the file is said before options change it.
         named.resolved()?;
         let recipe = &mut named.recipe;
+        if !args.formats.is_empty() {
+            named.name = in_formats(&args.formats, recipe, &named.name)?;
+        }
         override_rules(args, recipe)?;
         let calibration = &mut recipe.calibration;
         calibration.samples = args.samples.unwrap_or(calibration.samples);
@@ -97,7 +116,7 @@ impl Request {
             recipe.outputs.iter_mut().for_each(|output| output.dtype = Dtype::Bf16);
         }
         recipe.check()?;
-        let builtin = passes::names().any(|name| name == named.name) && named.file.is_none();
+        let builtin = args.quant.is_some();
         Ok(Self { recipe: named.resolved()?, name: named.name, builtin })
     }
 
@@ -116,10 +135,20 @@ impl Request {
             )))
     }
 
-    /// Where the artifact goes.
-    pub(crate) fn output(&self, args: &Compile) -> Result<PathBuf, Failure> {
+    /// Where the artifact goes. A GGUF file that is all there is needs no folder.
+    pub(crate) fn output(&self, args: &Compile) -> Result<Place, Failure> {
+        let one = match &self.recipe.outputs[..] {
+            [only] => only.format.as_deref() == Some(GGUF) && args.shard_size.is_none(),
+            _ => false,
+        };
+        let named = |path: &Path| path.extension().is_some_and(is_gguf);
         if let Some(path) = &args.output {
-            return Ok(path.clone());
+            let file = named(path);
+            if file && !one {
+                let what = format!("{path:?} is the name of one file, and the output is a folder");
+                return Err(Failure::refused(what).with_hint("name a folder: -o DIR"));
+            }
+            return Ok(Place { path: path.clone(), file });
         }
         let given = Path::new(&args.model);
         // `.` and `..` have a name only once resolved.
@@ -129,8 +158,80 @@ impl Request {
             Failure::refused("the model's path has no last name")
                 .with_hint("name the output: -o DIR")
         })?;
-        Ok(PathBuf::from(format!("{}-{}", last.to_string_lossy(), self.name)))
+        let last = last.to_string_lossy();
+        let last = last.strip_suffix(".gguf").unwrap_or(&last);
+        let end = if one { ".gguf" } else { "" };
+        Ok(Place { path: format!("{last}-{}{end}", self.name).into(), file: one })
     }
+}
+
+/// Makes an output for each format of a recipe that has one output; what the artifact is called then.
+fn in_formats(formats: &[String], recipe: &mut Recipe, name: &str) -> Result<String, Failure> {
+    let base = match &recipe.outputs[..] {
+        [only] => only.clone(),
+        _ => {
+            let rule = "the recipe names formats of its own: leave --format out";
+            return Err(Failure::refused(rule));
+        }
+    };
+    let outputs = formats.iter().map(|asked| in_format(asked, &base, name));
+    recipe.outputs = outputs.collect::<Result<_, _>>()?;
+    let names: Vec<&str> = recipe.outputs.iter().filter_map(|o| o.name.as_deref()).collect();
+    Ok(match (&formats[..], &names[..]) {
+        ([one], [mix]) if one.starts_with(GGUF) => (*mix).to_string(),
+        ([_], [format]) if *format != checkpoint::FORMATS[0].name => format!("{name}-{format}"),
+        _ => name.to_string(),
+    })
+}
+
+/// The output of a format as an option spells it, `gptq` or `gguf:q4_k_m`.
+fn in_format(asked: &str, base: &OutputRecipe, quant: &str) -> Result<OutputRecipe, Failure> {
+    let (format, mix) = asked.split_once(':').map_or((asked, None), |(f, mix)| (f, Some(mix)));
+    let all = || checkpoint::FORMATS.iter().map(|format| format.name);
+    let Some(known) = checkpoint::Format::named(format) else {
+        let near = words::nearest(format, all(), 1);
+        let what = format!("--format: {format:?} is not written");
+        let all = all().collect::<Vec<_>>().join(", ");
+        return Err(Failure::refused(what)
+            .with_hint(format!("formats are {all}; nearest is {}", near.join(""))));
+    };
+    if known.name != GGUF {
+        if mix.is_some() {
+            let what = format!("--format {asked}: only gguf has mixes");
+            return Err(Failure::refused(what).with_hint(format!("write --format {format}")));
+        }
+        let name = Some(known.name.to_string());
+        return Ok(OutputRecipe { name, format: Some(known.name.into()), ..base.clone() });
+    }
+    let own = match mix {
+        None if passes::mixes().any(|mix| mix == quant) => Some(quant),
+        None => nearest_mix(quant),
+        Some(mix) => Some(mix),
+    };
+    let own = own.map(passes::meant).transpose()?.filter(|m| passes::mixes().any(|mix| mix == *m));
+    let Some(own) = own else {
+        let what = format!("--format {asked}: it takes a mix of GGUF's types");
+        let all: Vec<&str> = passes::mixes().collect();
+        let hint = format!("write gguf:q4_k_m; mixes are {}", all.join(", "));
+        return Err(Failure::refused(what).with_hint(hint));
+    };
+    let mixed = passes::builtin(own)?.outputs.into_iter().next();
+    let absent = || Refusal { what: own.into(), rule: "has no output".into() };
+    let mixed = mixed.ok_or_else(absent)?;
+    Ok(OutputRecipe { name: Some(own.into()), dtype: base.dtype, ..mixed })
+}
+
+/// The mix that takes about as many bits as integers do.
+fn nearest_mix(quant: &str) -> Option<&'static str> {
+    Some(match quant {
+        "int2" => "q2_k",
+        "int3" => "q3_k_m",
+        "int4" => "q4_k_m",
+        "int5" => "q5_k_m",
+        "int6" => "q6_k",
+        "int8" => "q8_0",
+        _ => return None,
+    })
 }
 
 /// Changes the settings of the rules that are about layers, and adds or removes those of the head.
@@ -153,7 +254,12 @@ fn override_rules(args: &Compile, recipe: &mut Recipe) -> Result<(), Failure> {
     changed.extend(method.map(|method| ("solver".to_string(), method.into())));
     for output in &mut recipe.outputs {
         for rule in output.rules.iter_mut().filter(|rule| is_of(rule, "layers")) {
-            rule.extend(changed.clone());
+            // What a mix decides is for other outputs.
+            let decided =
+                |key: &str| rule.contains_key("mix") && ["group", "symmetric"].contains(&key);
+            let own: Vec<_> = changed.iter().filter(|(key, _)| !decided(key)).collect();
+            let own: Table = own.into_iter().map(|(k, v)| (k.clone(), v.clone())).collect();
+            rule.extend(own);
             if !args.ignore.is_empty() {
                 let list = rule.entry("ignore").or_insert(Value::Array(Vec::new()));
                 let list = list

@@ -7,6 +7,7 @@ use crate::CompileError;
 use crate::damage::sound;
 use crate::dump::dump;
 use crate::job::Event;
+use crate::keep::kept;
 use crate::pass::{Edit, Held, PassCx, PassError, Stage};
 use crate::plan::{Choice, PlannedWeight, SolveStage};
 use crate::reader::input;
@@ -16,7 +17,7 @@ use crate::streams::Streams;
 use crate::turn::{Hashes, Layouts, Turn, prepare_stored};
 use backend::{DeviceWeight, Interpreter, Program};
 use checkpoint::Rows;
-use ir::{Block, Role, Spec, Weight, WeightId};
+use ir::{Block, Role, Source, Spec, Weight, WeightId};
 use rayon::prelude::*;
 use std::time::Instant;
 use tensor::Tensor;
@@ -244,7 +245,7 @@ impl<'t, 'r, 'a> Layer<'t, 'r, 'a> {
             let planned = self.turn.writers[number].block(self.turn.index);
             let seen = statistics.take().unwrap_or_default();
             let cx = PassCx { backend: job.backend, statistics: &seen };
-            let mut solved = solve(&self.host, stage, output, planned, &cx)?;
+            let mut solved = solve(&self.host, stage, output, planned, job.model.source, &cx)?;
             solved.iter_mut().for_each(|(index, solved)| {
                 note_tokens(self.host.weights[*index].spec(), *index, &seen, solved);
             });
@@ -326,6 +327,7 @@ fn solve(
     stage: &SolveStage,
     output: &Output,
     planned: &[PlannedWeight],
+    source: &dyn Source,
     cx: &PassCx<'_>,
 ) -> Result<Vec<(usize, Solved)>, CompileError> {
     let mut weights: Vec<_> = Vec::new();
@@ -345,7 +347,14 @@ fn solve(
         let mut solving = solver.begin(Input { backend: cx.backend, width, gram })?;
         for &(.., id, grid) in same {
             let index = id.0 as usize;
-            solved.push((index, solving.solve(host.weights[index].weight()?, grid)?));
+            let weight = host.weights[index].weight()?;
+            let own = match solver.keeps() {
+                Some(keep) => {
+                    kept(source, weight, 0..weight.spec.shape[0], grid, keep, &mut *solving)?
+                }
+                None => solving.solve(weight, grid)?,
+            };
+            solved.push((index, own));
         }
     }
     solved.sort_by_key(|(index, _)| *index);

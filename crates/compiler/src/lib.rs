@@ -17,6 +17,7 @@ mod statistics;
 
 mod pass;
 mod recipe;
+mod recode;
 mod survey;
 
 mod report;
@@ -43,6 +44,7 @@ mod streams;
 
 mod turn;
 
+mod keep;
 mod layer;
 mod table;
 
@@ -60,8 +62,8 @@ pub use job::{Event, Job, Spent, Text};
 pub use look::{Surveying, survey};
 pub use pass::{Cost, Edit, Held, Pass, PassCx, PassError, Stage};
 pub use plan::{
-    BASE_BYTES, Choice, Pipeline, Plan, PlannedBlock, PlannedOutput, PlannedWeight, SolveStage,
-    Tokens,
+    BASE_BYTES, Choice, Fallback, Pipeline, Plan, PlannedBlock, PlannedOutput, PlannedWeight,
+    SolveStage, Tokens,
 };
 pub use publish::{Claim, Destination, log_beside};
 pub use recipe::{Calibration, Dtype, Gate, OutputRecipe, PassRecipe, Recipe, head_rule, share};
@@ -70,7 +72,9 @@ pub use report::{
     FileHash, Quality, Report, Sizes, TokensReport, WeightReport, read as read_report,
 };
 pub use setting::{Key, Wrong, boolean, check_keys, integer, one_of};
-pub use solver::{Input, Misfit, Outcome, Output, Rule, Solved, Solver, Solving};
+pub use solver::{
+    Asked, Input, Keep, Kept, Misfit, Outcome, Output, Rule, Solved, Solver, Solving, Target,
+};
 pub use statistics::{Observe, Statistics};
 pub use survey::{Decisions, Survey};
 pub use verify::{Difference, verify};

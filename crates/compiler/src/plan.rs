@@ -4,16 +4,17 @@ use crate::output;
 use crate::pass::{Pass, Stage};
 use crate::reader::input;
 use crate::recipe::Dtype;
+use crate::recode;
 use crate::refusal::Refusal;
-use crate::solver::{Output, Solver};
+use crate::solver::{Asked, Kept, Output, Solver, Target};
 use crate::statistics::Observe;
 use crate::survey::Survey;
 use crate::work::{self, Work};
 use calibration::{SPILL_PART, expert};
 use checkpoint::{Checkpoint, Format, TensorInfo};
-use ir::{Block, BlockId, Grid, ModelSpec, Spec, WeightId};
+use ir::{Block, BlockId, Grid, ModelSpec, Projection, Role, Spec, WeightId};
 use serde_json::{Map, Value};
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use tensor::DType;
 
 /// Resident before any model is read: the program, its threads, what the allocator keeps.
@@ -28,6 +29,8 @@ pub struct Pipeline {
     pub passes: Vec<Box<dyn Pass>>,
     /// The outputs; the first leads.
     pub outputs: Vec<Output>,
+    /// The grids of weights that the source has on one, by tensor: what rules may keep.
+    pub stored: BTreeMap<String, Grid>,
 }
 
 /// What a compilation will do.
@@ -110,6 +113,8 @@ pub struct PlannedWeight {
     pub name: String,
     /// What becomes of it.
     pub choice: Choice,
+    /// The grid that was meant for it, where its rows are no whole blocks of that.
+    pub instead_of: Option<Grid>,
 }
 
 /// What becomes of a weight.
@@ -139,12 +144,64 @@ pub struct Tokens {
     pub longest: usize,
 }
 
+/// Weights that are stored otherwise than was meant, since their rows are no whole blocks of it.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Fallback {
+    /// The grid that was meant.
+    pub meant: Grid,
+    /// What they are stored as.
+    pub choice: Choice,
+    /// Elements of a row.
+    pub width: usize,
+    /// How many.
+    pub weights: usize,
+    /// Their bytes, less those that the grid which was meant would take if blocks could be cut.
+    pub cost: i64,
+}
+
+impl PlannedOutput {
+    /// Its weights that are stored otherwise than was meant, by what was meant and by width.
+    pub fn fallbacks(&self) -> Vec<Fallback> {
+        let mut all: Vec<Fallback> = Vec::new();
+        for weight in self.blocks.iter().flat_map(|(_, weights)| weights) {
+            let (Some(meant), &[rows, width]) = (weight.instead_of, &weight.spec.shape[..]) else {
+                continue;
+            };
+            let block = meant.block().map_or(1, |block| block.get());
+            let whole = meant.bytes([rows, block]) as f64 * width as f64 / block as f64;
+            let cost = (weight.bytes() as f64 - whole) as i64;
+            let same = |one: &&mut Fallback| {
+                (one.meant, one.choice, one.width) == (meant, weight.choice, width)
+            };
+            match all.iter_mut().find(same) {
+                Some(one) => (one.weights, one.cost) = (one.weights + 1, one.cost + cost),
+                None => {
+                    let choice = weight.choice;
+                    all.push(Fallback { meant, choice, width, weights: 1, cost });
+                }
+            }
+        }
+        all
+    }
+}
+
 impl PlannedWeight {
     /// Its grid, if it is to be on one.
     pub fn grid(&self) -> Option<Grid> {
         match self.choice {
             Choice::Quantized { grid, .. } => Some(grid),
             _ => None,
+        }
+    }
+
+    /// Its bytes, as it is stored.
+    pub fn bytes(&self) -> u64 {
+        match self.choice {
+            Choice::Dense(dtype) => dtype.bytes_of(&self.spec.shape).unwrap_or(0) as u64,
+            Choice::Quantized { grid, .. } => {
+                self.spec.shape[..].try_into().map_or(0, |shape| grid.bytes(shape))
+            }
+            Choice::Shared => 0,
         }
     }
 
@@ -186,7 +243,7 @@ impl Plan {
         });
         let mut outputs = Vec::new();
         for output in &pipeline.outputs {
-            match plan_output(&edited, output) {
+            match plan_output(&edited, output, &pipeline.stored) {
                 Ok(planned) => {
                     outputs.push(PlannedOutput { config: config.clone(), ..planned });
                 }
@@ -335,6 +392,7 @@ impl Plan {
             let dense = |spec: &Spec| PlannedWeight {
                 name: spec.tensor.clone(),
                 choice: Choice::Dense(spec.dtype),
+                instead_of: None,
                 spec: spec.clone(),
             };
             let dense: Vec<PlannedWeight> = block.weights.iter().map(dense).collect();
@@ -432,7 +490,11 @@ fn described(source: &ModelSpec, edited: &ModelSpec) -> Result<Map<String, Value
 }
 
 /// What becomes of every weight in an output, and its tensors.
-fn plan_output(model: &ModelSpec, output: &Output) -> Result<PlannedOutput, Vec<Refusal>> {
+fn plan_output(
+    model: &ModelSpec,
+    output: &Output,
+    stored: &BTreeMap<String, Grid>,
+) -> Result<PlannedOutput, Vec<Refusal>> {
     let format = output::format(output.format.as_deref()).map_err(|one| vec![one])?;
     let mut refusals = Vec::new();
     let mut blocks = Vec::new();
@@ -443,7 +505,8 @@ fn plan_output(model: &ModelSpec, output: &Output) -> Result<PlannedOutput, Vec<
                 own.get(model.embedding.table()?.0 as usize)?.grid()
             },
         );
-        match plan_block(model, block, table, output, format) {
+        let from = From { model, block, table, stored };
+        match plan_block(&from, output, format) {
             Ok(weights) => blocks.push((block.id, weights)),
             Err(refused) => refusals.extend(refused),
         }
@@ -481,36 +544,43 @@ fn plan_output(model: &ModelSpec, output: &Output) -> Result<PlannedOutput, Vec<
     })
 }
 
-/// What becomes of a block's weights; `table_grid` is the grid of an embedding that a tied head may read.
+/// A block that is planned.
+struct From<'a> {
+    model: &'a ModelSpec,
+    block: &'a Block<Spec>,
+    /// The grid of an embedding that a tied head may read.
+    table: Option<Grid>,
+    /// The grids that the source has weights on.
+    stored: &'a BTreeMap<String, Grid>,
+}
+
+/// What becomes of a block's weights.
 fn plan_block(
-    model: &ModelSpec,
-    block: &Block<Spec>,
-    table_grid: Option<Grid>,
+    from: &From<'_>,
     output: &Output,
-    format: &Format,
+    format: &'static Format,
 ) -> Result<Vec<PlannedWeight>, Vec<Refusal>> {
+    let &From { model, block, table: table_grid, .. } = from;
     let as_asked = |asked, stored| match asked {
         Dtype::AsSource => stored,
         Dtype::Bf16 => DType::BF16,
     };
     let mut shown = block.clone();
     shown.weights.iter_mut().for_each(|s| {
-        let vectors = format.vectors.filter(|_| s.shape.len() == 1);
+        // A router's few rows are kept as exact as a vector, where readers know it so only.
+        let exact = s.shape.len() == 1 || s.role == Role::Matrix(Projection::Router);
+        let vectors = format.vectors.filter(|_| exact);
         s.dtype = vectors.unwrap_or_else(|| as_asked(output.dtype, s.dtype));
     });
     let projection = shown.projection().filter(|_| block.id == BlockId::Head);
     let projection = projection.and_then(|id| shown.weights.get_mut(id.0 as usize));
     projection.into_iter().for_each(|s| s.dtype = as_asked(output.head, s.dtype));
     let mut refusals = Vec::new();
-    let mut grids = vec![None; block.weights.len()];
+    let mut targets: Vec<Option<(usize, Target)>> = vec![None; block.weights.len()];
     for weight in matrices(block) {
-        for (index, rule) in output.rules.iter().enumerate() {
-            match rule.grid(&shown, weight) {
-                Ok(None) => continue,
-                Ok(Some(grid)) => grids[weight.0 as usize] = Some((index, format.scaled(grid))),
-                Err(refusal) => refusals.push(refusal),
-            }
-            break;
+        match decided(from, &shown, weight, output, format) {
+            Ok(target) => targets[weight.0 as usize] = target,
+            Err(refusal) => refusals.push(refusal),
         }
     }
     if !refusals.is_empty() {
@@ -519,16 +589,50 @@ fn plan_block(
     let table = model.table().filter(|_| model.tied && block.id == BlockId::Head);
     let tied = |spec: &Spec| table.is_some_and(|table| spec.at == table.at);
     let as_table = |dtype| table.is_some_and(|t| dtype == as_asked(output.dtype, t.dtype));
-    let weights = block.weights.iter().zip(&shown.weights).zip(grids);
-    let planned = weights.map(|((spec, shown), grid)| PlannedWeight {
+    let choose = |spec: &Spec, shown: &Spec, target: Option<(usize, Target)>| {
+        let kept = target.map_or(Kept::Dense(shown.dtype), |(_, target)| target.kept);
+        match (kept, target) {
+            (Kept::On(grid), _) if tied(spec) && table_grid == Some(grid) => Choice::Shared,
+            (Kept::On(grid), Some((rule, _))) => Choice::Quantized { rule, grid },
+            (Kept::Dense(dtype), _) if tied(spec) && as_table(dtype) => Choice::Shared,
+            (Kept::Dense(dtype), _) => Choice::Dense(dtype),
+            // Only a rule names a grid, and what is kept has one by now.
+            (Kept::On(_), None) | (Kept::AsStored, _) => Choice::Dense(shown.dtype),
+        }
+    };
+    let weights = block.weights.iter().zip(&shown.weights).zip(targets);
+    let planned = weights.map(|((spec, shown), target)| PlannedWeight {
         name: if tied(spec) { output::HEAD.into() } else { spec.tensor.clone() },
-        choice: match grid {
-            Some((_, grid)) if tied(spec) && table_grid == Some(grid) => Choice::Shared,
-            Some((rule, grid)) => Choice::Quantized { rule, grid },
-            None if tied(spec) && as_table(shown.dtype) => Choice::Shared,
-            None => Choice::Dense(shown.dtype),
-        },
+        choice: choose(spec, shown, target),
+        instead_of: target.and_then(|(_, target)| target.instead_of),
         spec: spec.clone(),
     });
     Ok(planned.collect())
+}
+
+/// What the rules make of a weight: the first that is about it, and can do what it says.
+fn decided(
+    from: &From<'_>,
+    shown: &Block<Spec>,
+    weight: WeightId,
+    output: &Output,
+    format: &'static Format,
+) -> Result<Option<(usize, Target)>, Refusal> {
+    let spec = shown.weight(weight);
+    let stored = spec.and_then(|spec| from.stored.get(&spec.at.tensor).copied());
+    let asked = Asked { model: from.model, block: shown, weight, scales: format.scales, stored };
+    let shape = spec.and_then(|spec| spec.shape[..].try_into().ok());
+    let mut refusal = None;
+    for (index, rule) in output.rules.iter().enumerate() {
+        let Some(target) = rule.target(&asked)? else { continue };
+        let (Kept::AsStored, Some(stored), Some(shape)) = (target.kept, stored, shape) else {
+            return Ok(Some((index, target)));
+        };
+        match recode::grid(stored, format, shape) {
+            Ok(grid) => return Ok(Some((index, Target::on(grid)))),
+            // Of all weights on a grid the same, so that it is said once.
+            Err(rule) => refusal = Some(Refusal { what: stored.to_string(), rule }),
+        }
+    }
+    refusal.map_or(Ok(None), Err)
 }

@@ -2,10 +2,11 @@
 
 use crate::CompileError;
 use crate::plan::{Plan, PlannedOutput};
-use crate::report::{self, Report};
+use crate::report::{self, Report, beside};
+use crate::verify::differences;
 use calibration::Spill;
 use checkpoint::disk::{Disk, DiskFile, System};
-use checkpoint::write_file_on;
+use checkpoint::{Checkpoint, write_file_on};
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, ErrorKind};
 use std::os::unix::fs::MetadataExt;
@@ -17,6 +18,7 @@ const ARTIFACT: &str = "artifact";
 const FINISHED: &str = "finished.json";
 const LOG: &str = "log.json";
 const REPLACED: &str = "replaced";
+const REPORT: &str = "report.json";
 
 /// What may be done with what is there already.
 #[derive(Clone, Debug)]
@@ -27,6 +29,8 @@ pub struct Claim {
     pub fresh: bool,
     /// The folder that is read; it is never the output.
     pub input: PathBuf,
+    /// Whether the output is one file, with its report beside it, and not a folder.
+    pub file: bool,
     /// What everything is written through.
     pub disk: Arc<dyn Disk>,
 }
@@ -34,7 +38,8 @@ pub struct Claim {
 impl Claim {
     /// Nothing that is there gives way.
     pub fn new(input: &Path) -> Self {
-        Self { force: false, fresh: false, input: input.into(), disk: Arc::new(System) }
+        let (input, disk) = (input.into(), Arc::new(System));
+        Self { force: false, fresh: false, input, file: false, disk }
     }
 }
 
@@ -46,6 +51,8 @@ pub struct Destination {
     partial: PathBuf,
     force: bool,
     fresh: bool,
+    /// Whether the output is one file.
+    file: bool,
     existing: Option<Report>,
     /// Folders above the output that were made for it, the outermost first.
     made: Vec<PathBuf>,
@@ -71,9 +78,9 @@ impl Destination {
                 return Err(error);
             }
         };
-        let Claim { force, fresh, input, disk } = claim;
+        let Claim { force, fresh, input, file, disk } = claim;
         let existing = None;
-        let mut new = Self { disk, out, partial, force, fresh, existing, made, lock };
+        let mut new = Self { disk, out, partial, force, fresh, file, existing, made, lock };
         new.look(&input)?;
         Ok(new)
     }
@@ -81,7 +88,7 @@ impl Destination {
     /// Looks at what is at the output's place.
     fn look(&mut self, input: &Path) -> Result<(), CompileError> {
         let replaced = self.partial.join(REPLACED);
-        if !self.out.exists() && replaced.is_dir() {
+        if !self.out.exists() && replaced.exists() {
             // A run was killed between two renames: the old artifact is not lost.
             self.rename(&replaced, &self.out)?;
         }
@@ -93,6 +100,15 @@ impl Destination {
             && input.starts_with(&out)
         {
             return Err(occupied(&self.out, "is or holds the model that is read; give another -o"));
+        }
+        if self.file {
+            return self.look_at_file();
+        }
+        if self.out.is_file() {
+            return Err(occupied(
+                &self.out,
+                "is a file, and a folder is to be there; give another -o",
+            ));
         }
         if device(&self.out) != device(folder_of(&self.out)) {
             let rule = "is where a disk is mounted, and cannot be exchanged at once; \
@@ -114,6 +130,37 @@ impl Destination {
             return Err(occupied(&self.out, rule));
         }
         Ok(())
+    }
+
+    /// Looks at the file at the output's place.
+    fn look_at_file(&mut self) -> Result<(), CompileError> {
+        if !self.out.is_file() {
+            return Err(occupied(&self.out, "is no file, and one is to be there; give another -o"));
+        }
+        self.finish_publishing()?;
+        let text = report::text(&report::place(&self.out));
+        self.existing = text.ok().and_then(|text| serde_json::from_str(&text).ok());
+        if self.existing.is_none() && !self.force {
+            return Err(occupied(&self.out, "exists; give another -o, or --force to replace it"));
+        }
+        if self.existing.is_none() && Checkpoint::open(&self.out).is_err() {
+            let rule = "is no model's file, so even --force does not replace it";
+            return Err(occupied(&self.out, rule));
+        }
+        Ok(())
+    }
+
+    /// Puts a file's report beside it, if a run was killed after it had put the file there.
+    fn finish_publishing(&self) -> Result<(), CompileError> {
+        let staged = self.partial.join(REPORT);
+        let Ok(text) = report::text(&staged) else { return Ok(()) };
+        let report: Option<Report> = serde_json::from_str(&text).ok();
+        match report {
+            Some(report) if differences(&report, &self.out)?.is_empty() => {
+                self.rename(&staged, &report::place(&self.out))
+            }
+            _ => Ok(()),
+        }
     }
 
     /// What everything is written through.
@@ -173,7 +220,7 @@ impl Destination {
     /// Removes what an earlier run left, but for the lock. The journal goes first: without it,
     /// nothing counts.
     pub(crate) fn clear(&self) -> Result<(), CompileError> {
-        for name in [crate::journal::JOURNAL, FINISHED, LOG, ARTIFACT, REPLACED] {
+        for name in [crate::journal::JOURNAL, FINISHED, LOG, REPORT, ARTIFACT, REPLACED] {
             self.remove(&self.partial.join(name))?;
         }
         for entry in list(&self.partial)? {
@@ -221,6 +268,9 @@ impl Destination {
     pub(crate) fn publish(self, report: &Report, log: &str) -> Result<(), CompileError> {
         let artifact = self.artifact();
         let disk = &*self.disk;
+        if self.file {
+            return self.publish_file(report, log);
+        }
         for (name, output) in &report.outputs {
             let folder = artifact.join(name);
             write_file_on(disk, &folder, "report.json", output.to_json().as_bytes())?;
@@ -228,25 +278,52 @@ impl Destination {
         write_file_on(disk, &artifact, "report.json", report.to_json().as_bytes())?;
         write_file_on(disk, &self.partial, LOG, log.as_bytes())?;
         disk.reached("report-written");
+        self.put(&artifact)?;
+        self.end()
+    }
+
+    /// Makes an artifact of one file visible: the file, then its report beside it.
+    fn publish_file(self, report: &Report, log: &str) -> Result<(), CompileError> {
+        let disk = &*self.disk;
+        write_file_on(disk, &self.partial, REPORT, report.to_json().as_bytes())?;
+        write_file_on(disk, &self.partial, LOG, log.as_bytes())?;
+        disk.reached("report-written");
+        let made = list(&self.artifact())?;
+        let [made] = &made[..] else {
+            return Err(CompileError::Internal(format!("{} files are to be one", made.len())));
+        };
+        self.put(made)?;
+        self.rename(&self.partial.join(REPORT), &report::place(&self.out))?;
+        self.end()
+    }
+
+    /// Puts what was made at the output's place, at once.
+    fn put(&self, made: &Path) -> Result<(), CompileError> {
+        let disk = &*self.disk;
         if self.out.exists() {
-            match disk.exchange(&artifact, &self.out) {
+            match disk.exchange(made, &self.out) {
                 Err(e) if e.kind() == ErrorKind::Unsupported => {
                     let replaced = self.partial.join(REPLACED);
                     self.remove(&replaced)?;
                     self.rename(&self.out, &replaced)?;
                     disk.reached("old-set-aside");
-                    self.rename(&artifact, &self.out)?;
+                    self.rename(made, &self.out)?;
                 }
                 exchanged => {
                     exchanged.map_err(|e| CompileError::io("publish", &self.out, e))?;
                 }
             }
         } else {
-            self.rename(&artifact, &self.out)?;
+            self.rename(made, &self.out)?;
         }
         disk.reached("published");
         let parent = folder_of(&self.out);
-        disk.sync_folder(parent).map_err(|e| CompileError::io("flush", parent, e))?;
+        disk.sync_folder(parent).map_err(|e| CompileError::io("flush", parent, e))
+    }
+
+    /// Puts the run's log beside the output, and removes all else.
+    fn end(self) -> Result<(), CompileError> {
+        let disk = &*self.disk;
         self.rename(&self.partial.join(LOG), &log_beside(&self.out))?;
         self.clear()?;
         disk.reached("cleared");
@@ -385,13 +462,6 @@ fn is_at(file: &File, path: &Path) -> bool {
 
 fn occupied(path: &Path, rule: &str) -> CompileError {
     CompileError::Occupied { path: path.into(), rule: rule.into() }
-}
-
-fn beside(out: &Path, end: &str) -> PathBuf {
-    let mut name = out.file_name().unwrap_or_default().to_os_string();
-    name.push(".");
-    name.push(end);
-    out.with_file_name(name)
 }
 
 fn list(folder: &Path) -> Result<Vec<PathBuf>, CompileError> {

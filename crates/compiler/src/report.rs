@@ -10,7 +10,7 @@ use sha2::{Digest, Sha256};
 use std::collections::BTreeMap;
 use std::fs::File;
 use std::io::{self, Read};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 /// The contents of `report.json`: what the recipe determines, and nothing of the run.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -189,12 +189,25 @@ impl Report {
 /// The longest report that is read: one of a hundred thousand tensors has some 50 MB.
 const REPORT_MAX: u64 = 256 << 20;
 
+/// What lies beside an output: `OUT.END`.
+pub(crate) fn beside(out: &Path, end: &str) -> PathBuf {
+    let mut name = out.file_name().unwrap_or_default().to_os_string();
+    name.push(".");
+    name.push(end);
+    out.with_file_name(name)
+}
+
+/// Where the report of an artifact lies: in its folder, or beside it if it is one file.
+pub(crate) fn place(artifact: &Path) -> PathBuf {
+    if artifact.is_file() { beside(artifact, "report.json") } else { artifact.join("report.json") }
+}
+
 /// The report of an artifact, and its text.
 ///
 /// # Errors
 /// If there is none, or it is none of this tool.
-pub fn read(folder: &Path) -> Result<(Report, String), CompileError> {
-    let path = folder.join("report.json");
+pub fn read(artifact: &Path) -> Result<(Report, String), CompileError> {
+    let path = place(artifact);
     let text = text(&path).map_err(|e| CompileError::io("read", &path, e))?;
     let report = serde_json::from_str(&text).map_err(|e| CompileError::Occupied {
         path,

@@ -4,8 +4,9 @@ use crate::pass::PassError;
 use crate::recipe::Dtype;
 use crate::refusal::Refusal;
 use backend::Backend;
-use ir::{Block, Grid, Quantized, Spec, Weight, WeightId};
+use ir::{Block, Grid, ModelSpec, Quantized, Spec, Weight, WeightId};
 use serde_json::{Map, Value};
+use tensor::DType;
 
 /// An artifact that is to be written.
 pub struct Output {
@@ -21,14 +22,75 @@ pub struct Output {
     pub rules: Vec<Box<dyn Rule>>,
 }
 
+/// A weight that a rule may be about, and where it is.
+#[derive(Clone, Copy)]
+pub struct Asked<'a> {
+    /// The whole model.
+    pub model: &'a ModelSpec,
+    /// The block; the dtype that its specs have is that of the output.
+    pub block: &'a Block<Spec>,
+    /// Which of its weights.
+    pub weight: WeightId,
+    /// The dtype of scales, where the format has one only.
+    pub scales: Option<DType>,
+    /// The grid that the source has it on.
+    pub stored: Option<Grid>,
+}
+
+impl<'a> Asked<'a> {
+    /// What is known of the weight.
+    pub fn spec(&self) -> Option<&'a Spec> {
+        self.block.weight(self.weight)
+    }
+}
+
+/// What a rule makes of a weight.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Target {
+    /// How it is stored.
+    pub kept: Kept,
+    /// The grid that was meant, where rows of this width are no whole blocks of it.
+    pub instead_of: Option<Grid>,
+}
+
+/// How a weight is stored.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Kept {
+    /// With the codes that the source has, on the grid of the format that holds their values.
+    AsStored,
+    /// As codes on a grid.
+    On(Grid),
+    /// As elements of a dtype.
+    Dense(DType),
+}
+
+impl Target {
+    /// A grid.
+    pub fn on(grid: Grid) -> Self {
+        Self { kept: Kept::On(grid), instead_of: None }
+    }
+
+    /// A dtype.
+    pub fn dense(dtype: DType) -> Self {
+        Self { kept: Kept::Dense(dtype), instead_of: None }
+    }
+
+    /// The grid, if it is one.
+    pub fn grid(self) -> Option<Grid> {
+        match self.kept {
+            Kept::On(grid) => Some(grid),
+            Kept::Dense(_) | Kept::AsStored => None,
+        }
+    }
+}
+
 /// Which weights, on which grid, by which solver.
 pub trait Rule: Send + Sync {
-    /// The grid of a weight of a block; `None` if the rule is not about it. The dtype that the specs
-    /// have is that of the output.
+    /// What becomes of a weight; `None` if the rule is not about it.
     ///
     /// # Errors
     /// If the weight is meant and cannot be put on the grid that was asked for.
-    fn grid(&self, block: &Block<Spec>, weight: WeightId) -> Result<Option<Grid>, Refusal>;
+    fn target(&self, asked: &Asked<'_>) -> Result<Option<Target>, Refusal>;
 
     /// How codes are chosen.
     fn solver(&self) -> &dyn Solver;
@@ -47,6 +109,11 @@ pub trait Solver: Send + Sync {
         false
     }
 
+    /// Whether it keeps codes that the source has.
+    fn keeps(&self) -> Option<Keep> {
+        None
+    }
+
     /// The most bytes that solving a weight `[out, in]` holds beside the weight and the Gram matrix.
     fn bytes(&self, shape: [usize; 2]) -> u64;
 
@@ -55,6 +122,15 @@ pub trait Solver: Send + Sync {
     /// # Errors
     /// If the device fails.
     fn begin<'a>(&'a self, input: Input<'a>) -> Result<Box<dyn Solving + 'a>, PassError>;
+}
+
+/// How codes of the source are kept.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Keep {
+    /// With every value as it is; else the weight is refused.
+    Exactly,
+    /// So if it can be; else the values are rounded.
+    OrRounded,
 }
 
 /// What some weights read.

@@ -5,8 +5,9 @@ use crate::damage::{Flat, Kind, check_damage};
 use crate::dense::check_finite;
 use crate::hash::hex;
 use crate::job::{Event, Job};
+use crate::keep::kept;
 use crate::plan::Choice;
-use crate::solver::{Input, Outcome, Solving};
+use crate::solver::{Input, Keep, Outcome, Solving};
 use crate::statistics::Statistics;
 use crate::turn::{Hashes, Turn, prepare};
 use crate::writer::Writer;
@@ -22,6 +23,8 @@ use tensor::Tensor;
 struct Part<'s> {
     output: usize,
     grid: Grid,
+    /// Whether the codes are those of the source.
+    keep: Option<Keep>,
     solving: Box<dyn Solving + 's>,
     outcomes: Vec<Outcome>,
 }
@@ -90,7 +93,8 @@ fn begin<'s, 'a: 's>(
         let width = weight.spec.shape.last().copied().unwrap_or(0);
         let gram = statistics.gram(id).filter(|_| solver.observes());
         let solving = solver.begin(Input { backend: job.backend, width, gram })?;
-        parts.push(Part { output, grid, solving, outcomes: Vec::new() });
+        let keep = solver.keeps();
+        parts.push(Part { output, grid, keep, solving, outcomes: Vec::new() });
     }
     Ok(parts)
 }
@@ -123,7 +127,13 @@ fn slices(
         let spec = Spec { shape: tensor.shape().to_vec(), ..spec.clone() };
         let weight = Weight { spec, tensor };
         for part in &mut *parts {
-            let solved = part.solving.solve(&weight, part.grid)?;
+            let solved = match part.keep {
+                Some(keep) => {
+                    let (source, solving) = (job.model.source, &mut *part.solving);
+                    kept(source, &weight, slice.clone(), part.grid, keep, solving)?
+                }
+                None => part.solving.solve(&weight, part.grid)?,
+            };
             let writer = &turn.writers[part.output];
             let planned = &writer.block(turn.index)[index];
             writer.put_codes(planned, &solved.quantized, slice.start)?;

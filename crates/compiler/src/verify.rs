@@ -1,7 +1,7 @@
 //! Holds a published artifact against the manifest in its report.
 
 use crate::CompileError;
-use crate::report::{self, Report};
+use crate::report::{self, FileHash, Report};
 use std::fs;
 use std::path::Path;
 
@@ -31,13 +31,13 @@ impl Difference {
     }
 }
 
-/// Every difference between the folder and the manifest in its `report.json`, by name.
+/// Every difference between an artifact, a folder or one file, and the manifest in its report, by name.
 ///
 /// # Errors
-/// If the folder has no report that can be read, or a file cannot be.
-pub fn verify(folder: &Path) -> Result<(Report, Vec<Difference>), CompileError> {
-    let (report, text) = report::read(folder)?;
-    let mut differences = differences(&report, folder)?;
+/// If it has no report that can be read, or a file cannot be.
+pub fn verify(artifact: &Path) -> Result<(Report, Vec<Difference>), CompileError> {
+    let (report, text) = report::read(artifact)?;
+    let mut differences = differences(&report, artifact)?;
     if !report.is_sealed(&text) {
         let found = match report.seal.is_empty() {
             true => "it has no seal, which every report of this version has",
@@ -49,9 +49,18 @@ pub fn verify(folder: &Path) -> Result<(Report, Vec<Difference>), CompileError> 
     Ok((report, differences))
 }
 
-/// Every difference between a folder and the manifest in a report, by name.
+/// Every difference between an artifact and the manifest in a report, by name.
 pub(crate) fn differences(report: &Report, folder: &Path) -> Result<Vec<Difference>, CompileError> {
     let mut differences = Vec::new();
+    if folder.is_file() {
+        // It may have been named otherwise since it was written.
+        let name = folder.file_name().unwrap_or_default().to_string_lossy().into_owned();
+        let mut files = report.files.values();
+        return match (files.next(), files.next()) {
+            (Some(expected), None) => Ok(of_file(name, folder, expected)?.into_iter().collect()),
+            _ => Ok(vec![Difference::Unknown(name)]),
+        };
+    }
     for (name, output) in &report.outputs {
         differences.extend(of_output(output, folder, name)?);
     }
@@ -65,25 +74,32 @@ pub(crate) fn differences(report: &Report, folder: &Path) -> Result<Vec<Differen
             differences.push(Difference::Missing(name.clone()));
             continue;
         }
-        let path = folder.join(name);
-        let meta = fs::symlink_metadata(&path).map_err(|e| CompileError::io("read", &path, e))?;
-        if !meta.is_file() {
-            let found = "a link, a pipe or a folder, not a file".into();
-            differences.push(Difference::Changed { name: name.clone(), found });
-            continue;
-        }
-        let (sha256, bytes) = checkpoint::hash_file(&path)?;
-        let found = if bytes != expected.bytes {
-            format!("{bytes} bytes, not {}", expected.bytes)
-        } else if sha256 != expected.sha256 {
-            format!("sha256 {sha256}, not {}", expected.sha256)
-        } else {
-            continue;
-        };
-        differences.push(Difference::Changed { name: name.clone(), found });
+        differences.extend(of_file(name.clone(), &folder.join(name), expected)?);
     }
     differences.extend(names.into_iter().map(Difference::Unknown));
     Ok(differences)
+}
+
+/// How a file differs from what its report says.
+fn of_file(
+    name: String,
+    path: &Path,
+    expected: &FileHash,
+) -> Result<Option<Difference>, CompileError> {
+    let meta = fs::symlink_metadata(path).map_err(|e| CompileError::io("read", path, e))?;
+    if !meta.is_file() {
+        let found = "a link, a pipe or a folder, not a file".into();
+        return Ok(Some(Difference::Changed { name, found }));
+    }
+    let (sha256, bytes) = checkpoint::hash_file(path)?;
+    let found = if bytes != expected.bytes {
+        format!("{bytes} bytes, not {}", expected.bytes)
+    } else if sha256 != expected.sha256 {
+        format!("sha256 {sha256}, not {}", expected.sha256)
+    } else {
+        return Ok(None);
+    };
+    Ok(Some(Difference::Changed { name, found }))
 }
 
 /// Every difference between one of several outputs and its report, by names in the folder of all.

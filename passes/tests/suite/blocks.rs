@@ -11,7 +11,8 @@
 use crate::block::{filled, output, same, statistics, width};
 use backend::Reference;
 use compiler::{
-    Held, Input, Misfit, Observe, Pass, PassCx, Pipeline, Recipe, Refusal, Solved, Stage,
+    Asked, Held, Input, Misfit, Observe, Pass, PassCx, Pipeline, Recipe, Refusal, Solved, Stage,
+    Target,
 };
 use ir::{Block, BlockId, Cache, ModelSpec, Rotary, Scaling, Spec, Weight, WeightId};
 use sha2::{Digest, Sha256};
@@ -171,11 +172,15 @@ fn changed(was: &Weight, is: &Weight) -> String {
 fn solve(pipeline: &Pipeline, block: &Block, text: &mut String) -> Result<(), Refusal> {
     let Some(lead) = pipeline.outputs.first() else { return Ok(()) };
     let specs = block.specs();
+    let model = alone(&specs);
     let mut put = false;
     for matrix in specs.matrices() {
         let id = matrix.weight;
         for rule in &lead.rules {
-            let Some(grid) = rule.grid(&specs, id)? else { continue };
+            let asked =
+                Asked { model: &model, block: &specs, weight: id, scales: None, stored: None };
+            let target = rule.target(&asked)?;
+            let Some(grid) = target.and_then(Target::grid) else { continue };
             if !std::mem::replace(&mut put, true) {
                 text.push_str("--- grids\n");
             }

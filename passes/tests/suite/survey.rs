@@ -3,7 +3,7 @@
 use crate::block::{filled, statistics};
 use crate::blocks::alone;
 use backend::Reference;
-use compiler::{Decisions, Held, PassCx, Recipe};
+use compiler::{Asked, Decisions, Held, PassCx, Recipe};
 use ir::{Block, Spec, WeightId};
 use std::collections::BTreeMap;
 
@@ -80,7 +80,9 @@ fn a_rule_is_about_the_most_sensitive_and_what_is_fused_with_them() {
         let decided = passes::decided(&recipe(share), &model, &decisions).unwrap();
         for id in [1u32, 2, 3] {
             let about = |pipeline: &compiler::Pipeline| {
-                pipeline.outputs[0].rules[0].grid(&block, WeightId(id)).unwrap().is_some()
+                let (model, weight) = (&model, WeightId(id));
+                let asked = Asked { model, block: &block, weight, scales: None, stored: None };
+                pipeline.outputs[0].rules[0].target(&asked).unwrap().is_some()
             };
             assert!(about(&waiting), "{share} {id}");
             assert_eq!(about(&decided), meant.contains(&id), "{share} {id}");

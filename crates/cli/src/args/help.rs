@@ -27,6 +27,7 @@ pub(crate) const MAIN: Groups = &[
             "head",
             "ignore",
             "dtype",
+            "formats",
             "readers",
             "requantize",
             "allow_zero",
@@ -34,7 +35,7 @@ pub(crate) const MAIN: Groups = &[
     ),
     ("Calibration", &["calibration", "samples", "seq_len", "seed"]),
     ("Proof", &["max_ppl_increase", "max_kl", "gate_text", "no_gate"]),
-    ("Output", &["output", "force", "fresh", "dry_run", "dump_ir", "memory"]),
+    ("Output", &["output", "shard_size", "force", "fresh", "dry_run", "dump_ir", "memory"]),
     MACHINE,
 ];
 
