@@ -150,6 +150,7 @@ fn of_parts(recipe: &Recipe, Parts { passes, rules }: Parts) -> Pipeline {
         format: output.format.clone(),
         dtype: output.dtype,
         head: output.head,
+        shard_size: output.shard_size,
         rules: rules.into_iter().map(|rule| Box::new(rule) as Box<dyn compiler::Rule>).collect(),
     };
     let surveys = surveys.iter().map(|make| make()).collect();

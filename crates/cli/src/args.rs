@@ -2,6 +2,7 @@
 
 pub(crate) mod bench;
 pub(crate) mod compare;
+pub(crate) mod convert;
 pub(crate) mod help;
 pub(crate) mod serve;
 
@@ -35,6 +36,9 @@ pub(crate) enum Command {
     /// Hold several models side by side: size, perplexity, divergence from the first, tasks, speed. Use it
     /// to choose among versions of a model.
     Compare(compare::Compare),
+    /// Write a model in another format, every value as it is, or refuse by name what cannot be held. Use it to
+    /// take a model that exists to another runtime.
+    Convert(Box<convert::Convert>),
     /// Continue a text. Use it to see what a model says; text is streamed as it is generated.
     Run(serve::Run),
     /// Talk with a model in its own conversation format, a line a turn. Use it to judge a model by
@@ -150,8 +154,8 @@ pub(crate) struct Compile {
     /// expression; repeatable. Use it for layers that must stay exact.
     #[arg(long, value_name = "PATTERN")]
     pub(crate) ignore: Vec<String>,
-    /// Store what is not quantized, and scales, as bf16 [default: as the source]. Use it to shrink
-    /// an f32 checkpoint.
+    /// Store what is not quantized, and scales, as this dtype [default: as the source]. Use bf16 to
+    /// shrink an f32 checkpoint.
     #[arg(long, value_enum)]
     pub(crate) dtype: Option<StoreDtype>,
     /// Publish only if perplexity rises by at most this, such as 2%. Use it to stop a pipeline
@@ -268,6 +272,20 @@ pub(crate) enum HeadGrid {
 pub(crate) enum StoreDtype {
     /// bfloat16.
     Bf16,
+    /// float16.
+    F16,
+    /// float32.
+    F32,
+}
+
+impl From<StoreDtype> for compiler::Dtype {
+    fn from(dtype: StoreDtype) -> Self {
+        match dtype {
+            StoreDtype::Bf16 => Self::Bf16,
+            StoreDtype::F16 => Self::F16,
+            StoreDtype::F32 => Self::F32,
+        }
+    }
 }
 
 /// `2G`, `800M`, `1.5GiB`, or bytes.

@@ -5,6 +5,7 @@ mod args;
 mod bench;
 mod chat;
 mod compare;
+mod convert;
 mod device;
 mod doctor;
 mod eval;
@@ -101,6 +102,7 @@ fn run(arguments: &[OsString]) -> Result<(), Failure> {
         Command::Inspect(args) => inspect::run(&args),
         Command::Eval(args) => eval::run(&args),
         Command::Compare(args) => compare::run(&args),
+        Command::Convert(args) => convert::run(&args),
         Command::Run(args) => run::run(&args),
         Command::Chat(args) => chat::run(&args),
         Command::Bench(args) => bench::run(*args),

@@ -18,7 +18,7 @@ use compiler::{
     Claim, Compiled, Decisions, Destination, Event, Job, Pipeline, Plan, Quality, Recipe, Refusal,
     Report, Spent, Surveying, Tokens, Wrong, compile,
 };
-use ir::{BlockId, ModelSpec, Span};
+use ir::{BlockId, Grid, ModelSpec, Span};
 use runtime::Opened;
 use serde_json::{Value, json};
 use std::collections::BTreeMap;
@@ -26,11 +26,19 @@ use std::path::Path;
 use std::time::Instant;
 
 pub(crate) fn run(args: &Compile) -> Result<(), Failure> {
-    let started = Instant::now();
-    let mut request = Request::of(args)?;
-    let pipeline = passes::pipeline(&request.recipe).map_err(wrong)?;
+    let request = Request::of(args)?;
+    // What is wrong with a recipe is said before a model is opened.
+    passes::pipeline(&request.recipe).map_err(wrong)?;
     let opened = model::open(&args.model, &args.common)?;
-    already_quantized(args, &opened)?;
+    make(args, request, opened)
+}
+
+/// Makes of an opened model what is asked for.
+pub(crate) fn make(args: &Compile, mut request: Request, opened: Opened) -> Result<(), Failure> {
+    let started = Instant::now();
+    let mut pipeline = passes::pipeline(&request.recipe).map_err(wrong)?;
+    pipeline.stored = stored(&opened);
+    already_quantized(args, &request, &opened)?;
     request.check_ignored(&opened.spec)?;
     if request.builtin && args.samples.is_none() {
         let calibration = &mut request.recipe.calibration;
@@ -143,7 +151,8 @@ impl Surveyed {
         if self.decisions.are_none() {
             return Ok(self);
         }
-        let pipeline = passes::decided(recipe, &opened.spec, &self.decisions).map_err(wrong)?;
+        let mut pipeline = passes::decided(recipe, &opened.spec, &self.decisions).map_err(wrong)?;
+        pipeline.stored = self.pipeline.stored;
         let plan = planned(opened, &pipeline, tokens)?;
         Ok(Self { pipeline, plan, ..self })
     }
@@ -186,18 +195,19 @@ fn claimed(args: &Compile, opened: &Opened, out: &Place) -> Result<Destination, 
     Ok(Destination::claim(&out.path, claim)?)
 }
 
+/// The grids of what is quantized already, by tensor.
+fn stored(opened: &Opened) -> BTreeMap<String, Grid> {
+    let tensors = opened.checkpoint.tensors().iter();
+    tensors.filter_map(|tensor| Some((tensor.name.clone(), tensor.grid?))).collect()
+}
+
 /// Refuses to round what is rounded: the loss would be measured against the damaged model.
-fn already_quantized(args: &Compile, opened: &Opened) -> Result<(), Failure> {
-    if opened.checkpoint.quantization().is_none() {
+fn already_quantized(args: &Compile, request: &Request, opened: &Opened) -> Result<(), Failure> {
+    let grids: Vec<String> = stored(opened).values().map(ToString::to_string).collect();
+    let (count, first) = (grids.len(), grids.first().map_or("", String::as_str));
+    if count == 0 || (request.keeps && !args.requantize) {
         return Ok(());
     }
-    let grids: Vec<String> = opened
-        .checkpoint
-        .tensors()
-        .iter()
-        .filter_map(|t| t.grid.map(|grid| grid.to_string()))
-        .collect();
-    let (count, first) = (grids.len(), grids.first().map_or("", String::as_str));
     let what = format!("{:?} is quantized already ({count} weights, {first})", args.model);
     if args.requantize {
         if !args.common.quiet {

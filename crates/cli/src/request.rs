@@ -1,6 +1,6 @@
 //! From options to a recipe: a built-in one or a file's, and what the options change in it.
 
-use crate::args::{Compile, HeadGrid, Method, StoreDtype, Switch};
+use crate::args::{Compile, HeadGrid, Method, Switch};
 use crate::eval::read;
 use crate::failure::Failure;
 use crate::words;
@@ -32,6 +32,8 @@ pub(crate) struct Request {
     pub(crate) name: String,
     /// Whether the recipe is a built-in one, whose samples are meant for large models.
     pub(crate) builtin: bool,
+    /// Whether what is quantized already keeps its codes.
+    pub(crate) keeps: bool,
 }
 
 /// A recipe and where it is from.
@@ -112,12 +114,22 @@ impl Request {
         calibration.seed = args.seed.unwrap_or(calibration.seed);
         recipe.gate.max_ppl_increase = args.max_ppl_increase.or(recipe.gate.max_ppl_increase);
         recipe.gate.max_kl = args.max_kl.or(recipe.gate.max_kl);
-        if let Some(StoreDtype::Bf16) = args.dtype {
-            recipe.outputs.iter_mut().for_each(|output| output.dtype = Dtype::Bf16);
+        if let Some(dtype) = args.dtype {
+            recipe.outputs.iter_mut().for_each(|output| output.dtype = dtype.into());
+        }
+        if args.shard_size.is_some() {
+            recipe.outputs.iter_mut().for_each(|output| output.shard_size = args.shard_size);
         }
         recipe.check()?;
         let builtin = args.quant.is_some();
-        Ok(Self { recipe: named.resolved()?, name: named.name, builtin })
+        Ok(Self { recipe: named.resolved()?, name: named.name, builtin, keeps: false })
+    }
+
+    /// A conversion by this recipe.
+    pub(crate) fn converting(recipe: Recipe, name: String) -> Result<Self, Failure> {
+        recipe.check()?;
+        let named = Named { recipe, name, file: None };
+        Ok(Self { recipe: named.resolved()?, name: named.name, builtin: false, keeps: true })
     }
 
     /// Refuses patterns of `ignore` that name nothing: what was to stay exact would not.
@@ -138,7 +150,7 @@ impl Request {
     /// Where the artifact goes. A GGUF file that is all there is needs no folder.
     pub(crate) fn output(&self, args: &Compile) -> Result<Place, Failure> {
         let one = match &self.recipe.outputs[..] {
-            [only] => only.format.as_deref() == Some(GGUF) && args.shard_size.is_none(),
+            [only] => only.format.as_deref() == Some(GGUF) && only.shard_size.is_none(),
             _ => false,
         };
         let named = |path: &Path| path.extension().is_some_and(is_gguf);

@@ -267,8 +267,10 @@ fn side_files(
         write_file_on(disk, folder, &file.name, &file.bytes)?;
     }
     let beside = planned.format.container.has_side_files();
-    for name in job.checkpoint.side_files().into_iter().filter(|_| beside) {
-        write_file_on(disk, folder, &name, &job.checkpoint.read_side_file(&name)?)?;
+    if beside {
+        for (name, bytes) in identity::side_files(job)? {
+            write_file_on(disk, folder, &name, &bytes)?;
+        }
     }
     Ok(())
 }

@@ -8,7 +8,7 @@ use crate::report::{Report, TokensReport};
 use crate::table::hash_of;
 use backend::Backend;
 use ir::View;
-use serde_json::{Value, json};
+use serde_json::{Map, Value, json};
 use sha2::{Digest, Sha256};
 use std::collections::BTreeMap;
 
@@ -18,8 +18,7 @@ const LISTED: usize = 5;
 /// Everything that decides the artifact's bytes but the source's tensors. The gate is not among it.
 pub(crate) fn settings(job: &Job<'_>) -> Result<Value, CompileError> {
     let mut side_files = BTreeMap::new();
-    for name in job.checkpoint.side_files() {
-        let bytes = job.checkpoint.read_side_file(&name)?;
+    for (name, bytes) in self::side_files(job)? {
         side_files.insert(name, hex(Sha256::new().chain_update(bytes)));
     }
     let mut tensors = Sha256::new();
@@ -43,6 +42,27 @@ pub(crate) fn settings(job: &Job<'_>) -> Result<Value, CompileError> {
         settings["decisions"] = json!(job.decisions);
     }
     Ok(settings)
+}
+
+/// What a folder of the model has beside its weights and its configuration: the source's own files, or what a
+/// source of one file says instead.
+pub(crate) fn side_files(job: &Job<'_>) -> Result<Vec<(String, Vec<u8>)>, CompileError> {
+    let checkpoint = job.checkpoint;
+    let mut all = Vec::new();
+    for name in checkpoint.side_files() {
+        let bytes = checkpoint.read_side_file(&name)?;
+        all.push((name, bytes));
+    }
+    if checkpoint.is_one_file() {
+        let json = |name: &str, said: Option<Map<String, Value>>| {
+            said.map(|said| (name.to_string(), format!("{:#}\n", Value::Object(said)).into_bytes()))
+        };
+        let tokenizer = checkpoint.tokenizer()?;
+        all.extend(tokenizer.map(|bytes| ("tokenizer.json".to_string(), bytes)));
+        all.extend(json("tokenizer_config.json", checkpoint.tokenizer_config()?));
+        all.extend(json("generation_config.json", checkpoint.generation_config().cloned()));
+    }
+    Ok(all)
 }
 
 /// What of the settings decides what is found on the samples, by their keys.

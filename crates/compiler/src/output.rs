@@ -2,7 +2,6 @@
 
 use crate::CompileError;
 use crate::plan::{Choice, PlannedOutput, PlannedWeight};
-use crate::recipe::Dtype;
 use crate::refusal::Refusal;
 use checkpoint::{Checkpoint, Described, FORMATS, Format, Layout, Placed, Planned, Stored, Use};
 use ir::{BlockId, ModelSpec, Verified};
@@ -48,10 +47,7 @@ pub(crate) fn layout(
     model: &ModelSpec,
     planned: &PlannedOutput,
 ) -> Result<Layout, CompileError> {
-    let dtype = match planned.dtype {
-        Dtype::AsSource => None,
-        Dtype::Bf16 => Some(DType::BF16),
-    };
+    let dtype = planned.dtype.asked();
     let texts = match planned.format.container.has_side_files() {
         true => None,
         false => Some(source.texts()?),
@@ -65,7 +61,7 @@ pub(crate) fn layout(
         dtype,
         texts: texts.as_ref(),
         name: None,
-        shard_bytes: None,
+        shard_bytes: planned.shard_size,
     };
     let mut weights = Vec::new();
     for (block, own) in &planned.blocks {

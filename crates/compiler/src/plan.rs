@@ -90,6 +90,8 @@ pub struct PlannedOutput {
     pub format: &'static Format,
     /// The element type of what is not quantized, if it is not the source's.
     pub dtype: Dtype,
+    /// The most bytes of data of a file, where there are to be several.
+    pub shard_size: Option<u64>,
     /// Each block's weights: the embedding, the layers, the head.
     pub blocks: Vec<(BlockId, Vec<PlannedWeight>)>,
     /// Its tensors, in order.
@@ -535,6 +537,7 @@ fn plan_output(
         name: output.name.clone(),
         format,
         dtype: output.dtype,
+        shard_size: output.shard_size,
         tied: model.tied && !untied,
         artifact_bytes: tensors.iter().filter_map(checkpoint::Planned::bytes).sum(),
         config: Map::new(),
@@ -561,10 +564,7 @@ fn plan_block(
     format: &'static Format,
 ) -> Result<Vec<PlannedWeight>, Vec<Refusal>> {
     let &From { model, block, table: table_grid, .. } = from;
-    let as_asked = |asked, stored| match asked {
-        Dtype::AsSource => stored,
-        Dtype::Bf16 => DType::BF16,
-    };
+    let as_asked = |asked: Dtype, stored| asked.of(stored);
     let mut shown = block.clone();
     shown.weights.iter_mut().for_each(|s| {
         // A router's few rows are kept as exact as a vector, where readers know it so only.

@@ -5,6 +5,7 @@ use crate::setting::{Key, Wrong, check_keys, integer, line_at, one_of};
 use crate::spelling::modern;
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeSet;
+use tensor::DType;
 
 /// A recipe. `--quant` names one that is built in; `--recipe` reads one from a TOML file.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -53,6 +54,9 @@ pub struct OutputRecipe {
     /// The element type of the head, where no rule puts it on a grid.
     #[serde(default)]
     pub head: Dtype,
+    /// The most bytes of data of a file, where there are to be several.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub shard_size: Option<u64>,
     /// Which weights go on which grid, and how: the first that is about a weight decides it.
     #[serde(default, rename = "rule")]
     pub rules: Vec<toml::Table>,
@@ -67,6 +71,27 @@ pub enum Dtype {
     AsSource,
     /// bfloat16.
     Bf16,
+    /// float16.
+    F16,
+    /// float32.
+    F32,
+}
+
+impl Dtype {
+    /// The element type of what is stored as `stored` in the source.
+    pub fn of(self, stored: DType) -> DType {
+        self.asked().unwrap_or(stored)
+    }
+
+    /// The element type that is asked for, if one is.
+    pub fn asked(self) -> Option<DType> {
+        match self {
+            Self::AsSource => None,
+            Self::Bf16 => Some(DType::BF16),
+            Self::F16 => Some(DType::F16),
+            Self::F32 => Some(DType::F32),
+        }
+    }
 }
 
 /// The calibration samples.
@@ -181,7 +206,11 @@ impl Recipe {
                 return Err(format!("{name} is a number of at least 0"));
             }
         }
-        if self.passes.is_empty() && self.outputs.iter().all(|output| output.rules.is_empty()) {
+        let nothing = |output: &OutputRecipe| {
+            let as_source = output.dtype == Dtype::AsSource && output.format.is_none();
+            output.rules.is_empty() && as_source
+        };
+        if self.passes.is_empty() && self.outputs.iter().all(nothing) {
             let rule =
                 "has nothing to do: [[output]] with an [[output.rule]], or [[pass]] with a name";
             return Err(rule.into());
@@ -265,8 +294,9 @@ const KEYS: &[Key] = &[
 const OUTPUT: &[Key] = &[
     Key::new("name", |v| v.as_str().map(drop).ok_or("is the name of a folder, in quotes".into())),
     Key::new("format", |v| v.as_str().map(drop).ok_or("is a format, in quotes".into())),
-    Key::new("dtype", |v| one_of(v, &["as-source", "bf16"])),
-    Key::new("head", |v| one_of(v, &["as-source", "bf16", "int8", "int4"])),
+    Key::new("dtype", |v| one_of(v, &["as-source", "bf16", "f16", "f32"])),
+    Key::new("head", |v| one_of(v, &["as-source", "bf16", "f16", "f32", "int8", "int4"])),
+    Key::new("shard-size", |v| integer(v, 1, i64::MAX)),
     Key::new("rule", |v| are_tables(v, "[[output.rule]]")),
 ];
 

@@ -18,6 +18,8 @@ pub struct Output {
     pub dtype: Dtype,
     /// The element type of the head, where no rule puts it on a grid.
     pub head: Dtype,
+    /// The most bytes of data of a file, where there are to be several.
+    pub shard_size: Option<u64>,
     /// The first that gives a weight a grid decides it; a weight that none gives one stays dense.
     pub rules: Vec<Box<dyn Rule>>,
 }
