@@ -292,7 +292,10 @@ fn one_calibration_is_written_as_a_folder_and_as_a_gguf_file() {
         ("[[output.rule]]\ngrid = \"q4_k\"\n", "Q4_K"),
         ("[[output.rule]]\ngrid = \"q4_k\"\nbits = 4\n", "is decided by the grid"),
         ("[[output.rule]]\nsolver = \"rtn\"\n", "has no bits"),
-        ("[[output]]\nformat = \"onnx\"\n[[output.rule]]\nbits = 4\n", "pack-quantized, gguf"),
+        (
+            "[[output]]\nformat = \"onnx\"\n[[output.rule]]\nbits = 4\n",
+            "formats are pack-quantized",
+        ),
     ] {
         let rules = if rules.starts_with("[[output]]") {
             rules.into()
@@ -302,12 +305,63 @@ fn one_calibration_is_written_as_a_folder_and_as_a_gguf_file() {
         fs::write(bench.path("odd.toml"), rules).unwrap();
         bench.refuses(&bench.path("noise"), &["--recipe", "odd.toml", "--dry-run"], 2, refusal);
     }
-    fs::write(
-        bench.path("k.toml"),
-        "[[output]]\nformat = \"gguf\"\n[[output.rule]]\ngrid = \"q4_k\"\n",
-    )
-    .unwrap();
-    bench.refuses(&stories(), &["--recipe", "k.toml", "--dry-run"], 2, "name another grid");
+}
+
+#[test]
+fn rows_that_are_no_whole_blocks_fall_back_and_the_plan_says_what_that_costs() {
+    let bench = Bench::new();
+    let out = bench.run(&stories(), &["--quant", "q6_k", "--method", "rtn", "--dry-run", "--json"]);
+    let plan: Value = serde_json::from_slice(&out.stdout).unwrap();
+    let said: Vec<&str> =
+        plan["fallbacks"].as_array().unwrap().iter().map(|one| one.as_str().unwrap()).collect();
+    // Rows of 64 take blocks of 32, rows of 172 none: as llama.cpp, by tests/fixtures/gguf/mixes.txt.
+    assert!(
+        said.iter().any(|one| one.contains("rows of 64") && one.contains("F16 scales")),
+        "{said:?}"
+    );
+    assert!(said.iter().any(|one| one.contains("rows of 172") && one.contains(": F16 in place")));
+    assert!(said.iter().all(|one| one.ends_with(" more")), "{said:?}");
+}
+
+#[test]
+fn one_gguf_file_lies_alone_with_its_report_beside_it() {
+    let bench = Bench::new();
+    let with = ["--quant", "q8_0", "--method", "rtn", "--no-gate"];
+    bench.make(&stories(), &[&with[..], &["-o", "small.gguf"]].concat());
+    let mut names: Vec<String> = fs::read_dir(bench.0.path())
+        .unwrap()
+        .map(|entry| entry.unwrap().file_name().into_string().unwrap())
+        .filter(|name| name.starts_with("small"))
+        .collect();
+    names.sort();
+    assert_eq!(names, ["small.gguf", "small.gguf.log.json", "small.gguf.report.json"]);
+    let verify = |file: &str| {
+        optimize().args(["verify", file]).current_dir(bench.0.path()).output().unwrap()
+    };
+    assert!(verify("small.gguf").status.success());
+    let again = bench.make(&stories(), &[&with[..], &["-o", "small.gguf"]].concat());
+    assert_eq!(again["up_to_date"], true);
+    // A changed file is told, and stays; a file that is no model's is never replaced.
+    let mut bytes = fs::read(bench.path("small.gguf")).unwrap();
+    *bytes.last_mut().unwrap() ^= 1;
+    fs::write(bench.path("small.gguf"), &bytes).unwrap();
+    assert!(!verify("small.gguf").status.success());
+    let onto = |name: &'static str| [&with[..], &["-o", name]].concat();
+    bench.refuses(&stories(), &onto("small.gguf"), 2, "is not up to date");
+    fs::write(bench.path("mine.gguf"), "notes").unwrap();
+    bench.refuses(&stories(), &onto("mine.gguf"), 2, "exists");
+    bench.refuses(
+        &stories(),
+        &[&onto("mine.gguf")[..], &["--force"]].concat(),
+        2,
+        "no model's file",
+    );
+    assert_eq!(fs::read(bench.path("mine.gguf")).unwrap(), b"notes");
+    bench.make(&stories(), &[&onto("small.gguf")[..], &["--force"]].concat());
+    assert!(verify("small.gguf").status.success());
+    // What has several files is a folder.
+    let several = [&onto("a.gguf")[..], &["--format", "pack-quantized,gguf:q8_0"]].concat();
+    bench.refuses(&stories(), &several, 2, "the output is a folder");
 }
 
 #[test]

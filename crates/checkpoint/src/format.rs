@@ -39,6 +39,15 @@ pub static FORMATS: &[Format] = &[
         ties_codes: false,
     },
     Format {
+        name: "safetensors",
+        container: &folder_container::HfFolder,
+        codecs: &[],
+        dense: &[],
+        vectors: None,
+        scales: None,
+        ties_codes: false,
+    },
+    Format {
         name: "gguf",
         container: &gguf::GgufFile,
         codecs: &[&gguf::GgufBlocks],

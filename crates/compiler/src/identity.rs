@@ -8,7 +8,7 @@ use crate::report::{Report, TokensReport};
 use crate::table::hash_of;
 use backend::Backend;
 use ir::View;
-use serde_json::{Map, Value, json};
+use serde_json::{Value, json};
 use sha2::{Digest, Sha256};
 use std::collections::BTreeMap;
 
@@ -44,23 +44,13 @@ pub(crate) fn settings(job: &Job<'_>) -> Result<Value, CompileError> {
     Ok(settings)
 }
 
-/// What a folder of the model has beside its weights and its configuration: the source's own files, or what a
-/// source of one file says instead.
+/// What a folder of the model has beside its weights and its configuration.
 pub(crate) fn side_files(job: &Job<'_>) -> Result<Vec<(String, Vec<u8>)>, CompileError> {
     let checkpoint = job.checkpoint;
     let mut all = Vec::new();
     for name in checkpoint.side_files() {
         let bytes = checkpoint.read_side_file(&name)?;
         all.push((name, bytes));
-    }
-    if checkpoint.is_one_file() {
-        let json = |name: &str, said: Option<Map<String, Value>>| {
-            said.map(|said| (name.to_string(), format!("{:#}\n", Value::Object(said)).into_bytes()))
-        };
-        let tokenizer = checkpoint.tokenizer()?;
-        all.extend(tokenizer.map(|bytes| ("tokenizer.json".to_string(), bytes)));
-        all.extend(json("tokenizer_config.json", checkpoint.tokenizer_config()?));
-        all.extend(json("generation_config.json", checkpoint.generation_config().cloned()));
     }
     Ok(all)
 }

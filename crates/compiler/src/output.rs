@@ -5,7 +5,6 @@ use crate::plan::{Choice, PlannedOutput, PlannedWeight};
 use crate::refusal::Refusal;
 use checkpoint::{Checkpoint, Described, FORMATS, Format, Layout, Placed, Planned, Stored, Use};
 use ir::{BlockId, ModelSpec, Verified};
-use tensor::DType;
 
 /// The name of an untied head.
 pub(crate) const HEAD: &str = "lm_head.weight";
