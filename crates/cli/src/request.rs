@@ -189,7 +189,7 @@ fn in_formats(formats: &[String], recipe: &mut Recipe, name: &str) -> Result<Str
     let outputs = formats.iter().map(|asked| in_format(asked, &base, name));
     recipe.outputs = outputs.collect::<Result<_, _>>()?;
     let names: Vec<&str> = recipe.outputs.iter().filter_map(|o| o.name.as_deref()).collect();
-    Ok(match (&formats[..], &names[..]) {
+    Ok(match (formats, &names[..]) {
         ([one], [mix]) if one.starts_with(GGUF) => (*mix).to_string(),
         ([_], [format]) if *format != checkpoint::FORMATS[0].name => format!("{name}-{format}"),
         _ => name.to_string(),
