@@ -1,7 +1,9 @@
 //! GGUF: blocks against what ggml makes of them (`tests/interop/make_gguf_goldens.py`, llama.cpp of
-//! xllamacpp 2026.10.11549), a small model, and files that are damaged.
+//! xllamacpp 2026.10.11549), and small models.
 
 #![expect(clippy::unwrap_used, reason = "a fixture that cannot be made fails its test")]
+
+mod gguf_file;
 
 use checkpoint::gguf::GgufBlocks;
 use checkpoint::gguf::header::{Header, HeaderError, Value, parse};
@@ -9,17 +11,12 @@ use checkpoint::{
     Checkpoint, Codec, Described, Error, Format, Grain, Placed, Rows, Sink, Slice, Stored, Texts,
     Use,
 };
-use ir::{Grid, Params, Quantized, Source, Span};
+use gguf_file::{Writer, golden, open};
+use ir::{Grid, ModelSpec, Params, Quantized, Source, Span};
 use serde_json::json;
 use std::ops::Range;
-use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use tensor::{Bytes, DType, Tensor};
-
-fn golden() -> Vec<u8> {
-    let path = "../../tests/fixtures/gguf/blocks.gguf";
-    std::fs::read(PathBuf::from(env!("CARGO_MANIFEST_DIR")).join(path)).unwrap()
-}
 
 fn header(file: &[u8]) -> Result<Header, HeaderError> {
     parse(file, file.len() as u64)
@@ -126,90 +123,6 @@ fn scales_that_are_no_numbers_are_refused() {
     }
 }
 
-/// A file as GGUF's specification lays it out.
-struct Writer {
-    keys: Vec<u8>,
-    count: u64,
-    infos: Vec<u8>,
-    data: Vec<u8>,
-    tensors: u64,
-}
-
-fn text(text: &str) -> Vec<u8> {
-    [&(text.len() as u64).to_le_bytes(), text.as_bytes()].concat()
-}
-
-impl Writer {
-    /// A llama of one layer: hidden 8, two heads of 4, one of keys, FFN 4, three tokens.
-    fn llama() -> Self {
-        let (keys, infos, data) = (Vec::new(), Vec::new(), Vec::new());
-        let mut file = Self { keys, count: 0, infos, data, tensors: 0 };
-        let said = [&8u32.to_le_bytes()[..], &text("llama")].concat();
-        file.key("general.architecture", &said);
-        for (name, value) in [
-            ("block_count", 1u32),
-            ("context_length", 16),
-            ("embedding_length", 8),
-            ("feed_forward_length", 4),
-            ("attention.head_count", 2),
-            ("attention.head_count_kv", 1),
-        ] {
-            let said = [4u32.to_le_bytes(), value.to_le_bytes()].concat();
-            file.key(&format!("llama.{name}"), &said);
-        }
-        let said = [6u32.to_le_bytes(), 1e-5f32.to_le_bytes()].concat();
-        file.key("llama.attention.layer_norm_rms_epsilon", &said);
-        for (name, shape) in [
-            ("token_embd.weight", vec![3, 8]),
-            ("output_norm.weight", vec![8]),
-            ("blk.0.attn_norm.weight", vec![8]),
-            ("blk.0.attn_q.weight", vec![8, 8]),
-            ("blk.0.attn_k.weight", vec![4, 8]),
-            ("blk.0.attn_v.weight", vec![4, 8]),
-            ("blk.0.attn_output.weight", vec![8, 8]),
-            ("blk.0.ffn_norm.weight", vec![8]),
-            ("blk.0.ffn_gate.weight", vec![4, 8]),
-            ("blk.0.ffn_up.weight", vec![4, 8]),
-            ("blk.0.ffn_down.weight", vec![8, 4]),
-        ] {
-            file.tensor(name, &shape);
-        }
-        file
-    }
-
-    fn key(&mut self, key: &str, said: &[u8]) {
-        self.keys.extend(text(key));
-        self.keys.extend_from_slice(said);
-        self.count += 1;
-    }
-
-    /// One of `F32`, whose elements are 0, 1, 2, and so on.
-    fn tensor(&mut self, name: &str, shape: &[usize]) {
-        self.infos.extend(text(name));
-        self.infos.extend((shape.len() as u32).to_le_bytes());
-        shape.iter().rev().for_each(|&n| self.infos.extend((n as u64).to_le_bytes()));
-        self.infos.extend(0u32.to_le_bytes());
-        self.infos.extend((self.data.len() as u64).to_le_bytes());
-        let values = (0..shape.iter().product::<usize>()).flat_map(|i| (i as f32).to_le_bytes());
-        self.data.extend(values);
-        self.data.resize(self.data.len().next_multiple_of(32), 0);
-        self.tensors += 1;
-    }
-
-    fn bytes(&self) -> Vec<u8> {
-        let counts = [self.tensors.to_le_bytes(), self.count.to_le_bytes()].concat();
-        let mut file = [b"GGUF\x03\0\0\0", &counts[..], &self.keys, &self.infos].concat();
-        file.resize(file.len().next_multiple_of(32), 0);
-        [file, self.data.clone()].concat()
-    }
-}
-
-fn open(folder: &Path, bytes: &[u8]) -> Result<Checkpoint, Error> {
-    let path = folder.join("x.gguf");
-    std::fs::write(&path, bytes).unwrap();
-    Checkpoint::open(&path)
-}
-
 #[test]
 fn a_model_opens_as_the_folder_it_was_made_from() {
     let dir = tempfile::tempdir().unwrap();
@@ -233,61 +146,6 @@ fn a_model_opens_as_the_folder_it_was_made_from() {
     assert_eq!(first("model.layers.0.self_attn.v_proj.weight", 1..3), [1.0, 2.0]);
     assert!(opened.read_rows(q, 7..9).is_err());
     assert!(opened.read_rows("blk.0.attn_q.weight", 0..1).is_err());
-}
-
-#[test]
-fn damaged_files_are_refused_with_the_rule() {
-    let dir = tempfile::tempdir().unwrap();
-    let whole = Writer::llama().bytes();
-    let changed = |change: &dyn Fn(&mut Vec<u8>)| {
-        let mut bytes = whole.clone();
-        change(&mut bytes);
-        open(dir.path(), &bytes).map(drop).unwrap_err().to_string()
-    };
-    let at = |find: &str| whole.windows(find.len()).position(|w| w == find.as_bytes()).unwrap();
-    let (key, name) = (at("general.architecture"), at("blk.0.ffn_up.weight"));
-    type Change<'a> = &'a dyn Fn(&mut Vec<u8>);
-    let cases: [(Change<'_>, &str); 11] = [
-        (&|b| b[0] = b'X', "GGUF"),
-        (&|b| b[4] = 1, "version 1"),
-        (&|b| b[4..8].reverse(), "big-endian"),
-        (&|b| b[4] = 9, "version 9"),
-        (&|b| b[8..16].fill(255), "tensors: at most"),
-        (&|b| b[16..24].fill(255), "keys: at most"),
-        (&|b| b[key - 8..key].fill(255), "a text of"),
-        (&|b| b[key] = 255, "not UTF-8"),
-        (&|b| b[name + 19..name + 23].fill(255), "dimensions, at most 4"),
-        (&|b| b[name + 39..name + 43].fill(99), "ggml's type"),
-        (&|b| b.truncate(b.len() - 32), "ends beyond the file"),
-    ];
-    for (change, rule) in cases {
-        let error = changed(change);
-        assert!(error.contains(rule) && error.contains("x.gguf"), "{rule}: {error}");
-    }
-    let error = changed(&|b| b[key + 32..key + 37].copy_from_slice(b"gemma"));
-    assert!(error.contains("\"gemma\"") && error.contains("\"llama\", \"qwen2\""), "{error}");
-}
-
-#[test]
-fn no_damage_makes_the_reader_panic() {
-    for whole in [Writer::llama().bytes(), golden()] {
-        let end = header(&whole).unwrap().entries[0].begin as usize;
-        for length in 0..end {
-            assert!(parse(&whole[..length], length as u64).is_err(), "{length}");
-        }
-        for at in 0..end {
-            for bit in [1, 128] {
-                let mut changed = whole[..end].to_vec();
-                changed[at] ^= bit;
-                if let Ok(header) = parse(&changed, whole.len() as u64) {
-                    let inside = |e: &checkpoint::gguf::header::Entry| {
-                        e.begin + e.bytes <= whole.len() as u64
-                    };
-                    assert!(header.entries.iter().all(inside));
-                }
-            }
-        }
-    }
 }
 
 /// A tokenizer of three tokens and a special one, as GGUF can say it.
@@ -369,4 +227,145 @@ fn what_is_written_is_what_is_read() {
     let read: serde_json::Value =
         serde_json::from_slice(&opened.tokenizer().unwrap().unwrap()).unwrap();
     assert_eq!(read, spelled());
+}
+
+/// llama.cpp multiplies the products of a tensor by its scale, whatever the tensor's type is: so the values
+/// are, and what is on a grid that has no place for the factor reads as dense.
+#[test]
+fn values_are_multiplied_by_the_scale_of_their_tensor() {
+    let mut file = Writer::llama();
+    // 64 elements, of which each is 1 (code 2, at scales of 1: 0x38 in UE4M3).
+    let block: Vec<u8> = [&[0x38; 4][..], &[0x22; 32]].concat();
+    file.raw("blk.0.attn_q_norm.weight", &[2], 0, &[0; 8]);
+    let refused = open(tempfile::tempdir().unwrap().path(), &file.bytes()).map(drop).unwrap_err();
+    assert!(refused.to_string().contains("attn_q_norm"), "{refused}");
+
+    let mut file = Writer::llama();
+    file.raw("output.weight", &[2, 64], 40, &[block.clone(), block].concat());
+    file.raw("output.scale", &[1], 0, &(-0.5f32).to_le_bytes());
+    file.raw("blk.0.attn_v.scale", &[1], 0, &3f32.to_le_bytes());
+    file.raw("blk.0.attn_v.input_scale", &[1], 0, &7f32.to_le_bytes());
+    let dir = tempfile::tempdir().unwrap();
+    let opened = open(dir.path(), &file.bytes()).unwrap();
+    let read = |name: &str| opened.read_rows(name, 1..2).unwrap().to_f32().unwrap();
+    let scaled: Vec<f32> = (8..16).map(|i| 3.0 * i as f32).collect();
+    assert_eq!(read("model.layers.0.self_attn.v_proj.weight"), scaled);
+    assert_eq!(read("lm_head.weight"), [-0.5; 64]);
+    assert_eq!(opened.tensor("lm_head.weight").unwrap().grid, None);
+    assert!(opened.quantized_rows("lm_head.weight", 0..1).unwrap().is_none());
+
+    let damaged = [
+        ("blk.0.attn_k.scale", vec![2], "has 2 numbers"),
+        ("blk.1.attn_k.scale", vec![1], "\"blk.1.attn_k.weight\", which is not there"),
+    ];
+    for (name, shape, said) in damaged {
+        let mut file = Writer::llama();
+        let bytes: Vec<u8> = shape.iter().flat_map(|&n| vec![0; 4 * n]).collect();
+        file.raw(name, &shape, 0, &bytes);
+        let error = open(dir.path(), &file.bytes()).map(drop).unwrap_err().to_string();
+        assert!(error.contains(said), "{error}");
+    }
+    let mut file = Writer::llama();
+    file.raw("blk.0.attn_k.scale", &[1], 0, &f32::NAN.to_le_bytes());
+    let error = open(dir.path(), &file.bytes()).map(drop).unwrap_err().to_string();
+    assert!(error.contains("blk.0.attn_k.scale") && error.contains("NaN"), "{error}");
+}
+
+/// A mixture of three experts, those on 8 bits.
+fn mixture() -> (serde_json::Map<String, serde_json::Value>, ModelSpec, Vec<Placed>) {
+    let config = json!({
+        "model_type": "mixtral", "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 1,
+        "num_attention_heads": 2, "num_key_value_heads": 2, "num_local_experts": 3,
+        "num_experts_per_tok": 2, "vocab_size": 4, "max_position_embeddings": 128,
+    });
+    let config = config.as_object().unwrap().clone();
+    let spec = arch::imagine(&config, DType::F32).unwrap().model;
+    let stored = |name: &str| match name.contains("experts") {
+        true => Stored::On(Q8),
+        false => Stored::Dense(DType::F32),
+    };
+    let weights = spec.tensors().into_iter().map(|spec| Placed {
+        name: spec.tensor.clone(),
+        shape: spec.shape.clone(),
+        stored: stored(&spec.tensor),
+        used: Use::Model,
+    });
+    let weights = weights.collect();
+    (config, spec, weights)
+}
+
+const Q8: Grid = Grid::Int { bits: 8, symmetric: true, span: Span::Group(32), scale: DType::F16 };
+
+fn described<'a>(
+    config: &'a serde_json::Map<String, serde_json::Value>,
+    model: &'a ModelSpec,
+) -> Described<'a> {
+    let (name, tied, dtype) = (Some("Some-8x7B-Instruct"), false, None);
+    Described { config, model, tied, dtype, texts: None, name, shard_bytes: None }
+}
+
+fn codes(weight: &Placed, at: usize) -> Quantized {
+    let [rows, width] = weight.matrix().unwrap();
+    let codes = (0..rows * width).map(|i| (i * 7 + at * 31) as u8 as i8).collect();
+    let scales = (0..rows * width / 32).map(|i| (1 + i % 8) as f32 / 4.0).collect();
+    let params = Params::Flat { scales, zeros: Vec::new() };
+    Quantized { grid: Q8, shape: [rows, width], codes, params }
+}
+
+/// The experts of a layer are one tensor.
+#[test]
+fn experts_lie_in_stacks() {
+    let (config, spec, weights) = mixture();
+    let format = Format::named("gguf").unwrap();
+    let model = described(&config, &spec);
+    let layout = format.container.layout(format, &model, &weights).unwrap();
+    let (dir, disk) = (tempfile::tempdir().unwrap(), Arc::new(checkpoint::disk::System));
+    let sink = Sink::create_on(disk, dir.path(), layout).unwrap();
+    for (at, weight) in weights.iter().enumerate() {
+        if weight.stored != Stored::On(Q8) {
+            let values = vec![0.25; weight.shape.iter().product()];
+            let values = Tensor::from_f32(weight.shape.clone(), &values).unwrap();
+            sink.put_values(&weight.name, 0, &values).unwrap();
+            continue;
+        }
+        let all = codes(weight, at);
+        for rows in [16..all.shape[0], 0..16] {
+            let part = all.cut(rows.clone(), 0..all.shape[1]).unwrap();
+            sink.put_codes(&weight.name, rows.start, &part).unwrap();
+            assert_eq!(sink.read(&weight.name, rows).unwrap(), Rows::On(part));
+        }
+    }
+    sink.finish().unwrap();
+    let file = std::fs::read(dir.path().join("model.gguf")).unwrap();
+    let said = header(&file).unwrap();
+    let stack = said.entries.iter().find(|e| e.name == "blk.0.ffn_down_exps.weight").unwrap();
+    assert_eq!(stack.shape, [3, 32, 64]);
+    for (key, value) in
+        [("name", "Some-8x7B-Instruct"), ("basename", "Some"), ("size_label", "3x11K")]
+    {
+        assert_eq!(said.keys[&format!("general.{key}")], Value::Text(value.into()));
+    }
+    assert_eq!(said.keys["general.file_type"], Value::Integer(7));
+    let opened = Checkpoint::open(dir.path()).unwrap();
+    for (at, weight) in weights.iter().enumerate().filter(|(_, w)| w.stored == Stored::On(Q8)) {
+        let rows = 0..weight.shape[0];
+        assert_eq!(opened.quantized_rows(&weight.name, rows).unwrap(), Some(codes(weight, at)));
+    }
+}
+
+#[test]
+fn a_stack_has_one_type_and_all_experts() {
+    let (config, spec, weights) = mixture();
+    let (format, model) = (Format::named("gguf").unwrap(), described(&config, &spec));
+    let refused = |weights: &[Placed]| {
+        format.container.layout(format, &model, weights).map(drop).unwrap_err().to_string()
+    };
+    let name = "model.layers.0.block_sparse_moe.experts.1.w2.weight";
+    let mut others = weights.clone();
+    others.iter_mut().find(|w| w.name == name).unwrap().stored = Stored::Dense(DType::F32);
+    let error = refused(&others);
+    assert!(error.contains(name) && error.contains("one tensor of one type"), "{error}");
+    others.retain(|weight| weight.name != name);
+    let error = refused(&others);
+    assert!(error.contains("ffn_down_exps") && error.contains("expert 1 is missing"), "{error}");
 }

@@ -81,11 +81,8 @@ pub(crate) fn config(
     let object = config.as_object_mut().ok_or("has no keys")?;
     object.extend(family(&keys, architecture, &tensor)?);
     object.extend(special::ids(header)?);
-    // A family knows them, or refuses them by name.
-    let unknown = keys.unknown();
-    if !unknown.is_empty() {
-        object.insert(architecture.name.to_owned(), Json::Object(unknown));
-    }
+    // Their family knows them, or refuses them by name.
+    object.extend(keys.unknown());
     Ok(std::mem::take(object))
 }
 
@@ -249,15 +246,11 @@ impl<'a> Keys<'a> {
     }
 
     /// The keys of the architecture that are not known here.
-    fn unknown(&self) -> Map<String, Json> {
+    fn unknown(&self) -> impl Iterator<Item = (String, Json)> {
         let prefix = self.full("");
-        let own = self
-            .header
-            .keys
-            .iter()
-            .filter_map(|(key, value)| Some((key.strip_prefix(&prefix)?, value)));
-        own.filter(|(key, _)| !KNOWN.contains(key))
-            .map(|(key, value)| (key.to_owned(), value.json()))
-            .collect()
+        let is_unknown =
+            move |key: &str| key.strip_prefix(&prefix).is_some_and(|key| !KNOWN.contains(&key));
+        let unknown = self.header.keys.iter().filter(move |(key, _)| is_unknown(key));
+        unknown.map(|(key, value)| (key.clone(), value.json()))
     }
 }
