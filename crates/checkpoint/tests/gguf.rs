@@ -167,7 +167,7 @@ fn spelled() -> serde_json::Value {
         "model": {
             "type": "BPE", "dropout": null, "unk_token": null, "continuing_subword_prefix": null,
             "end_of_word_suffix": null, "fuse_unk": false, "byte_fallback": false,
-            "ignore_merges": false, "vocab": { "<s>": 0, "a": 1, "b": 2, "ab": 3 }, "merges": ["a b"],
+            "ignore_merges": false, "vocab": { "<s>": 0, "a": 1, "b": 2, "ab": 3 }, "merges": [["a", "b"]],
         },
     })
 }

@@ -255,9 +255,8 @@ fn texts(model: &Described<'_>) -> Result<Vec<(String, Value)>, String> {
     let none = || vec![("tokenizer.ggml.model".to_owned(), Value::Text("no_vocab".into()))];
     let Some(texts) = model.texts else { return Ok(none()) };
     let Some(file) = &texts.tokenizer else { return Ok(none()) };
-    let said = tokenizer::keys(file).map_err(|rule| format!("tokenizer.json: {rule}"))?;
-    let mut keys: Vec<(String, Value)> =
-        said.into_iter().map(|(key, value)| (key.to_owned(), value)).collect();
+    let said = tokenizer::keys(file, model.model.vocab);
+    let mut keys = said.map_err(|rule| format!("tokenizer.json: {rule}"))?;
     let tokens = keys.iter().find_map(|(key, value)| match value {
         Value::Texts(tokens) if key == "tokenizer.ggml.tokens" => Some(tokens.as_slice()),
         _ => None,

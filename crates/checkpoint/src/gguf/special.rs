@@ -125,7 +125,7 @@ fn tokens(header: &Header) -> &[String] {
 }
 
 /// The id that a key gives, of the tokens that there are.
-fn id(header: &Header, name: &str) -> Result<Option<usize>, String> {
+pub(crate) fn id(header: &Header, name: &str) -> Result<Option<usize>, String> {
     let key = format!("tokenizer.ggml.{name}_token_id");
     let count = tokens(header).len();
     match header.keys.get(&key) {

@@ -1,73 +1,76 @@
-//! The tokenizer of a GGUF file, as a tokenizer.json.
+//! A tokenizer, as tokenizer.json and as keys of a GGUF file.
+//!
+//! What a text's ids are is the same both ways and in llama.cpp, but for what its keys have no words for: it
+//! normalizes nothing (NFC), and finds added tokens as they are spelled (`lstrip`, `rstrip`, `single_word`).
+//! What would change common texts is refused.
+
+mod bpe;
+mod marks;
+mod splits;
+mod spm;
+mod vocabulary;
 
 use super::header::{Header, Value};
-use serde_json::{Map, Value as Json, json};
-use std::collections::BTreeMap;
+use super::special;
+use marks::Marks;
+use serde_json::{Value as Json, json};
+use vocabulary::{Kind, Token};
 
-/// What the kinds of tokens are numbered: those that text cannot spell, and those that users added.
-const CONTROL: i64 = 3;
-const USER_DEFINED: i64 = 4;
-
-/// Splits of text before merges, by llama.cpp's names of them: `src/llama-vocab.cpp`.
-fn splits(pre: &str) -> Option<Json> {
-    let bytes = |regex: bool| json!({ "type": "ByteLevel", "add_prefix_space": false, "trim_offsets": true, "use_regex": regex });
-    let regex = match pre {
-        "gpt-2" => return Some(bytes(true)),
-        "llama-bpe" => {
-            r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
-        }
-        "qwen2" => {
-            r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
-        }
-        _ => return None,
-    };
-    let split = json!({ "type": "Split", "pattern": { "Regex": regex }, "behavior": "Isolated", "invert": false });
-    Some(json!({ "type": "Sequence", "pretokenizers": [split, bytes(false)] }))
-}
-
-/// What the keys of a file say of a tokenizer.json.
+/// What the keys of a file say of a tokenizer.json, of a model whose embedding has `rows` rows.
 ///
 /// # Errors
 /// If it is of a kind that llama.cpp's keys have no words for here.
-pub(crate) fn keys(tokenizer: &[u8]) -> Result<Vec<(&'static str, Value)>, String> {
-    let said: Json = serde_json::from_slice(tokenizer).map_err(|e| e.to_string())?;
-    let pre = ["gpt-2", "llama-bpe", "qwen2"]
-        .into_iter()
-        .find(|name| splits(name).is_some_and(|split| said.get("pre_tokenizer") == Some(&split)));
-    let pre = pre.ok_or("its pre_tokenizer has no name in llama.cpp that is known here")?;
-    let model = said.get("model").filter(|m| m.get("type") == Some(&json!("BPE")));
-    let model = model.ok_or("its model is not BPE")?;
-    let vocab = model.get("vocab").and_then(Json::as_object).ok_or("it has no vocabulary")?;
-    let added = said.get("added_tokens").and_then(Json::as_array);
-    let added = added.into_iter().flatten();
-    let mut tokens: BTreeMap<u64, (String, i64)> = BTreeMap::new();
-    for (token, id) in vocab {
-        tokens.insert(id.as_u64().ok_or("an id is no count")?, (token.clone(), 1));
+pub(crate) fn keys(bytes: &[u8], rows: usize) -> Result<Vec<(String, Value)>, String> {
+    let file: Json = serde_json::from_slice(bytes).map_err(|e| e.to_string())?;
+    let core = file.get("model").unwrap_or(&Json::Null);
+    // The oldest files do not say it.
+    if !matches!(core.get("type").and_then(Json::as_str), Some("BPE") | None) {
+        return Err(format!("its model is {}, and BPE alone is written", core["type"]));
     }
-    for token in added {
-        let id = token.get("id").and_then(Json::as_u64).ok_or("an added token has no id")?;
-        let content = token.get("content").and_then(Json::as_str).unwrap_or_default();
-        let special = token.get("special") == Some(&json!(true));
-        tokens.insert(id, (content.into(), if special { CONTROL } else { USER_DEFINED }));
+    for (name, plain) in [
+        ("dropout", json!(0.0)),
+        ("continuing_subword_prefix", json!("")),
+        ("end_of_word_suffix", json!("")),
+    ] {
+        let said = core.get(name).filter(|said| !said.is_null());
+        if let Some(said) = said.filter(|said| **said != plain) {
+            return Err(format!("its model has the {name} {said}, which llama.cpp has not"));
+        }
     }
-    if tokens.keys().copied().ne(0..tokens.len() as u64) {
-        return Err("its ids are not 0, 1, 2 and so on".into());
+    let mut tokens = vocabulary::of_file(&file, rows)?;
+    let merges = bpe::merges(core)?;
+    let marks = Marks::of(file.get("post_processor").unwrap_or(&Json::Null))?;
+    let text = |text: &str| Value::Text(text.to_owned());
+    let mut keys = Vec::new();
+    if let Some(prefix) = spm::space_prefix(&file, &tokens)? {
+        spm::name_kinds(core, &mut tokens)?;
+        let scores = spm::scores(&tokens, &merges)?;
+        keys.push(("tokenizer.ggml.model".to_owned(), text("llama")));
+        keys.push(("tokenizer.ggml.pre".to_owned(), text("default")));
+        keys.push(("tokenizer.ggml.scores".to_owned(), Value::Floats(scores)));
+        keys.push(("tokenizer.ggml.add_space_prefix".to_owned(), Value::Bool(prefix)));
+    } else {
+        let pre = bpe::pre(&file, &tokens, &merges)?;
+        keys.push(("tokenizer.ggml.model".to_owned(), text("gpt2")));
+        keys.push(("tokenizer.ggml.pre".to_owned(), Value::Text(pre)));
+        keys.push(("tokenizer.ggml.merges".to_owned(), Value::Texts(bpe::merges_key(&merges)?)));
+        keys.push(("tokenizer.ggml.add_space_prefix".to_owned(), Value::Bool(false)));
     }
-    let merge = |merge: &Json| match merge {
-        Json::String(merge) => Some(merge.clone()),
-        Json::Array(two) => Some(two.iter().filter_map(Json::as_str).collect::<Vec<_>>().join(" ")),
-        _ => None,
-    };
-    let merges = model.get("merges").and_then(Json::as_array).into_iter().flatten();
-    let (tokens, kinds) = tokens.into_values().unzip();
-    Ok(vec![
-        ("tokenizer.ggml.model", Value::Text("gpt2".into())),
-        ("tokenizer.ggml.pre", Value::Text(pre.into())),
-        ("tokenizer.ggml.tokens", Value::Texts(tokens)),
-        ("tokenizer.ggml.token_type", Value::Integers(kinds)),
-        ("tokenizer.ggml.merges", Value::Texts(merges.filter_map(merge).collect())),
-        ("tokenizer.ggml.add_bos_token", Value::Bool(false)),
-    ])
+    // Always said: where it is not, llama.cpp guesses by the name of the pre-tokenizer. And what it puts
+    // first is the token that it calls the first.
+    for (flag, id, mark) in [
+        ("add_bos_token", "bos_token_id", marks.before),
+        ("add_eos_token", "eos_token_id", marks.after),
+    ] {
+        keys.push((format!("tokenizer.ggml.{flag}"), Value::Bool(mark.is_some())));
+        keys.extend(mark.map(|mark| (format!("tokenizer.ggml.{id}"), Value::Integer(mark as i64))));
+    }
+    let unknown = core.get("unk_token").and_then(Json::as_str);
+    if let Some(id) = tokens.iter().position(|token| Some(token.text.as_str()) == unknown) {
+        keys.push(("tokenizer.ggml.unknown_token_id".to_owned(), Value::Integer(id as i64)));
+    }
+    keys.extend(vocabulary::keys(tokens));
+    Ok(keys)
 }
 
 /// The tokenizer.json that says what the keys of a file say; `None` if there is no tokenizer in it.
@@ -76,62 +79,113 @@ pub(crate) fn keys(tokenizer: &[u8]) -> Result<Vec<(&'static str, Value)>, Strin
 /// If it is of a kind that is not read.
 pub(crate) fn tokenizer(header: &Header) -> Result<Option<Vec<u8>>, String> {
     let get = |key: &str| header.keys.get(&format!("tokenizer.ggml.{key}"));
-    let Some(model) = get("model") else { return Ok(None) };
-    if let Value::Text(kind) = model
-        && matches!(kind.as_str(), "no_vocab" | "none")
-    {
-        return Ok(None);
+    match get("model") {
+        None => Ok(None),
+        Some(Value::Text(none)) if none == "no_vocab" || none == "none" => Ok(None),
+        Some(Value::Text(model)) if model == "gpt2" => bytes_of_words(header).map(Some),
+        Some(Value::Text(model)) if model == "llama" => sentence_pieces(header).map(Some),
+        Some(model) => Err(format!(
+            "tokenizer.ggml.model is {}: \"gpt2\" (BPE) and \"llama\" (SentencePiece) are read",
+            model.shown()
+        )),
     }
-    if *model != Value::Text("gpt2".into()) {
-        return Err(format!("tokenizer.ggml.model is {model:?}: \"gpt2\" (BPE) is read"));
-    }
-    let split = match get("pre") {
-        Some(Value::Text(pre)) => splits(pre),
-        _ => None,
+}
+
+/// The tokenizer.json of the model "gpt2".
+fn bytes_of_words(header: &Header) -> Result<Vec<u8>, String> {
+    let get = |key: &str| header.keys.get(&format!("tokenizer.ggml.{key}"));
+    let Some(Value::Text(pre)) = get("pre") else {
+        return Err(
+            "has no tokenizer.ggml.pre, which says how text is cut: it was made before llama.cpp \
+                    wrote it, convert the model again"
+                .into(),
+        );
     };
-    let split = split.ok_or_else(|| {
-        format!(
-            "tokenizer.ggml.pre is {:?}: \"gpt-2\", \"llama-bpe\" and \"qwen2\" are read",
-            get("pre")
-        )
-    })?;
-    let (Some(Value::Texts(tokens)), Some(Value::Texts(merges))) = (get("tokens"), get("merges"))
-    else {
-        return Err("tokenizer.ggml.tokens or .merges is missing, or no list of texts".into());
+    let form = splits::form(pre)?;
+    let form =
+        form.ok_or_else(|| format!("tokenizer.ggml.pre is {pre:?}, which is not known here"))?;
+    let Some(Value::Texts(merges)) = get("merges") else {
+        return Err("tokenizer.ggml.merges is missing, or no list of texts".into());
     };
-    let kinds = match get("token_type") {
-        Some(Value::Integers(kinds)) if kinds.len() == tokens.len() => kinds.as_slice(),
-        None => &[],
+    let tokens = vocabulary::of_keys(&get)?;
+    let normalizer = if form.nfc { json!({ "type": "NFC" }) } else { Json::Null };
+    let bytes = json!({ "type": "ByteLevel", "add_prefix_space": true, "trim_offsets": true, "use_regex": true });
+    let model = json!({
+        "type": "BPE", "dropout": null, "unk_token": null, "continuing_subword_prefix": null,
+        "end_of_word_suffix": null, "fuse_unk": false, "byte_fallback": false,
+        "ignore_merges": form.ignore_merges, "vocab": vocabulary::vocab_json(&tokens),
+        "merges": bpe::merges_json(merges)?,
+    });
+    let marks = marks_of(header, form.add_bos, [None; 2])?;
+    Ok(file(&tokens, marks, [normalizer, form.pre_tokenizer, bytes, model]))
+}
+
+/// The tokenizer.json of the model "llama".
+fn sentence_pieces(header: &Header) -> Result<Vec<u8>, String> {
+    let get = |key: &str| header.keys.get(&format!("tokenizer.ggml.{key}"));
+    let tokens = vocabulary::of_keys(&get)?;
+    let integers: Vec<f64>;
+    let scores: &[f64] = match get("scores") {
+        Some(Value::Floats(scores)) if scores.len() == tokens.len() => scores,
+        Some(Value::Integers(scores)) if scores.len() == tokens.len() => {
+            integers = scores.iter().map(|&score| score as f64).collect();
+            &integers
+        }
         _ => {
             return Err(
-                "tokenizer.ggml.token_type is no list of as many as there are tokens".into()
+                "tokenizer.ggml.scores is no list of as many numbers as there are tokens".into()
             );
         }
     };
-    let mut vocab = Map::new();
-    let mut added = Vec::new();
-    for (id, token) in tokens.iter().enumerate() {
-        let kind = kinds.get(id).copied().unwrap_or(1);
-        if matches!(kind, CONTROL | USER_DEFINED) {
-            added.push(json!({
-                "id": id, "content": token, "single_word": false, "lstrip": false, "rstrip": false,
-                "normalized": false, "special": kind == CONTROL,
-            }));
-        }
-        if vocab.insert(token.clone(), json!(id)).is_some() {
-            return Err(format!("tokenizer.ggml.tokens has {token:?} twice"));
-        }
-    }
-    let tokenizer = json!({
-        "version": "1.0", "truncation": null, "padding": null,
-        "added_tokens": added, "normalizer": null, "pre_tokenizer": split, "post_processor": null,
-        "decoder": { "type": "ByteLevel", "add_prefix_space": true, "trim_offsets": true, "use_regex": true },
-        "model": {
-            "type": "BPE", "dropout": null, "unk_token": null, "continuing_subword_prefix": null,
-            "end_of_word_suffix": null, "fuse_unk": false, "byte_fallback": false,
-            "ignore_merges": get("pre") == Some(&Value::Text("llama-bpe".into())),
-            "vocab": vocab, "merges": merges,
-        },
+    let unknown = special::id(header, "unknown")?.and_then(|id| tokens.get(id));
+    let is_unknown = |token: &&Token| token.kind == Kind::Unknown;
+    let unknown = unknown.or_else(|| tokens.iter().find(is_unknown)).map(|token| &token.text);
+    let (normalizer, decoder) = spm::around(flag(header, "add_space_prefix", true)?);
+    let model = json!({
+        "type": "BPE", "dropout": null, "unk_token": unknown, "continuing_subword_prefix": null,
+        "end_of_word_suffix": null, "fuse_unk": true, "byte_fallback": true, "ignore_merges": false,
+        "vocab": vocabulary::vocab_json(&tokens), "merges": spm::merges_json(&tokens, scores)?,
     });
-    Ok(Some(tokenizer.to_string().into_bytes()))
+    // What llama.cpp takes where no key says it.
+    let marks = marks_of(header, true, [Some(1), Some(2)])?;
+    Ok(file(&tokens, marks, [normalizer, Json::Null, decoder, model]))
+}
+
+/// What is put around a text; `ids` are those of its begin and end where no key says them.
+fn marks_of(header: &Header, before: bool, ids: [Option<u64>; 2]) -> Result<Marks, String> {
+    let [begin, end] = ids;
+    let mark = |name: &str, put: bool, id: Option<u64>| {
+        if !flag(header, &format!("add_{name}_token"), put)? {
+            return Ok(None);
+        }
+        let id = special::id(header, name)?.map(|id| id as u64).or(id);
+        id.map(Some).ok_or_else(|| {
+            format!(
+                "add_{name}_token puts a token around each text, and no {name}_token_id says which"
+            )
+        })
+    };
+    Ok(Marks { before: mark("bos", before, begin)?, after: mark("eos", false, end)? })
+}
+
+/// A truth value of a key, or what holds without it.
+fn flag(header: &Header, name: &str, absent: bool) -> Result<bool, String> {
+    match header.keys.get(&format!("tokenizer.ggml.{name}")) {
+        None => Ok(absent),
+        Some(&Value::Bool(flag)) => Ok(flag),
+        Some(other) => Err(format!("tokenizer.ggml.{name} is {}, no truth value", other.shown())),
+    }
+}
+
+/// A tokenizer.json of its parts.
+fn file(tokens: &[Token], marks: Marks, parts: [Json; 4]) -> Vec<u8> {
+    let text = |id: u64| tokens.get(id as usize).map_or(String::new(), |token| token.text.clone());
+    let [normalizer, pre_tokenizer, decoder, model] = parts;
+    let file = json!({
+        "version": "1.0", "truncation": null, "padding": null,
+        "added_tokens": vocabulary::added_json(tokens), "normalizer": normalizer,
+        "pre_tokenizer": pre_tokenizer, "post_processor": marks.post_processor(&text),
+        "decoder": decoder, "model": model,
+    });
+    file.to_string().into_bytes()
 }
