@@ -153,7 +153,8 @@ fn place(header: &Header) -> Result<(usize, usize), String> {
     }
 }
 
-fn header_of(shard: &Shard) -> Result<Header, Error> {
+/// The header of a file, of which as much is read as it takes.
+pub(crate) fn header_of(shard: &Shard) -> Result<Header, Error> {
     let mut known = START;
     loop {
         let mut start = vec![0; known.min(shard.bytes()) as usize];
