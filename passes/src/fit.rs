@@ -9,11 +9,21 @@ use std::ops::Range as Run;
 pub enum Range {
     /// So that no value is clipped.
     MinMax,
+    /// So that the weight furthest from zero is a code, as ggml makes its simple blocks. Of other blocks as
+    /// [`Self::MeanSquare`], of integers with zero points as [`Self::MinMax`].
+    Extreme,
     /// So that the squared error of the nearest codes is least, among what is tried.
     MeanSquare,
     /// The same, each squared error times the importance of its column: the mean square of what the
     /// calibration showed there.
     Weighted,
+}
+
+impl Range {
+    /// Whether errors of integers are looked at.
+    pub fn searches(self) -> bool {
+        matches!(self, Self::MeanSquare | Self::Weighted)
+    }
 }
 
 /// A grid's scales, chosen for given weights.

@@ -3,6 +3,7 @@
 //! groups, and nearest rounding kept for each row that it serves better.
 
 use crate::blocks::Blocks;
+use crate::extremes::Extremes;
 use crate::factor::Factor;
 use crate::fit::{Fit, Range, part};
 use crate::integers::Integers;
@@ -101,25 +102,11 @@ pub fn gptq(
         return Err(SolveError::NotFinite { index, value: weights[index] });
     }
     let importance = factor.importance();
-    match grid {
-        Grid::Int { .. } => {
-            let fit = Integers { grid, range };
-            solve(
-                &Solve { backend, weights, shape, fit, factor, importance },
-                settings,
-                grid,
-                range,
-            )
-        }
-        Grid::Block(kind) => {
-            let fit = Blocks { kind, range };
-            solve(
-                &Solve { backend, weights, shape, fit, factor, importance },
-                settings,
-                grid,
-                range,
-            )
-        }
+    let parts = Solve { backend, weights, shape, fit: (), factor, importance };
+    match (Blocks::new(grid, range), Extremes::new(grid)) {
+        (Some(fit), _) => solve(&parts.by(fit), settings, grid, range),
+        (_, Some(fit)) if range == Range::Extreme => solve(&parts.by(fit), settings, grid, range),
+        _ => solve(&parts.by(Integers { grid, range }), settings, grid, range),
     }
 }
 
@@ -165,6 +152,14 @@ struct Solve<'a, F> {
     factor: &'a Factor,
     /// Of each column.
     importance: Vec<f32>,
+}
+
+impl<'a> Solve<'a, ()> {
+    /// The same by a fit.
+    fn by<F: Fit>(self, fit: F) -> Solve<'a, F> {
+        let Self { backend, weights, shape, fit: (), factor, importance } = self;
+        Solve { backend, weights, shape, fit, factor, importance }
+    }
 }
 
 impl<F: Fit> Solve<'_, F> {

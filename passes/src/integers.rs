@@ -57,7 +57,7 @@ impl Fit for Integers {
     fn fit(&self, group: &[f32], importance: Option<&[f32]>) -> Params {
         let extremes = extremes(group);
         let whole = candidate(self.grid, extremes, 1.0);
-        if self.range == Range::MinMax {
+        if !self.range.searches() {
             return whole;
         }
         let importance = importance.filter(|_| self.range == Range::Weighted);

@@ -3,6 +3,7 @@
 
 pub mod awq;
 pub mod blocks;
+pub mod extremes;
 pub mod factor;
 pub mod fit;
 pub mod fold;
@@ -16,6 +17,7 @@ pub mod rtn;
 mod rule;
 mod sensitivity;
 mod solve;
+mod unit;
 
 pub use recipe::{
     builtin, decided, meant, mixes, modules, names, pipeline, resolved, text, unmatched,

@@ -94,6 +94,11 @@ impl Mix {
         MIXES.iter().find(|mix| mix.name == name)
     }
 
+    /// The grid of what nothing else is said of.
+    pub(crate) fn grid(&self) -> Option<Grid> {
+        named(self.base)
+    }
+
     /// What becomes of a weight; `None` if it stays as it is. `weighted` is whether the calibration has
     /// shown what each column is worth, as an imatrix does.
     pub(crate) fn target(

@@ -1,6 +1,7 @@
 //! Nearest rounding: each weight takes the code nearest to it.
 
 use crate::blocks::Blocks;
+use crate::extremes::Extremes;
 use crate::fit::{Range, nearest};
 use crate::integers::Integers;
 use ir::{Grid, Quantized};
@@ -29,8 +30,9 @@ pub(crate) fn rounded(
     importance: Option<&[f32]>,
     read: impl Fn(usize, &mut [f32]) + Sync,
 ) -> (Quantized, Vec<[f64; 2]>) {
-    match grid {
-        Grid::Int { .. } => nearest(Integers { grid, range }, shape, importance, read),
-        Grid::Block(kind) => nearest(Blocks { kind, range }, shape, importance, read),
+    match (Blocks::new(grid, range), Extremes::new(grid)) {
+        (Some(fit), _) => nearest(fit, shape, importance, read),
+        (_, Some(fit)) if range == Range::Extreme => nearest(fit, shape, importance, read),
+        _ => nearest(Integers { grid, range }, shape, importance, read),
     }
 }

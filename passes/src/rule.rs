@@ -49,8 +49,8 @@ struct Settings {
     /// What shares a scale.
     #[serde(default)]
     group: Group,
-    /// How a scale is chosen; `min-max` for integers and the least squared error for blocks, weighted if
-    /// there are statistics, where nothing is said.
+    /// How a scale is chosen. Where nothing is said: `min-max`; of grids with names `weighted` if there are
+    /// statistics, else `extreme` where they are integers and `mse` where they are not.
     #[serde(default)]
     scale: Option<Scale>,
     /// How codes are chosen.
@@ -125,6 +125,8 @@ enum Channel {
 enum Scale {
     /// No value is clipped.
     MinMax,
+    /// The value furthest from zero is a code, as ggml makes its simple blocks; of others the least squared error.
+    Extreme,
     /// The least squared error.
     Mse,
     /// The least squared error, each times the mean square of what the weight is multiplied by.
@@ -153,6 +155,7 @@ impl From<Scale> for Range {
     fn from(scale: Scale) -> Self {
         match scale {
             Scale::MinMax => Self::MinMax,
+            Scale::Extreme => Self::Extreme,
             Scale::Mse => Self::MeanSquare,
             Scale::Weighted => Self::Weighted,
         }
@@ -228,7 +231,7 @@ const KEYS: &[Key] = &[
     Key::new("group", group),
     Key::new("grid", |v| one_of(v, &NAMED.map(|(name, _)| name))),
     Key::new("mix", |v| one_of(v, &MIXES.iter().map(|mix| mix.name).collect::<Vec<_>>())),
-    Key::new("scale", |v| one_of(v, &["min-max", "mse", "weighted"])),
+    Key::new("scale", |v| one_of(v, &["min-max", "extreme", "mse", "weighted"])),
     Key::new("symmetric", boolean),
     Key::new("solver", |v| one_of(v, &["gptq", "rtn"])),
     Key::new("act-order", boolean),
@@ -293,9 +296,11 @@ impl Rule {
         if !decides && settings.bits.is_none() {
             return Err(wrong(&[], "has no bits, such as 4, and no grid, such as \"q4_k\"".into()));
         }
-        let usual = match (mix.is_some() || matches!(grid, Some(Grid::Block(_))), settings.solver) {
-            (true, Method::Gptq) => Scale::Weighted,
-            (true, Method::Rtn) => Scale::Mse,
+        let base = grid.or_else(|| mix.and_then(Mix::grid));
+        let usual = match (base, settings.solver) {
+            (Some(_), Method::Gptq) => Scale::Weighted,
+            (Some(Grid::Int { .. }), Method::Rtn) => Scale::Extreme,
+            (Some(Grid::Block(_)), Method::Rtn) => Scale::Mse,
             _ => Scale::MinMax,
         };
         let range = settings.scale.insert(settings.scale.unwrap_or(usual));

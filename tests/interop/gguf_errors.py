@@ -7,6 +7,7 @@ import ctypes
 import llama
 
 WIDTH, ROWS = 256, 16
+KINDS = "Q4_0 Q5_0 Q8_0 Q4_1 Q5_1 Q2_K Q3_K Q4_K Q5_K Q6_K IQ4_NL IQ4_XS MXFP4 NVFP4".split()
 
 
 def noise(state, count):
@@ -20,7 +21,7 @@ def noise(state, count):
 def main():
     lib, values = llama.library(), noise(3, ROWS * WIDTH)
     weights = [30.0 if i % 5 == 0 else 1.0 for i in range(WIDTH)]
-    for kind in ("Q4_1", "Q5_1", "Q2_K", "Q3_K", "Q4_K", "Q5_K", "Q6_K", "IQ4_NL", "IQ4_XS", "MXFP4", "NVFP4"):
+    for kind in KINDS:
         errors = []
         for by in (None, (ctypes.c_float * WIDTH)(*weights)):
             blocks = llama.quantized(lib, kind, values, ROWS, WIDTH, by)

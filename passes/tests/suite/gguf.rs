@@ -1,9 +1,10 @@
 //! Fits of GGUF's blocks: nothing that is chosen cannot be stored, a search is never worse than none,
 //! and importance moves error to where it counts less.
 
-use ir::{BlockKind, Grid, Params, Quantized};
+use ir::{BlockKind, Grid, Params, Quantized, Span};
 use passes::fit::Range;
 use passes::rtn::rtn;
+use tensor::DType;
 
 /// Values in `-1..1`, most of them small, as trained weights are.
 fn noise(seed: u32, count: usize) -> Vec<f32> {
@@ -13,6 +14,11 @@ fn noise(seed: u32, count: usize) -> Vec<f32> {
         (state >> 8) as f32 / (1 << 23) as f32 - 1.0
     };
     (0..count).map(|_| next().powi(3)).collect()
+}
+
+/// What the columns of a row count.
+fn importance() -> Vec<f32> {
+    (0..256).map(|i| if i % 5 == 0 { 30.0 } else { 1.0 }).collect()
 }
 
 fn nearest(weights: &[f32], kind: BlockKind, range: Range, by: Option<&[f32]>) -> Quantized {
@@ -34,13 +40,14 @@ fn a_search_is_better_than_none() {
         let of = |range| error(&weights, &nearest(&weights, kind, range, None), None);
         let (plain, searched) = (of(Range::MinMax), of(Range::MeanSquare));
         assert!(searched < 0.97 * plain, "{kind:?}: {searched} {plain}");
+        assert_eq!(of(Range::Extreme), searched, "{kind:?}");
     }
 }
 
 #[test]
 fn importance_moves_the_error_to_where_it_counts_less() {
     let weights = noise(2, 16 * 256);
-    let by: Vec<f32> = (0..256).map(|i| if i % 5 == 0 { 30.0 } else { 1.0 }).collect();
+    let by = importance();
     for kind in BlockKind::written() {
         let even = nearest(&weights, kind, Range::MeanSquare, Some(&by));
         let weighed = nearest(&weights, kind, Range::Weighted, Some(&by));
@@ -124,11 +131,46 @@ const GGML: [(BlockKind, [f64; 2]); 11] = [
     (BlockKind::Nvfp4, [8.771165e-3, 1.005439e-2]),
 ];
 
+/// Likewise of the types that are plain integers, by their bits.
+const SIMPLE: [(u8, [f64; 2]); 3] = [
+    (4, [6.635279e-3, 4.641167e-3]),
+    (5, [1.601777e-3, 1.187339e-3]),
+    (8, [2.841754e-5, 3.108403e-5]),
+];
+
+#[test]
+fn simple_blocks_are_those_of_ggml() {
+    let weights = noise(3, 16 * 256);
+    let square: f64 = weights.iter().map(|&w| f64::from(w).powi(2)).sum();
+    let by = importance();
+    for (bits, theirs) in SIMPLE {
+        let grid = Grid::Int { bits, symmetric: true, span: Span::Group(32), scale: DType::F16 };
+        let of = |range, by| error(&weights, &rtn(&weights, [16, 256], grid, range, by), by);
+        let ours = of(Range::Extreme, None) / square;
+        assert_eq!(format!("{ours:.6e}"), format!("{:.6e}", theirs[0]), "{bits} bits");
+        let each = weights.iter().enumerate();
+        let square: f64 = each.map(|(i, &w)| f64::from(w).powi(2) * f64::from(by[i % 256])).sum();
+        let ours = of(Range::Weighted, Some(&by[..])) / square;
+        println!("{bits} bits: ours {ours:.4e}, ggml {:.4e}", theirs[1]);
+        assert!(ours <= theirs[1], "{bits} bits: {ours}, ggml {}", theirs[1]);
+        // What lies further from zero than the rest is a code, of eight bits and of fewer; zeros are zeros.
+        let mut row = vec![0.25f32; 64];
+        (row[3], row[40]) = (-2.0, 1e9);
+        row[32..40].fill(0.0);
+        let q = rtn(&row, [1, 64], grid, Range::Extreme, None);
+        let (values, half) = (q.dequantize(), 2f32.powi(-11));
+        assert!((values[3] / -2.0 - 1.0).abs() <= half && values[33] == 0.0, "{bits} bits");
+        assert!(q.scales().iter().all(|scale| scale.is_finite()));
+        let zeros = rtn(&[0.0; 32], [1, 32], grid, Range::Extreme, None);
+        assert_eq!((zeros.scales()[0], zeros.codes), (0.0, vec![0; 32]));
+    }
+}
+
 #[test]
 fn errors_are_no_larger_than_those_of_ggml() {
     let weights = noise(3, 16 * 256);
     let zeros = nearest(&vec![0.0; weights.len()], BlockKind::Q4K, Range::MinMax, None);
-    let by: Vec<f32> = (0..256).map(|i| if i % 5 == 0 { 30.0 } else { 1.0 }).collect();
+    let by = importance();
     for (kind, theirs) in GGML {
         for (by, theirs) in [None, Some(&by[..])].into_iter().zip(theirs) {
             let q = nearest(&weights, kind, Range::Weighted, by);
