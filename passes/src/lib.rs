@@ -8,6 +8,7 @@ pub mod factor;
 pub mod fit;
 pub mod fold;
 pub mod gptq;
+pub mod importance;
 pub mod integers;
 mod mix;
 mod pattern;

@@ -154,7 +154,13 @@ fn of_parts(recipe: &Recipe, Parts { passes, rules }: Parts) -> Pipeline {
         rules: rules.into_iter().map(|rule| Box::new(rule) as Box<dyn compiler::Rule>).collect(),
     };
     let surveys = surveys.iter().map(|make| make()).collect();
-    Pipeline { surveys, passes, outputs: outputs.map(output).collect(), stored: BTreeMap::new() }
+    Pipeline {
+        surveys,
+        passes,
+        outputs: outputs.map(output).collect(),
+        stored: BTreeMap::new(),
+        importance: BTreeMap::new(),
+    }
 }
 
 /// The recipe with every setting of every pass and rule, those included that it leaves to their

@@ -28,33 +28,7 @@ impl Survey for Sensitivity {
     }
 
     fn stages(&self, model: &ModelSpec) -> Vec<Stage> {
-        let mut stages = Vec::new();
-        for block in &model.layers {
-            let matrices = block.matrices();
-            // Of experts, one and its statistics at a time.
-            for same in matrices.chunk_by(|a, b| expert(a) == expert(b)) {
-                let weights = || same.iter().map(|matrix| matrix.weight);
-                let size = |id: WeightId| match block.weights[id.0 as usize].shape[..] {
-                    [rows, width] => [rows as u64, width as u64],
-                    _ => [0, 0],
-                };
-                let most = weights().map(size).fold([0, 0], |[n, square], [rows, width]| {
-                    [n.max(rows * width), square.max(width * width)]
-                });
-                let operations = weights().map(size).map(|[rows, width]| 4 * rows * width * width);
-                stages.push(Stage {
-                    block: block.id,
-                    observes: weights().map(Observe::Gram).collect(),
-                    edits: Vec::new(),
-                    cost: Cost {
-                        // The whole matrix and its rows on the device; values, codes and errors of a weight.
-                        bytes: most[1] * 8 + most[0] * 17,
-                        operations: operations.sum::<u64>() as f64,
-                    },
-                });
-            }
-        }
-        stages
+        looks(model)
     }
 
     fn see(
@@ -84,6 +58,37 @@ impl Survey for Sensitivity {
         }
         Ok(found)
     }
+}
+
+/// A look at the inputs of all linears of each layer.
+pub(crate) fn looks(model: &ModelSpec) -> Vec<Stage> {
+    let mut stages = Vec::new();
+    for block in &model.layers {
+        let matrices = block.matrices();
+        // Of experts, one and its statistics at a time.
+        for same in matrices.chunk_by(|a, b| expert(a) == expert(b)) {
+            let weights = || same.iter().map(|matrix| matrix.weight);
+            let size = |id: WeightId| match block.weights[id.0 as usize].shape[..] {
+                [rows, width] => [rows as u64, width as u64],
+                _ => [0, 0],
+            };
+            let most = weights().map(size).fold([0, 0], |[n, square], [rows, width]| {
+                [n.max(rows * width), square.max(width * width)]
+            });
+            let operations = weights().map(size).map(|[rows, width]| 4 * rows * width * width);
+            stages.push(Stage {
+                block: block.id,
+                observes: weights().map(Observe::Gram).collect(),
+                edits: Vec::new(),
+                cost: Cost {
+                    // The whole matrix and its rows on the device; values, codes and errors of a weight.
+                    bytes: most[1] * 8 + most[0] * 17,
+                    operations: operations.sum::<u64>() as f64,
+                },
+            });
+        }
+    }
+    stages
 }
 
 /// The square of outputs.

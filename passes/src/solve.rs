@@ -60,6 +60,10 @@ impl Solver for Rtn {
         self.range == Range::Weighted
     }
 
+    fn takes_importance(&self) -> bool {
+        true
+    }
+
     fn bytes(&self, _: [usize; 2]) -> u64 {
         0
     }
@@ -88,7 +92,7 @@ impl Solver for Gptq {
 
     fn begin<'a>(&'a self, input: Input<'a>) -> Result<Box<dyn Solving + 'a>, PassError> {
         let importance = importance(&input);
-        let Input { backend, width, gram } = input;
+        let Input { backend, width, gram, .. } = input;
         let factor = match gram {
             None => Err("no calibration tokens".into()),
             Some(gram) => match Factor::new(backend, gram, width, &self.settings) {
@@ -102,11 +106,15 @@ impl Solver for Gptq {
     }
 }
 
-/// The mean square of each column of an input, or a multiple of it; `None` if it was not observed, or
-/// is not a number.
+/// The mean square of each column of an input, or a multiple of it; `None` if nobody knows it, or it is not
+/// a number.
 fn importance(input: &Input<'_>) -> Option<Vec<f32>> {
-    let (gram, width) = (input.gram?, input.width);
-    let diagonal: Vec<f32> = (0..width).map(|i| gram[i * width + i]).collect();
+    let width = input.width;
+    let diagonal: Vec<f32> = match (input.importance, input.gram) {
+        (Some(given), _) if given.len() == width => given.to_vec(),
+        (_, Some(gram)) => (0..width).map(|i| gram[i * width + i]).collect(),
+        _ => return None,
+    };
     let sound = diagonal.iter().all(|x| x.is_finite()) && diagonal.iter().any(|&x| x > 0.0);
     sound.then_some(diagonal)
 }

@@ -153,6 +153,7 @@ impl Surveyed {
         }
         let mut pipeline = passes::decided(recipe, &opened.spec, &self.decisions).map_err(wrong)?;
         pipeline.stored = self.pipeline.stored;
+        pipeline.importance = self.pipeline.importance;
         let plan = planned(opened, &pipeline, tokens)?;
         Ok(Self { pipeline, plan, ..self })
     }

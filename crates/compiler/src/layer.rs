@@ -6,7 +6,7 @@
 use crate::CompileError;
 use crate::damage::sound;
 use crate::dump::dump;
-use crate::job::Event;
+use crate::job::{Event, Job};
 use crate::keep::kept;
 use crate::pass::{Edit, Held, PassCx, PassError, Stage};
 use crate::plan::{Choice, PlannedWeight, SolveStage};
@@ -17,7 +17,7 @@ use crate::streams::Streams;
 use crate::turn::{Hashes, Layouts, Turn, prepare_stored};
 use backend::{DeviceWeight, Interpreter, Program};
 use checkpoint::Rows;
-use ir::{Block, Role, Source, Spec, Weight, WeightId};
+use ir::{Block, Role, Spec, Weight, WeightId};
 use rayon::prelude::*;
 use std::time::Instant;
 use tensor::Tensor;
@@ -245,7 +245,7 @@ impl<'t, 'r, 'a> Layer<'t, 'r, 'a> {
             let planned = self.turn.writers[number].block(self.turn.index);
             let seen = statistics.take().unwrap_or_default();
             let cx = PassCx { backend: job.backend, statistics: &seen };
-            let mut solved = solve(&self.host, stage, output, planned, job.model.source, &cx)?;
+            let mut solved = solve(&self.host, stage, output, planned, job, &cx)?;
             solved.iter_mut().for_each(|(index, solved)| {
                 note_tokens(self.host.weights[*index].spec(), *index, &seen, solved);
             });
@@ -327,7 +327,7 @@ fn solve(
     stage: &SolveStage,
     output: &Output,
     planned: &[PlannedWeight],
-    source: &dyn Source,
+    job: &Job<'_>,
     cx: &PassCx<'_>,
 ) -> Result<Vec<(usize, Solved)>, CompileError> {
     let mut weights: Vec<_> = Vec::new();
@@ -344,14 +344,20 @@ fn solve(
         let first = host.weights[same[0].2.0 as usize].spec();
         let width = first.shape.last().copied().unwrap_or(0);
         let gram = cx.statistics.gram(same[0].2).filter(|_| solver.observes());
-        let mut solving = solver.begin(Input { backend: cx.backend, width, gram })?;
+        let importance = job.pipeline.importance(first);
+        let mut solving = solver.begin(Input { backend: cx.backend, width, gram, importance })?;
         for &(.., id, grid) in same {
             let index = id.0 as usize;
             let weight = host.weights[index].weight()?;
             let own = match solver.keeps() {
-                Some(keep) => {
-                    kept(source, weight, 0..weight.spec.shape[0], grid, keep, &mut *solving)?
-                }
+                Some(keep) => kept(
+                    job.model.source,
+                    weight,
+                    0..weight.spec.shape[0],
+                    grid,
+                    keep,
+                    &mut *solving,
+                )?,
                 None => solving.solve(weight, grid)?,
             };
             solved.push((index, own));

@@ -31,6 +31,16 @@ pub struct Pipeline {
     pub outputs: Vec<Output>,
     /// The grids of weights that the source has on one, by tensor: what rules may keep.
     pub stored: BTreeMap<String, Grid>,
+    /// What each column of a weight's input is worth, by tensor, where somebody gave it: those who want that
+    /// alone need no samples.
+    pub importance: BTreeMap<String, Vec<f32>>,
+}
+
+impl Pipeline {
+    /// What each column of a weight's input is worth, if somebody gave it.
+    pub(crate) fn importance(&self, spec: &Spec) -> Option<&[f32]> {
+        self.importance.get(&spec.tensor).map(Vec::as_slice)
+    }
 }
 
 /// What a compilation will do.
@@ -260,7 +270,7 @@ impl Plan {
         let planned = |(index, block): (usize, &Block<Spec>)| PlannedBlock {
             id: block.id,
             edits: edits.iter().filter(|(_, stage)| stage.block == block.id).cloned().collect(),
-            solves: solves(block, &pipeline.outputs, &of_block(&outputs, index)),
+            solves: solves(block, pipeline, &of_block(&outputs, index)),
         };
         let blocks: Vec<PlannedBlock> = edited.blocks().enumerate().map(planned).collect();
         let observes = !pipeline.surveys.is_empty() || blocks.iter().any(PlannedBlock::observes);
@@ -426,19 +436,24 @@ fn matrices(block: &Block<Spec>) -> impl Iterator<Item = WeightId> + '_ {
 /// what only others put on a grid.
 fn solves(
     block: &Block<Spec>,
-    outputs: &[Output],
+    pipeline: &Pipeline,
     planned: &[&[PlannedWeight]],
 ) -> Vec<SolveStage> {
+    let outputs = &pipeline.outputs;
     let rule = |output: usize, weight: WeightId| match planned[output][weight.0 as usize].choice {
         Choice::Quantized { rule, .. } => Some(rule),
         _ => None,
     };
     let mut stages: Vec<SolveStage> = Vec::new();
     let mut add = |weights: Vec<WeightId>| {
+        let given = |weight: &WeightId| {
+            let spec = block.weight(*weight);
+            spec.is_some_and(|spec| pipeline.importance(spec).is_some())
+        };
         let seen = |weight: &&WeightId| {
             let all = planned.iter().zip(outputs);
             let solvers = all.filter_map(|(own, output)| own[weight.0 as usize].solver(output));
-            solvers.into_iter().any(Solver::observes)
+            solvers.into_iter().any(|s| s.observes() && !(s.takes_importance() && given(weight)))
         };
         let observes = weights.iter().filter(seen).map(|weight| Observe::Gram(*weight)).collect();
         if !weights.is_empty() {

@@ -106,6 +106,11 @@ pub trait Solver: Send + Sync {
     /// Whether it needs the Gram matrix of a weight's input.
     fn observes(&self) -> bool;
 
+    /// Whether what each column is worth is all that it wants of an input.
+    fn takes_importance(&self) -> bool {
+        false
+    }
+
     /// Whether the inputs of a weight are observed with the weights before it already rewritten.
     fn is_sequential(&self) -> bool {
         false
@@ -144,6 +149,8 @@ pub struct Input<'a> {
     pub width: usize,
     /// Its Gram matrix `[width, width]` (lower triangle); `None` if it was not observed.
     pub gram: Option<&'a [f32]>,
+    /// What each column is worth by somebody else's account; `None` if nobody gave one.
+    pub importance: Option<&'a [f32]>,
 }
 
 /// A solver at work on weights that read one input.

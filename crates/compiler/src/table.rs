@@ -92,7 +92,12 @@ fn begin<'s, 'a: 's>(
         let (Some(grid), Some(solver)) = (weight.grid(), weight.solver(own)) else { continue };
         let width = weight.spec.shape.last().copied().unwrap_or(0);
         let gram = statistics.gram(id).filter(|_| solver.observes());
-        let solving = solver.begin(Input { backend: job.backend, width, gram })?;
+        let solving = solver.begin(Input {
+            backend: job.backend,
+            width,
+            gram,
+            importance: job.pipeline.importance(&weight.spec),
+        })?;
         let keep = solver.keeps();
         parts.push(Part { output, grid, keep, solving, outcomes: Vec::new() });
     }

@@ -188,7 +188,7 @@ fn solve(pipeline: &Pipeline, block: &Block, text: &mut String) -> Result<(), Re
             let seen = statistics(block, &wanted[..usize::from(rule.solver().observes())]);
             let weight = &block.weights[id.0 as usize];
             let width = weight.spec.shape[1];
-            let input = Input { backend: &Reference, width, gram: seen.gram(id) };
+            let input = Input { backend: &Reference, width, gram: seen.gram(id), importance: None };
             let solved = rule.solver().begin(input).unwrap().solve(weight, grid).unwrap();
             assert_eq!(solved.quantized.grid, grid);
             text.push_str(&on_grid(weight, &solved));
