@@ -47,10 +47,10 @@ def main(optimize, llama, model, calibration, text, *mixes):
             begin = draw * PIECE
             begin = raw.find(b"\n", begin) + 1 if begin else 0
             piece.write_bytes(raw[begin : begin + PIECE].decode(errors="ignore").encode())
-            run(llama / "llama-imatrix", "-m", whole, "-f", piece, "-o", matrix, "-c", window, "-t", 2)
+            run(llama / "llama-imatrix", "-m", whole, "-f", piece, "-o", matrix, "-c", window, "-t", 1)
             for mix in mixes:
                 theirs, ours = folder / "theirs.gguf", folder / "ours.gguf"
-                run(llama / "llama-quantize", "--imatrix", matrix, whole, theirs, mix.upper(), 2)
+                run(llama / "llama-quantize", "--imatrix", matrix, whole, theirs, mix.upper(), 1)
                 run(
                     optimize, "--quant", mix, model, "--calibration", piece, "--samples", 4096, "--seq-len",
                     window, "--no-gate", "--force", "--quiet", "-o", ours,

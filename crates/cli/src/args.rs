@@ -4,6 +4,7 @@ pub(crate) mod bench;
 pub(crate) mod compare;
 pub(crate) mod convert;
 pub(crate) mod help;
+pub(crate) mod imatrix;
 pub(crate) mod serve;
 
 use crate::readers::Reader;
@@ -39,6 +40,9 @@ pub(crate) enum Command {
     /// Write a model in another format, every value as it is, or refuse by name what cannot be held. Use it to
     /// take a model that exists to another runtime.
     Convert(Box<convert::Convert>),
+    /// Write llama.cpp's importance matrix of a model: what each column of each weight is worth on a calibration
+    /// text. Use it for llama-quantize, or to calibrate once for many files of your own.
+    Imatrix(imatrix::Imatrix),
     /// Continue a text. Use it to see what a model says; text is streamed as it is generated.
     Run(serve::Run),
     /// Talk with a model in its own conversation format, a line a turn. Use it to judge a model by
@@ -134,6 +138,10 @@ pub(crate) struct Compile {
     /// [default: built-in]. Use text like what the model will see.
     #[arg(long, value_name = "FILE")]
     pub(crate) calibration: Option<PathBuf>,
+    /// An importance matrix of llama.cpp's, in place of a calibration: codes are the nearest, each error weighed by
+    /// what its column is worth. Use it where one exists already; GPTQ, on text, loses less.
+    #[arg(long, value_name = "FILE", conflicts_with_all = ["calibration", "samples", "seq_len", "seed"])]
+    pub(crate) imatrix: Option<PathBuf>,
     /// Calibration samples [default: as the model's widths call for, 128 at most]. Use more for
     /// quality, fewer for speed.
     #[arg(long, value_name = "N")]

@@ -32,7 +32,7 @@ pub(crate) fn run(args: &Convert) -> Result<(), Failure> {
     };
     let gate = Gate { max_kl: args.max_kl, ..Gate::default() };
     let (passes, calibration) = (Vec::new(), Calibration::default());
-    let recipe = Recipe { calibration, gate, passes, outputs: vec![output] };
+    let recipe = Recipe { calibration, imatrix: None, gate, passes, outputs: vec![output] };
     let request = Request::converting(recipe, args.format.replace(':', "-"))?;
     optimize::make(&args.as_compile(dtype, rounds), request, opened)
 }

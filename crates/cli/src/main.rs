@@ -13,6 +13,7 @@ mod failure;
 mod fault;
 mod fold;
 mod host;
+mod imatrix;
 mod inspect;
 mod measure;
 mod memory;
@@ -103,6 +104,7 @@ fn run(arguments: &[OsString]) -> Result<(), Failure> {
         Command::Eval(args) => eval::run(&args),
         Command::Compare(args) => compare::run(&args),
         Command::Convert(args) => convert::run(&args),
+        Command::Imatrix(args) => imatrix::run(&args),
         Command::Run(args) => run::run(&args),
         Command::Chat(args) => chat::run(&args),
         Command::Bench(args) => bench::run(*args),

@@ -14,6 +14,7 @@ use crate::readers;
 use crate::request::{Place, Request};
 use crate::tokens::{self, Streams};
 use calibration::Model;
+use checkpoint::gguf::Imatrix;
 use compiler::{
     Claim, Compiled, Decisions, Destination, Event, Job, Pipeline, Plan, Quality, Recipe, Refusal,
     Report, Spent, Surveying, Tokens, Wrong, compile,
@@ -38,6 +39,7 @@ pub(crate) fn make(args: &Compile, mut request: Request, opened: Opened) -> Resu
     let started = Instant::now();
     let mut pipeline = passes::pipeline(&request.recipe).map_err(wrong)?;
     pipeline.stored = stored(&opened);
+    pipeline.importance = importance(args, &opened)?;
     already_quantized(args, &request, &opened)?;
     request.check_ignored(&opened.spec)?;
     if request.builtin && args.samples.is_none() {
@@ -160,7 +162,11 @@ impl Surveyed {
 }
 
 /// What becomes of a model.
-fn planned(opened: &Opened, pipeline: &Pipeline, tokens: Tokens) -> Result<Plan, Failure> {
+pub(crate) fn planned(
+    opened: &Opened,
+    pipeline: &Pipeline,
+    tokens: Tokens,
+) -> Result<Plan, Failure> {
     let plan = Plan::new(&opened.spec, pipeline, tokens).map_err(refused)?;
     plan.with_stored(&opened.checkpoint, &opened.spec).map_err(|one| refused(vec![one]))
 }
@@ -169,7 +175,7 @@ fn refused(all: Vec<Refusal>) -> Failure {
     compiler::CompileError::Refused(all).into()
 }
 
-fn wrong(all: Vec<Wrong>) -> Failure {
+pub(crate) fn wrong(all: Vec<Wrong>) -> Failure {
     refused(all.into_iter().map(Into::into).collect())
 }
 
@@ -194,6 +200,37 @@ fn claimed(args: &Compile, opened: &Opened, out: &Place) -> Result<Destination, 
         ..Claim::new(opened.checkpoint.folder())
     };
     Ok(Destination::claim(&out.path, claim)?)
+}
+
+/// What the columns of weights are worth, by a file.
+fn importance(args: &Compile, opened: &Opened) -> Result<BTreeMap<String, Vec<f32>>, Failure> {
+    let Some(path) = &args.imatrix else { return Ok(BTreeMap::new()) };
+    let file = Imatrix::read(path)?;
+    let (mut found, mut missing) = (BTreeMap::new(), Vec::new());
+    for block in &opened.spec.layers {
+        for matrix in block.matrices() {
+            let Some(spec) = block.weight(matrix.weight) else { continue };
+            let width = spec.shape.last().copied().unwrap_or(0);
+            match file.columns(&spec.tensor, width)? {
+                Some(columns) => drop(found.insert(spec.tensor.clone(), columns.mean_squares)),
+                None => missing.push(spec.tensor.as_str()),
+            }
+        }
+    }
+    if found.is_empty() {
+        let what = format!("{path:?} says nothing of this model's weights");
+        return Err(
+            Failure::refused(what).with_hint("it is of another model, or another architecture")
+        );
+    }
+    let routers = |name: &&&str| !name.ends_with("gate.weight");
+    if let Some(first) = missing.iter().find(routers).filter(|_| !args.common.quiet) {
+        let count = counted(missing.len(), "weight");
+        remark(&format!(
+            "warning: {path:?} says nothing of {count}, such as {first}: calibrated instead"
+        ));
+    }
+    Ok(found)
 }
 
 /// The grids of what is quantized already, by tensor.

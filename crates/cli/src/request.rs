@@ -117,6 +117,12 @@ impl Request {
         if let Some(dtype) = args.dtype {
             recipe.outputs.iter_mut().for_each(|output| output.dtype = dtype.into());
         }
+        if let Some(path) = &args.imatrix {
+            recipe.imatrix = Some(checkpoint::hash_file(path)?.0);
+        } else if let Some(hash) = &recipe.imatrix {
+            let what = format!("the recipe is of an importance matrix with the SHA-256 {hash}");
+            return Err(Failure::refused(what).with_hint("give it: --imatrix FILE"));
+        }
         if args.shard_size.is_some() {
             recipe.outputs.iter_mut().for_each(|output| output.shard_size = args.shard_size);
         }
@@ -264,6 +270,15 @@ fn override_rules(args: &Compile, recipe: &mut Recipe) -> Result<(), Failure> {
         Method::Rtn => "rtn",
     });
     changed.extend(method.map(|method| ("solver".to_string(), method.into())));
+    if args.imatrix.is_some() {
+        if args.method == Some(Method::Gptq) {
+            let what =
+                "--imatrix knows columns one by one, and GPTQ wants what they have in common";
+            return Err(Failure::refused(what).with_hint("give a text: --calibration FILE"));
+        }
+        changed.insert("solver".into(), "rtn".into());
+        changed.insert("scale".into(), "weighted".into());
+    }
     for output in &mut recipe.outputs {
         for rule in output.rules.iter_mut().filter(|rule| is_of(rule, "layers")) {
             // What a mix decides is for other outputs.

@@ -11,6 +11,9 @@ use tensor::DType;
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(try_from = "toml::Table", rename_all = "kebab-case")]
 pub struct Recipe {
+    /// SHA-256 of the file that says what columns are worth, where one does in place of the samples.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub imatrix: Option<String>,
     /// What observes the model.
     pub calibration: Calibration,
     /// What the result must keep.
@@ -28,6 +31,8 @@ pub struct Recipe {
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields, rename_all = "kebab-case")]
 struct Fields {
+    #[serde(default)]
+    imatrix: Option<String>,
     #[serde(default)]
     calibration: Calibration,
     #[serde(default)]
@@ -256,8 +261,8 @@ impl TryFrom<toml::Table> for Recipe {
             // The place is of a table that has no text.
             e.message().to_string()
         })?;
-        let Fields { calibration, gate, pass: passes, output: outputs } = fields;
-        Ok(Self { calibration, gate, passes, outputs })
+        let Fields { imatrix, calibration, gate, pass: passes, output: outputs } = fields;
+        Ok(Self { calibration, imatrix, gate, passes, outputs })
     }
 }
 
@@ -287,6 +292,7 @@ const GATE_SHARE: &str = "max-ppl-increase";
 const KEYS: &[Key] = &[
     Key::new("calibration", |v| is_table(v, "calibration")),
     Key::new("gate", |v| is_table(v, "gate")),
+    Key::new("imatrix", |v| v.as_str().map(drop).ok_or("is a SHA-256, in quotes".into())),
     Key::new("pass", |v| are_tables(v, "[[pass]]")),
     Key::new("output", |v| are_tables(v, "[[output]]")),
 ];

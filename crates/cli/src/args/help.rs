@@ -33,7 +33,7 @@ pub(crate) const MAIN: Groups = &[
             "allow_zero",
         ],
     ),
-    ("Calibration", &["calibration", "samples", "seq_len", "seed"]),
+    ("Calibration", &["calibration", "imatrix", "samples", "seq_len", "seed"]),
     ("Proof", &["max_ppl_increase", "max_kl", "gate_text", "no_gate"]),
     ("Output", &["output", "shard_size", "force", "fresh", "dry_run", "dump_ir", "memory"]),
     MACHINE,
