@@ -246,3 +246,133 @@ proptest::proptest! {
         proptest::prop_assert_eq!(found, wanted);
     }
 }
+
+#[test]
+fn keys_that_say_no_tokenizer_are_refused_by_name() {
+    let dir = tempfile::tempdir().unwrap();
+    let long = "a".repeat(5000);
+    let chain: Vec<String> = (1..=2500).map(|length| "a".repeat(length)).collect();
+    let chain: Vec<&str> = chain.iter().map(String::as_str).collect();
+    let bytes = |name: &str, key: Option<Key<'_>>| {
+        let mut keys = vec![
+            ("ggml.model", Key::Text("gpt2")),
+            ("ggml.pre", Key::Text("gpt-2")),
+            ("ggml.tokens", Key::Texts(vec!["a", "b", "ab"])),
+            ("ggml.merges", Key::Texts(vec!["a b"])),
+        ];
+        keys.retain(|(known, _)| *known != name);
+        keys.extend(key.map(|key| (name, key)));
+        read(&gguf(dir.path(), 3, &keys)).map_err(|error| error.to_string())
+    };
+    assert!(bytes("ggml.bos_token_id", Some(Key::Count(1))).is_ok());
+    let refused = |name: &str, key: Option<Key<'_>>, said: &str| {
+        let error = bytes(name, key).unwrap_err();
+        assert!(error.contains(said) && error.contains("x.gguf"), "{said}: {error}");
+    };
+    refused("ggml.model", Some(Key::Text("rwkv")), "\"rwkv\": \"gpt2\" (BPE)");
+    refused("ggml.model", Some(Key::Count(1)), "tokenizer.ggml.model is 1");
+    refused("ggml.pre", None, "no tokenizer.ggml.pre");
+    refused("ggml.pre", Some(Key::Text("gpt-9")), "\"gpt-9\"");
+    refused("ggml.tokens", None, "tokenizer.ggml.tokens is missing");
+    refused("ggml.tokens", Some(Key::Texts(vec!["a", "b", "a"])), "\"a\" twice");
+    refused("ggml.tokens", Some(Key::Texts(vec!["a", "b", &long])), "token 2 has 5000 bytes");
+    refused("ggml.token_type", Some(Key::Integers(vec![1, 1])), "as many numbers");
+    refused("ggml.token_type", Some(Key::Integers(vec![1, 9, 1])), "token_type[1] is 9");
+    refused("ggml.token_type", Some(Key::Text("a")), "as many numbers");
+    refused("ggml.merges", None, "tokenizer.ggml.merges is missing");
+    refused("ggml.merges", Some(Key::Texts(vec!["ab"])), "has \"ab\"");
+    refused("ggml.add_bos_token", Some(Key::Count(1)), "no truth value");
+    refused("ggml.add_bos_token", Some(Key::Flag(true)), "no bos_token_id");
+    refused("ggml.bos_token_id", Some(Key::Count(3)), "bos_token_id");
+    let pieces = |tokens: &[&str], scores: Option<Vec<f32>>| {
+        let mut keys =
+            vec![("ggml.model", Key::Text("llama")), ("ggml.tokens", Key::Texts(tokens.to_vec()))];
+        keys.extend(scores.map(|scores| ("ggml.scores", Key::Floats(scores))));
+        read(&gguf(dir.path(), tokens.len(), &keys)).map_err(|error| error.to_string())
+    };
+    let refused = |tokens: &[&str], scores, said: &str| {
+        let error = pieces(tokens, scores).unwrap_err();
+        assert!(error.contains(said) && error.contains("x.gguf"), "{said}: {error}");
+    };
+    refused(&["a", "b", "ab"], None, "tokenizer.ggml.scores");
+    refused(&["a", "b", "ab"], Some(vec![0.0; 2]), "tokenizer.ggml.scores");
+    refused(&["a", "b", "ab"], Some(vec![0.0, 0.0, f32::NAN]), "scores[2] of \"ab\" is NaN");
+    refused(&chain, Some(vec![0.0; chain.len()]), "make each other in more than");
+}
+
+/// A tokenizer of words of bytes.
+fn bytes() -> Json {
+    let golden = fixture("fixtures/gguf/tokenizers.json");
+    let tokens = texts(&golden["tokens"]).into_iter().zip(0..);
+    let vocab: serde_json::Map<String, Json> =
+        tokens.map(|(token, id)| (token.to_owned(), json!(id))).collect();
+    json!({
+        "version": "1.0", "added_tokens": [], "normalizer": null, "post_processor": null,
+        "pre_tokenizer": { "type": "ByteLevel", "add_prefix_space": false, "use_regex": true },
+        "decoder": { "type": "ByteLevel" },
+        "model": { "type": "BPE", "ignore_merges": false, "vocab": vocab, "merges": golden["merges"] },
+    })
+}
+
+#[test]
+fn what_keys_cannot_say_is_refused_by_name() {
+    let refused = |mut file: Json, at: &str, value: Json, said: &str| {
+        *file.pointer_mut(at).unwrap() = value;
+        let dir = tempfile::tempdir().unwrap();
+        let error = write(dir.path(), &file, 600, None).unwrap_err().to_string();
+        assert!(error.contains(said) && error.contains("tokenizer.json"), "{said}: {error}");
+    };
+    let added =
+        |id: usize, content: &str| json!([{ "id": id, "content": content, "special": true }]);
+    let (words, pieces) = (bytes(), fixture("models/stories260k/tokenizer.json"));
+    let words = |at: &str, value: Json, said: &str| refused(words.clone(), at, value, said);
+    words("/model/type", json!("Unigram"), "\"Unigram\", and BPE alone");
+    words("/model/vocab", json!([["a", 0.0]]), "no vocabulary");
+    words("/model/vocab/a", json!(600), "the embedding has 600 rows");
+    words("/model/vocab/a", json!(-1), "the id of \"a\"");
+    words("/model/vocab/a", json!(0), "both have id 0");
+    words("/added_tokens", added(1, "x"), "both have id 1");
+    words("/added_tokens", added(599, "a"), "\"a\" has two ids");
+    words("/model/merges", json!(["ab"]), "model.merges[0]");
+    words("/model/merges", json!([["a", " "]]), "blank");
+    words("/normalizer", json!({ "type": "Lowercase" }), "Lowercase");
+    words("/pre_tokenizer", json!({ "type": "Whitespace" }), "Whitespace");
+    words("/pre_tokenizer/add_prefix_space", json!(true), "add_prefix_space");
+    words("/post_processor", json!({ "type": "Other" }), "post_processor");
+    // A whole word that merges do not make, and no name of these cuts looks words up.
+    let mut file = bytes();
+    file["model"]["vocab"]["zq"] = json!(599);
+    refused(file.clone(), "/model/ignore_merges", json!(true), "\"zq\" is taken whole");
+    // The keys say no more than that a token is not for unknown text.
+    file["model"]["unk_token"] = json!("zq");
+    file["model"]["vocab"].as_object_mut().unwrap().remove("%");
+    refused(file, "/version", json!("1.0"), "no token '%'");
+    let pieces = |at: &str, value: Json, said: &str| refused(pieces.clone(), at, value, said);
+    pieces("/model/byte_fallback", json!(false), "byte_fallback");
+    pieces("/model/merges/0", json!(["a", "b"]), "makes no token");
+    pieces("/pre_tokenizer", json!({ "type": "Digits" }), "Digits");
+    let merges = fixture("models/stories260k/tokenizer.json")["model"]["merges"].clone();
+    let mut fewer = merges.as_array().unwrap().clone();
+    fewer.pop();
+    pieces("/model/merges", json!(fewer), "llama.cpp would merge them all");
+}
+
+/// A table has more rows than there are tokens: each has a name, and none is read back.
+#[test]
+fn rows_without_a_token_are_filled() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut file = bytes();
+    let last = file["model"]["vocab"].as_object().unwrap().len() - 1;
+    // And an id in between has none.
+    let vocab = file["model"]["vocab"].as_object_mut().unwrap();
+    let gap = vocab.iter().find(|(_, id)| **id == json!(last - 1)).unwrap().0.clone();
+    vocab.remove(&gap);
+    file["model"]["merges"].as_array_mut().unwrap().truncate(10);
+    let path = write(dir.path(), &file, last + 4, None).unwrap();
+    let bytes = std::fs::read(&path).unwrap();
+    let has = |text: &str| bytes.windows(text.len()).any(|window| window == text.as_bytes());
+    let filled = |id: usize| has(&format!("[PAD{id}]"));
+    assert!(filled(last - 1) && filled(last + 1) && filled(last + 3));
+    assert!(!filled(last) && !filled(last + 4));
+    assert_eq!(read(&path).unwrap()["model"]["vocab"], file["model"]["vocab"]);
+}

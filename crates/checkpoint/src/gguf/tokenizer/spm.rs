@@ -15,8 +15,9 @@ pub(super) const BLANK: char = '\u{2581}';
 /// The scores of what users added, and of what fills a row, as llama.cpp's own converter has them.
 const ADDED: f64 = -1000.0;
 const UNUSED: f64 = -10000.0;
-/// The most merges: several times those of the largest vocabulary there is.
+/// The most merges, and the bytes of their parts: several times those of the largest vocabulary there is.
 const MERGES_MAX: usize = 1 << 21;
+const MERGES_BYTES_MAX: usize = 1 << 26;
 
 /// Whether a text is given a blank before it, by the normalizer and pre-tokenizer of a tokenizer.json; `None`
 /// if it does not write blanks as SentencePiece does.
@@ -155,7 +156,8 @@ pub(super) fn scores(tokens: &[Token], merges: &[Merge<'_>]) -> Result<Vec<f64>,
     Ok((0u32..).zip(tokens).map(score).collect())
 }
 
-/// The merges that do what scores say: every way to make a token of two, the highest scores first.
+/// The merges that do what scores say: every way to make a token of two, the highest scores first, and of
+/// equal scores the lowest id (llama.cpp's own converter, without a tokenizer.model, gives all the same).
 ///
 /// # Errors
 /// If a score is no number, or there are more merges than a vocabulary has.
@@ -172,7 +174,7 @@ pub(super) fn merges_json(tokens: &[Token], scores: &[f64]) -> Result<Json, Stri
     }
     order.sort_by(|(_, one), (_, other)| other.total_cmp(one));
     let splits = Splits::of(tokens);
-    let mut merges = Vec::new();
+    let (mut merges, mut bytes) = (Vec::new(), 0);
     for (id, _) in order {
         let mut ways = splits.of_token(id);
         ways.retain(|&(left, right)| {
@@ -180,8 +182,12 @@ pub(super) fn merges_json(tokens: &[Token], scores: &[f64]) -> Result<Json, Stri
         });
         ways.sort_unstable();
         for (left, right) in ways {
-            if merges.len() == MERGES_MAX {
-                return Err(format!("its tokens make each other in more than {MERGES_MAX} ways"));
+            bytes += tokens.get(id).map_or(0, |token| token.text.len());
+            if merges.len() == MERGES_MAX || bytes > MERGES_BYTES_MAX {
+                return Err(format!(
+                    "its tokens make each other in more than {MERGES_MAX} ways, or of more than \
+                     {MERGES_BYTES_MAX} bytes"
+                ));
             }
             let text = |id: usize| tokens.get(id).map(|token| token.text.as_str());
             merges.push(json!([text(left), text(right)]));
