@@ -3,14 +3,17 @@
 gguf_tokenizers.py ids FILE.gguf < TEXTS.jsonl      a line of ids for each line, a text in JSON
 gguf_tokenizers.py compare OURS FOLDER [NAME]       OURS is the example `tokenizer_ids`, built; FOLDER has a
                                                     tokenizer.json; NAME.inp and NAME.out are texts and ids of
-                                                    llama.cpp's own tests"""
+                                                    llama.cpp's own tests
+gguf_tokenizers.py read OURS NAME.gguf...           the vocabularies that llama.cpp is tested on"""
 
 import ctypes
 import json
 import pathlib
+import struct
 import subprocess
 import sys
 import tempfile
+import unicodedata
 
 import llama
 
@@ -108,10 +111,100 @@ def compare(ours, folder, name=None):
     return bad
 
 
+# Of models that are not decoders, that have no name of how text is cut, or that are not read yet.
+REFUSED = ["aquila", "bert-bge", "gemma-4", "gpt-neox", "nomic-bert-moe"]
+# The bytes of the values of a key, by their type.
+SIZES = {0: 1, 1: 1, 2: 2, 3: 2, 4: 4, 5: 4, 6: 4, 7: 1, 10: 8, 11: 8, 12: 8}
+# What a small llama says of itself.
+LLAMA = [
+    ("general.architecture", "str", "llama"), ("llama.context_length", "u32", 64), ("llama.embedding_length", "u32", 2),
+    ("llama.block_count", "u32", 1), ("llama.feed_forward_length", "u32", 2), ("llama.attention.head_count", "u32", 1),
+    ("llama.attention.layer_norm_rms_epsilon", "f32", 1e-5),
+]
+
+
+def tokenizer_keys(data):
+    """The keys of a tokenizer in a GGUF file, as they stand in it, and how many tokens there are."""
+    at, found, count = 24, [], 0
+
+    def text(at):
+        size = struct.unpack_from("<Q", data, at)[0]
+        return data[at + 8 : at + 8 + size].decode(), at + 8 + size
+
+    def skip(kind, at):
+        return text(at)[1] if kind == 8 else at + SIZES[kind]
+
+    for _ in range(struct.unpack_from("<Q", data, 16)[0]):
+        begin = at
+        key, at = text(at)
+        kind, at = struct.unpack_from("<I", data, at)[0], at + 4
+        if kind == 9:
+            kind, size = struct.unpack_from("<IQ", data, at)
+            at += 12
+            if key == "tokenizer.ggml.tokens":
+                count = size
+            for _ in range(size):
+                at = skip(kind, at)
+        else:
+            at = skip(kind, at)
+        if key.startswith("tokenizer."):
+            found.append(data[begin:at])
+    return found, count
+
+
+def llama_with(path, to):
+    """A small llama with the vocabulary of a file that has no more than one."""
+    found, count = tokenizer_keys(pathlib.Path(path).read_bytes())
+    llama.write(to, LLAMA, [("token_embd.weight", "F32", [count, 2], bytes(8 * count))])
+    made = pathlib.Path(to).read_bytes()
+    info = made.index(struct.pack("<Q", 17) + b"token_embd.weight")
+    end = len(made) - 8 * count - (-8 * count) % 32
+    head = made[:16] + struct.pack("<Q", len(LLAMA) + len(found)) + made[24:info] + b"".join(found)
+    head += made[info:end].rstrip(b"\0").ljust(25 + 4 + 16 + 12, b"\0")
+    pathlib.Path(to).write_bytes(head + bytes(-len(head) % 32) + made[end:])
+
+
+def otherwise(name, text):
+    """Whether llama.cpp is known to find other ids than the model's own tokenizer: it does not normalize, and
+    takes "</s>" for a special token of Qwen's, which is a word there."""
+    return name.startswith("qwen") and ("</s>" in text or not unicodedata.is_normalized("NFC", text))
+
+
+def read(ours, files):
+    """Our ids of a file's own vocabulary against llama.cpp's: of how many texts they differ."""
+    bad = 0
+    for path in files:
+        name = pathlib.Path(path).stem.removeprefix("ggml-vocab-")
+        texts, wanted = list(TEXTS), []
+        if pathlib.Path(f"{path}.inp").exists():
+            more, wanted = goldens(path)
+            texts += more[: len(wanted)]
+        with tempfile.TemporaryDirectory() as made:
+            file = pathlib.Path(made, "x.gguf")
+            llama_with(path, file)
+            lines = "".join(json.dumps(text) + "\n" for text in texts)
+            out = subprocess.run([ours, file], input=lines, capture_output=True, text=True)
+            if out.returncode:
+                print(f"{name}: {out.stderr.strip()[-300:]}")
+                bad += name not in REFUSED
+                continue
+            vocabulary, differ = Vocabulary(file), 0
+            for text, line in zip(texts, out.stdout.splitlines(), strict=True):
+                found, theirs = json.loads(line)[0], vocabulary.ids(text)
+                if found != theirs and not otherwise(name, text):
+                    differ += 1
+                    print(f"{text[:60]!r}\n  ours      {found[:30]}\n  llama.cpp {theirs[:30]}")
+        print(f"{name}: {differ} of {len(texts)} texts differ")
+        bad += differ
+    return bad
+
+
 if __name__ == "__main__":
     if sys.argv[1] == "ids":
         loaded = Vocabulary(sys.argv[2])
         for line in sys.stdin:
             print(json.dumps(loaded.ids(json.loads(line))))
+    elif sys.argv[1] == "read":
+        sys.exit(bool(read(sys.argv[2], sys.argv[3:])))
     else:
         sys.exit(bool(compare(*sys.argv[2:])))

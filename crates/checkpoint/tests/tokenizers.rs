@@ -376,3 +376,40 @@ fn rows_without_a_token_are_filled() {
     assert!(!filled(last) && !filled(last + 4));
     assert_eq!(read(&path).unwrap()["model"]["vocab"], file["model"]["vocab"]);
 }
+
+#[test]
+fn no_damage_makes_a_tokenizer_panic() {
+    let dir = tempfile::tempdir().unwrap();
+    let shared = |model: &'static str| {
+        vec![
+            ("ggml.model", Key::Text(model)),
+            (
+                "ggml.tokens",
+                Key::Texts(vec!["<unk>", "<0x0A>", "a", "b", "ab", "\u{2581}", "\u{2581}ab"]),
+            ),
+            ("ggml.token_type", Key::Integers(vec![2, 6, 1, 1, 1, 1, 4])),
+            ("ggml.bos_token_id", Key::Count(2)),
+            ("ggml.add_bos_token", Key::Flag(true)),
+        ]
+    };
+    let mut words = shared("gpt2");
+    words.push(("ggml.pre", Key::Text("falcon")));
+    words.push(("ggml.merges", Key::Texts(vec!["a b", "\u{2581} ab"])));
+    let mut pieces = shared("llama");
+    pieces.push(("ggml.scores", Key::Floats(vec![0.0, 0.0, -3.0, -4.0, -1.0, -5.0, -2.0])));
+    for keys in [words, pieces] {
+        let path = gguf(dir.path(), 7, &keys);
+        let whole = std::fs::read(&path).unwrap();
+        assert!(read(&path).is_ok());
+        let from = whole.windows(10).position(|window| window == b"tokenizer.").unwrap();
+        for place in from..whole.len() - 56 {
+            let mut bytes = whole.clone();
+            bytes[place] ^= 1 << (place % 8);
+            std::fs::write(&path, bytes).unwrap();
+            // What is still a tokenizer is loaded, too.
+            if let Ok(file) = read(&path) {
+                let _ = Tokenizer::from_bytes(file.to_string().as_bytes());
+            }
+        }
+    }
+}
