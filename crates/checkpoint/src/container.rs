@@ -84,6 +84,11 @@ pub trait Container: Debug + Sync {
     /// of the container's own says what they do.
     fn has_side_files(&self) -> bool;
 
+    /// Whether a tensor that nothing reads is left out, since another part of the container says what it says.
+    fn leaves_out(&self, _name: &str) -> bool {
+        false
+    }
+
     /// Lays a model out: every file, the place of each part in them, and the manifest.
     ///
     /// # Errors

@@ -7,7 +7,8 @@ use crate::error::Error;
 use crate::format::Format;
 use ir::RowMap;
 use std::collections::BTreeMap;
-use tensor::DType;
+use std::ops::Range;
+use tensor::{Bytes, DType};
 
 /// A tensor that is to be stored.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
@@ -138,4 +139,16 @@ impl Layout {
         }
         Ok((all, tensors))
     }
+}
+
+/// Rows of a weight, of `row` bytes each, from the bytes `lie` of the stored rows among which they are;
+/// `None` if they are not there, or there is no memory for them.
+pub(crate) fn in_order(order: RowMap, rows: Range<usize>, row: usize, lie: &[u8]) -> Option<Bytes> {
+    let start = order.covering(&rows).start;
+    let mut bytes = Bytes::try_zeroed(rows.len().checked_mul(row)?)?;
+    for (index, out) in rows.zip(bytes.as_mut_slice().chunks_exact_mut(row.max(1))) {
+        let at = (order.place(index) - start) * row;
+        out.copy_from_slice(lie.get(at..at + row)?);
+    }
+    Some(bytes)
 }

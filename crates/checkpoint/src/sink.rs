@@ -8,7 +8,7 @@ use crate::codec::Slice;
 use crate::container::{Rows, Stored};
 use crate::disk::{Disk, DiskFile, System};
 use crate::error::Error;
-use crate::layout::{Laid, LaidFile, Layout, Planned, Trailer};
+use crate::layout::{Laid, LaidFile, Layout, Planned, Trailer, in_order};
 use crate::write::{Written, hash_part, sync_folder, write_file_on};
 use ir::{Quantized, RowMap};
 use std::collections::{BTreeMap, HashMap};
@@ -191,26 +191,33 @@ impl Sink {
         if row == 0 || !matches!(order, RowMap::Paired(_)) {
             return self.put_rows(name, order.place(first), bytes);
         }
-        let mut rows = bytes.chunks(row).enumerate();
-        rows.try_for_each(|(i, row)| self.put_rows(name, order.place(first + i), row))
+        let (count, rest) = (bytes.len() / row, bytes.len() % row);
+        if rest > 0 || !first.is_multiple_of(order.span()) || !count.is_multiple_of(order.span()) {
+            let mut rows = bytes.chunks(row).enumerate();
+            return rows.try_for_each(|(i, row)| self.put_rows(name, order.place(first + i), row));
+        }
+        // Whole heads lie together, and are written at once.
+        let mut lie = vec![0; bytes.len()];
+        for (i, from) in bytes.chunks(row).enumerate() {
+            let at = (order.place(first + i) - first) * row;
+            lie[at..at + from.len()].copy_from_slice(from);
+        }
+        self.put_rows(name, first, &lie)
     }
 
     /// [`Sink::get_rows`] of rows that lie in another order.
     fn get_ordered(&self, name: &str, order: RowMap, rows: Range<usize>) -> Result<Tensor, Error> {
+        let lie = order.covering(&rows);
+        let read = self.get_rows(name, lie.clone())?;
         if !matches!(order, RowMap::Paired(_)) {
-            return self.get_rows(name, order.covering(&rows));
-        }
-        let place = self.place(name)?.0;
-        let (mut shape, mut bytes) = (place.shape.clone(), Vec::new());
-        if let Some(height) = shape.first_mut() {
-            *height = rows.len();
-        }
-        for row in rows {
-            let at = order.place(row);
-            bytes.extend_from_slice(self.get_rows(name, at..at + 1)?.bytes());
+            return Ok(read);
         }
         let lost = || Error::Internal(format!("rows of tensor {name:?}"));
-        Tensor::new(place.dtype, shape, Bytes::from_slice(&bytes)).ok_or_else(lost)
+        let row = read.bytes().len().checked_div(lie.len()).unwrap_or(0);
+        let mut shape = read.shape().to_vec();
+        *shape.first_mut().ok_or_else(lost)? = rows.len();
+        let bytes = in_order(order, rows, row, read.bytes()).ok_or_else(lost)?;
+        Tensor::new(read.dtype(), shape, bytes).ok_or_else(lost)
     }
 
     fn laid(&self, name: &str) -> Result<&Laid, Error> {

@@ -353,6 +353,16 @@ fn experts_lie_in_stacks() {
     }
 }
 
+/// Old folders store what the keys say; nothing else is left out.
+#[test]
+fn stored_frequencies_are_left_out() {
+    let container = Format::named("gguf").unwrap().container;
+    assert!(container.leaves_out("model.layers.0.self_attn.rotary_emb.inv_freq"));
+    assert!(!container.leaves_out("model.layers.0.self_attn.q_proj.weight"));
+    let folder = Format::named("pack-quantized").unwrap().container;
+    assert!(!folder.leaves_out("model.layers.0.self_attn.rotary_emb.inv_freq"));
+}
+
 #[test]
 fn a_stack_has_one_type_and_all_experts() {
     let (config, spec, weights) = mixture();

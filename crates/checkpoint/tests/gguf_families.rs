@@ -197,6 +197,36 @@ fn conversing(folder: &Path) {
     std::fs::write(other, "{{ tools }}").unwrap();
 }
 
+/// llama.cpp's converter names one token that ends a text; others are known by what they are called, as
+/// llama.cpp knows them. A file of ours names all.
+#[test]
+fn tokens_that_end_a_text_are_named_or_known() {
+    let dir = tempfile::tempdir().unwrap();
+    let folder = dir.path().join("chat");
+    conversing(&folder);
+    std::fs::remove_file(folder.join("generation_config.json")).unwrap();
+    let ends = |name: &str| {
+        let opened = Checkpoint::open(&dir.path().join(name)).unwrap();
+        opened.config()["eos_token_id"].clone()
+    };
+    // config.json has another one than tokenizer_config.json.
+    written::gguf(&folder, &dir.path().join("two"), None).unwrap();
+    assert_eq!(ends("two"), json!([1, 2]));
+    let config = std::fs::read_to_string(folder.join("config.json")).unwrap();
+    let config = config.replace("\"eos_token_id\": 2", "\"eos_token_id\": 1");
+    std::fs::write(folder.join("config.json"), config).unwrap();
+    written::gguf(&folder, &dir.path().join("one"), None).unwrap();
+    assert_eq!(ends("one"), 1);
+    // As if the key that names it again were another.
+    let path = dir.path().join("one/model.gguf");
+    let mut file = std::fs::read(&path).unwrap();
+    let key = b"tokenizer.ggml.eot_token_id";
+    let at = file.windows(key.len()).position(|w| w == key).unwrap();
+    file[at..at + key.len()].copy_from_slice(b"tokenizer.ggml.sep_token_id");
+    std::fs::write(&path, file).unwrap();
+    assert_eq!(ends("one"), json!([1, 2]));
+}
+
 /// The Jinja file goes before the template in tokenizer_config.json, and a GGUF file says what the files beside
 /// weights did.
 #[test]
@@ -212,8 +242,9 @@ fn a_conversation_needs_no_folder() {
     assert_eq!(others, [("tool_use".to_owned(), b"{{ tools }}".to_vec())]);
     let config = opened.tokenizer_config().unwrap().unwrap();
     assert_eq!(config["bos_token"], "<s>");
+    assert_eq!(config["tokenizer_class"], "PreTrainedTokenizerFast");
     assert_eq!(config["eos_token"], "</s>");
-    // The tokens that end a text, the one that llama.cpp knows by its text included.
+    // Those of generation_config.json, then that of config.json.
     assert_eq!(opened.config()["eos_token_id"], json!([1, 3, 2]));
     assert_eq!(opened.config()["bos_token_id"], 0);
     let drawn = Value::Object(opened.generation_config().unwrap().clone());

@@ -85,7 +85,7 @@ pub(crate) fn identity(settings: &Value, source: &BTreeMap<String, String>) -> S
 pub(crate) fn source_hashes(job: &Job<'_>) -> Result<BTreeMap<String, String>, CompileError> {
     let read = job.model.spec.tensors().into_iter();
     let read = read.map(|s| Ok((s.tensor.clone(), hash_of(job, &s.at, &s.shape)?)));
-    let carried = job.plan.lead().carried.iter();
+    let carried = job.plan.carried().iter();
     let carried =
         carried.map(|t| Ok((t.name.clone(), hash_of(job, &View::whole(&*t.name), &t.shape)?)));
     read.chain(carried).collect()

@@ -293,6 +293,12 @@ impl Plan {
         Ok(plan)
     }
 
+    /// The tensors that no block reads, of the output that carries most of them.
+    pub(crate) fn carried(&self) -> &[checkpoint::Planned] {
+        let all = self.outputs.iter().map(|output| output.carried.as_slice());
+        all.max_by_key(|carried| carried.len()).unwrap_or_default()
+    }
+
     /// The output that leads.
     ///
     /// # Panics
@@ -322,7 +328,8 @@ impl Plan {
             checkpoint.tensors().iter().filter(|t| !read.contains(t.name.as_str())).collect();
         for output in &mut self.outputs {
             let taken: BTreeSet<String> = output.tensors.iter().map(|t| t.name.clone()).collect();
-            for info in &unread {
+            let container = output.format.container;
+            for info in unread.iter().filter(|info| !container.leaves_out(&info.name)) {
                 let refusal = |rule: &str| Refusal { what: info.name.clone(), rule: rule.into() };
                 if info.grid.is_some() {
                     let rule = "is packed, and nothing reads it: it cannot be carried over";

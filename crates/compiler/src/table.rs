@@ -6,7 +6,7 @@ use crate::dense::check_finite;
 use crate::hash::hex;
 use crate::job::{Event, Job};
 use crate::keep::kept;
-use crate::plan::Choice;
+use crate::plan::{Choice, PlannedOutput};
 use crate::solver::{Input, Keep, Outcome, Solving};
 use crate::statistics::Statistics;
 use crate::turn::{Hashes, Turn, prepare};
@@ -187,13 +187,20 @@ pub(crate) fn hashes_of(turn: &Turn<'_, '_>) -> Result<Hashes, CompileError> {
 /// Copies the tensors that no block reads, byte by byte; the hashes of what was read.
 pub(crate) fn carry(job: &Job<'_>, writers: &[Writer<'_>]) -> Result<Hashes, CompileError> {
     let mut hashes = Hashes::new();
-    for tensor in &job.plan.lead().carried {
+    for tensor in job.plan.carried() {
         let rows = tensor.shape.first().copied().unwrap_or(1);
         let hash = hash_rows(job, &View::whole(&*tensor.name), rows, |slice, part| {
             let put = |writer: &Writer<'_>| {
                 Ok(writer.sink.put_values(&tensor.name, slice.start, &part)?)
             };
-            writers.iter().try_for_each(put)
+            // Not every container takes in every one.
+            let carries =
+                |output: &PlannedOutput| output.carried.iter().any(|t| t.name == tensor.name);
+            let writers = writers.iter().zip(&job.plan.outputs);
+            writers
+                .filter(|(_, output)| carries(output))
+                .map(|(writer, _)| writer)
+                .try_for_each(put)
         })?;
         hashes.insert(tensor.name.clone(), hash);
     }

@@ -31,6 +31,11 @@ impl Container for GgufFile {
         false
     }
 
+    /// Old folders store the frequencies that the keys say.
+    fn leaves_out(&self, name: &str) -> bool {
+        name.ends_with(".rotary_emb.inv_freq")
+    }
+
     fn layout(
         &self,
         format: &Format,

@@ -12,6 +12,7 @@ use crate::checkpoint::{FileInfo, TensorInfo};
 use crate::codec::{Codec, Slice};
 use crate::error::Error;
 use crate::header::TENSORS_MAX;
+use crate::layout::in_order;
 use crate::shard::Shard;
 use ir::{Quantized, RowMap};
 use serde_json::{Map, Value as Json};
@@ -189,13 +190,7 @@ impl Gguf {
         if lies.order == RowMap::All {
             return read(lie);
         }
-        let all = read(lie.clone())?;
-        let mut bytes = Bytes::zeroed(rows.len() * row);
-        for (index, out) in rows.zip(bytes.as_mut_slice().chunks_exact_mut(row.max(1))) {
-            let at = (lies.order.place(index) - lie.start) * row;
-            out.copy_from_slice(&all.as_slice()[at..at + row]);
-        }
-        Ok(bytes)
+        in_order(lies.order, rows, row, read(lie)?.as_slice()).ok_or_else(lost)
     }
 }
 

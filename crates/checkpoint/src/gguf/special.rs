@@ -11,7 +11,8 @@ const TOKENS: &[(&str, &str)] =
     &[("bos", "bos"), ("eos", "eos"), ("pad", "padding"), ("unk", "unknown")];
 /// Other tokens at which llama.cpp ends an answer.
 const ENDS: &[&str] = &["eot", "eom"];
-/// Control tokens at which it does whatever the keys say, of the families that are read.
+/// Control tokens at which it does whatever the keys say, of the families that are read: they end a text
+/// where the keys name one token only, as those of llama.cpp's converter do.
 const END_TEXTS: &[&str] = &[
     "<|eot_id|>",
     "<|eom_id|>",
@@ -62,6 +63,11 @@ pub(crate) fn keys(
         if said.get("eos") != Some(&id) && !others.contains(&id) {
             others.push(id);
         }
+    }
+    // Where there is no other, the same again, which llama.cpp takes in any case: so that a reader knows that
+    // these are all.
+    if others.is_empty() {
+        others.extend(said.get("eos"));
     }
     for (name, id) in ENDS.iter().zip(others) {
         keys.push((format!("tokenizer.ggml.{name}_token_id"), Value::Integer(id as i64)));
@@ -152,10 +158,14 @@ pub(crate) fn ids(header: &Header) -> Result<Map<String, Json>, String> {
         }
     }
     let mut ends = Vec::new();
-    for name in ["eos"].iter().chain(ENDS) {
+    for name in ENDS {
         ends.extend(id(header, name)?);
     }
-    if let Some(Value::Integers(kinds)) = header.keys.get("tokenizer.ggml.token_type") {
+    let all = !ends.is_empty();
+    ends.splice(..0, id(header, "eos")?);
+    if let Some(Value::Integers(kinds)) = header.keys.get("tokenizer.ggml.token_type")
+        && !all
+    {
         let control = tokens(header).iter().zip(kinds).enumerate();
         let control = control.filter(|(_, (_, kind))| **kind == CONTROL);
         ends.extend(
@@ -192,6 +202,10 @@ pub(crate) fn files(header: &Header) -> Result<BTreeMap<String, Vec<u8>>, String
         files.insert(name, template.clone().into_bytes());
     }
     let mut config = Map::new();
+    if !tokens(header).is_empty() {
+        // Of all classes the one that takes tokenizer.json as it is.
+        config.insert("tokenizer_class".into(), json!("PreTrainedTokenizerFast"));
+    }
     for (ours, theirs) in TOKENS {
         if let Some(text) = id(header, theirs)?.and_then(|id| tokens(header).get(id)) {
             config.insert(format!("{ours}_token"), json!(text));

@@ -161,7 +161,13 @@ pub(crate) fn header_of(shard: &Shard) -> Result<Header, Error> {
         shard.read(&mut start, 0)?;
         match header::parse(&start, shard.bytes()) {
             Ok(header) => return Ok(header),
-            Err(HeaderError::Ends(_)) if known < shard.bytes().min(HEADER_MAX) => known *= 4,
+            Err(HeaderError::Ends(_)) if known < shard.bytes().min(HEADER_MAX) => {
+                known = HEADER_MAX.min(known * 4);
+            }
+            Err(HeaderError::Ends(_)) if known < shard.bytes() => {
+                let rule = format!("has a header longer than {HEADER_MAX} bytes");
+                return Err(Error::broken(&shard.path, rule));
+            }
             Err(fault) => return Err(Error::broken(&shard.path, fault.to_string())),
         }
     }
