@@ -1,14 +1,16 @@
-//! Measures what serving does against the machine in the same run: linears over integers at few
+//! Measures what serving does against the machine in the same run: linears over grids at few
 //! rows and at many, attention of one row and of a chunk over keys and values in pages.
 //!
 //! ```text
-//! cargo run --release -p backend-cpu --example serving -- [threads] [isa|best] [linears|decode|prefill]
+//! cargo run --release -p backend-cpu --example serving -- [threads] [isa|best] [linears|decode|prefill] [grid]
 //! ```
+//!
+//! A grid is named as the first column of the table begins.
 #![expect(clippy::print_stdout, reason = "a benchmark prints its figures")]
 
 use backend::{AttendPaged, Backend, BackendError, BackendExt, KvDType, Linear, Span};
 use backend_cpu::{Cpu, Isa};
-use ir::{Grid, Heads, Params, Quantized};
+use ir::{BlockKind, Grid, Heads, Inner, Params, Quantized};
 use std::hint::black_box;
 use std::time::{Duration, Instant};
 use tensor::DType;
@@ -40,12 +42,13 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
         _ => Cpu::new(),
     };
     let only = args.next().unwrap_or_default();
+    let grid = args.next().unwrap_or_default();
     println!("{}, {threads} threads", cpu.isa().name());
     let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build()?;
     pool.install(|| {
         let wanted = |part: &str| only.is_empty() || only == part;
         if wanted("linears") {
-            linears(&cpu)?;
+            linears(&cpu, &grid)?;
         }
         if wanted("decode") {
             decode(&cpu)?;
@@ -79,22 +82,37 @@ fn reading(cpu: &Cpu) -> f64 {
     (words.len() * 8) as f64 / seconds(false).min(seconds(true))
 }
 
-fn linears(cpu: &Cpu) -> Result<(), BackendError> {
+/// Every grid, by its name here: what the compiler writes by itself, then the blocks of GGUF.
+fn grids() -> Vec<(&'static str, Grid)> {
+    use ir::Span::{Channel, Group};
+    let int =
+        |name, bits, symmetric, span, scale| (name, Grid::Int { bits, symmetric, span, scale });
+    let mut grids = vec![
+        int("int4 groups of 128", 4, true, Group(128), DType::BF16),
+        int("int4 with zero points", 4, false, Group(128), DType::BF16),
+        int("int8 per channel", 8, true, Channel, DType::BF16),
+        int("Q4_0", 4, true, Group(32), DType::F16),
+        int("Q5_0", 5, true, Group(32), DType::F16),
+        int("Q8_0", 8, true, Group(32), DType::F16),
+    ];
+    grids.extend(BlockKind::written().map(|kind| (kind.form().name, Grid::Block(kind))));
+    grids
+}
+
+fn linears(cpu: &Cpu, only: &str) -> Result<(), BackendError> {
     println!(
         "linears of {LAYERS} layers   rows      ms    GB/s (read)    GOP/s (peak)   x one row"
     );
-    for (name, grid, bits) in [
-        ("int4 groups of 128", ir::Span::Group(128), 4),
-        ("int8 per channel", ir::Span::Channel, 8),
-    ] {
-        let grid = Grid::Int { bits, symmetric: true, span: grid, scale: DType::BF16 };
+    for (name, grid) in grids().into_iter().filter(|(name, _)| name.starts_with(only)) {
         let mut layers = Vec::new();
         for seed in 0..LAYERS as u32 {
             let weight = |&shape| cpu.prepare_quantized("noise", quantized(grid, shape, seed));
             layers.push(LAYER.iter().map(weight).collect::<Result<Vec<_>, _>>()?);
         }
         let weights: usize = LAYER.iter().map(|[i, o]| i * o).sum::<usize>() * LAYERS;
-        let bytes = weights as f64 * f64::from(bits) / 8.0;
+        // As they are stored.
+        let bytes: u64 = LAYER.iter().map(|[i, o]| grid.bytes([*o, *i])).sum();
+        let bytes = (bytes * LAYERS as u64) as f64;
         let mut one = 0.0;
         for rows in [1, 2, 4, 8, 12, 16, 32, 512] {
             let inputs: Vec<_> = [1024, 2048, 3072]
@@ -218,13 +236,24 @@ fn quantized(grid: Grid, [inputs, out]: [usize; 2], seed: u32) -> Quantized {
     let (low, high) = grid.codes();
     let code = |x: f32| (low as f32 + (x + 1.0) * 0.5 * (high - low) as f32) as i8;
     let codes = noise(out * inputs, seed).into_iter().map(code).collect();
-    let scales = vec![grid.stored_scale(0.01); out * grid.span().groups(inputs)];
-    Quantized {
-        grid,
-        shape: [out, inputs],
-        codes,
-        params: Params::Flat { scales, zeros: Vec::new() },
-    }
+    let (units, scale) = (out * grid.units(inputs), grid.stored_scale(0.01));
+    let params = match grid {
+        Grid::Int { symmetric, .. } => {
+            let zeros = if symmetric { Vec::new() } else { vec![3; units] };
+            Params::Flat { scales: vec![scale; units], zeros }
+        }
+        Grid::Block(kind) => {
+            let (form, blocks) = (kind.form(), out * inputs / kind.form().block);
+            let mins = form.min_bits.map_or(0, |bits| if bits > 0 { units } else { 0 });
+            Params::Nested {
+                scales: vec![5; if form.scale == Inner::One { 0 } else { units }],
+                mins: vec![7; mins],
+                outer_scales: vec![scale; blocks],
+                outer_mins: vec![scale; form.min_bits.map_or(0, |_| blocks)],
+            }
+        }
+    };
+    Quantized { grid, shape: [out, inputs], codes, params }
 }
 
 fn noise(n: usize, seed: u32) -> Vec<f32> {

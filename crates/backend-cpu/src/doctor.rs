@@ -7,7 +7,7 @@ use backend::{
     KV_BLOCK, KvDType, Linear, RankUpdate, Reference, Rope, RopeTable, SoftmaxRow, Span,
 };
 use half::{bf16, f16};
-use ir::{Activation, Grid, Heads, Params, Quantized, Spec, Weight};
+use ir::{Activation, BlockKind, Grid, Heads, Inner, Params, Quantized, Spec, Weight};
 use tensor::{Bytes, DType, Tensor};
 
 /// An op that was tried.
@@ -27,6 +27,9 @@ const ROWS: [usize; 3] = [1, 5, 37];
 
 /// Outputs and inputs of the linears: whole tiles of neither, two pieces of a sum.
 const SHAPE: [usize; 2] = [67, 300];
+
+/// The same where rows are whole blocks of GGUF.
+const WHOLE: [usize; 2] = [67, 512];
 
 impl Cpu {
     /// Tries every op with this instruction set.
@@ -77,6 +80,16 @@ impl Trials<'_> {
                 values(backend, out)
             });
         }
+        for kind in [BlockKind::Q4K, BlockKind::Q6K] {
+            let grid = Grid::Block(kind);
+            let table = self.noise.quantized(grid, WHOLE);
+            self.hold(format!("embed {grid}"), |backend| {
+                let weight = &backend.prepare_quantized("w", table.clone())?;
+                let mut out = backend.zeros(4, WHOLE[1])?;
+                backend.embed(&Embed { tokens: &[0, 66, 13, 66], weight, first: 0 }, &mut out)?;
+                values(backend, out)
+            });
+        }
     }
 
     fn linears(&mut self) {
@@ -98,22 +111,29 @@ impl Trials<'_> {
 
     fn quantized(&mut self) {
         use ir::Span::{Channel, Group};
-        for (bits, symmetric, span) in [
+        let int = |(bits, symmetric, span)| {
+            (Grid::Int { bits, symmetric, span, scale: DType::BF16 }, SHAPE)
+        };
+        let ints = [
             (4, true, Group(128)),
             (4, true, Group(32)),
             (4, false, Group(128)),
             (8, true, Channel),
             (8, false, Group(64)),
+            (6, true, Group(64)),
+            (5, true, Group(32)),
             (3, true, Group(128)),
-        ] {
-            let grid = Grid::Int { bits, symmetric, span, scale: DType::BF16 };
-            let weight = self.noise.quantized(grid, SHAPE);
+            (2, false, Group(64)),
+        ];
+        let blocks = BlockKind::ALL.map(|kind| (Grid::Block(kind), WHOLE));
+        for (grid, shape) in ints.into_iter().map(int).chain(blocks) {
+            let (weight, width) = (self.noise.quantized(grid, shape), shape[1]);
             for rows in ROWS {
-                let mut x = self.noise.values(rows * SHAPE[1]);
+                let mut x = self.noise.values(rows * width);
                 // An element that hides the others of its block.
-                x[SHAPE[1] - 1] = 700.0;
+                x[width - 1] = 700.0;
                 self.hold(format!("linear {grid}, {rows} rows"), |backend| {
-                    let input = &backend.upload(SHAPE[1], x.clone())?;
+                    let input = &backend.upload(width, x.clone())?;
                     let weight = &backend.prepare_quantized("w", weight.clone())?;
                     let linear = || Linear { input, weight, bias: None, decode: 0 };
                     // One alone, and two at once with the threads awake.
@@ -377,16 +397,43 @@ impl Noise {
         Some(Weight { spec: Spec::alone("w", shape, dtype), tensor })
     }
 
+    /// A whole number from `low` to `high`.
+    fn within(&mut self, (low, high): (i32, i32)) -> i32 {
+        low + (self.word() % (high - low + 1) as u32) as i32
+    }
+
     fn quantized(&mut self, grid: Grid, [out, width]: [usize; 2]) -> Quantized {
-        let symmetric = grid.is_symmetric();
-        let (low, high) = grid.codes();
-        let mut code = || (low + (self.word() % (high - low + 1) as u32) as i32) as i8;
-        let codes = (0..out * width).map(|_| code()).collect();
-        let groups = out * grid.span().groups(width);
-        let zeros = if symmetric { Vec::new() } else { (0..groups).map(|_| code()).collect() };
-        let scale = |x: &f32| grid.stored_scale(x.abs() * 0.1 + 1e-3);
-        let scales = self.values(groups).iter().map(scale).collect();
-        Quantized { grid, shape: [out, width], codes, params: Params::Flat { scales, zeros } }
+        let (range, units) = (grid.codes(), out * grid.units(width));
+        let codes = (0..out * width).map(|_| self.within(range) as i8).collect();
+        let mut numbers = |count: usize| -> Vec<f32> {
+            let scale = |x: &f32| grid.stored_scale(x.abs() * 0.1 + 1e-3);
+            self.values(count).iter().map(scale).collect()
+        };
+        let params = match grid {
+            Grid::Int { symmetric, .. } => Params::Flat {
+                scales: numbers(units),
+                zeros: (0..if symmetric { 0 } else { units })
+                    .map(|_| self.within(range) as i8)
+                    .collect(),
+            },
+            Grid::Block(kind) => {
+                let (form, blocks) = (kind.form(), out * width / kind.form().block);
+                let (low, high) = form.scale.codes();
+                let scales = if form.scale == Inner::One { 0 } else { units };
+                let (mins, bits) = (form.min_bits, form.min_bits.unwrap_or(0));
+                Params::Nested {
+                    outer_scales: numbers(blocks),
+                    outer_mins: numbers(if mins.is_some() { blocks } else { 0 }),
+                    scales: (0..scales)
+                        .map(|_| self.within((low.into(), high.into())) as i8)
+                        .collect(),
+                    mins: (0..if bits > 0 { units } else { 0 })
+                        .map(|_| self.within((0, (1 << bits) - 1)) as u8)
+                        .collect(),
+                }
+            }
+        };
+        Quantized { grid, shape: [out, width], codes, params }
     }
 }
 
@@ -402,7 +449,7 @@ mod tests {
         let first = cpus[0].trials();
         // Each op once at least, and none twice under one name.
         let unique: std::collections::BTreeSet<String> = names(&first).into_iter().collect();
-        assert_eq!((first.len(), unique.len()), (56, 56));
+        assert_eq!((first.len(), unique.len()), (127, 127));
         for cpu in cpus {
             let trials = cpu.trials();
             assert_eq!(names(&trials), names(&first));

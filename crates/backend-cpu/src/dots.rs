@@ -3,8 +3,6 @@
 #![expect(unsafe_code, reason = "vectors are loaded through pointers")]
 
 use crate::simd::{Portable, Simd};
-use half::{bf16, f16};
-use tensor::DType;
 
 /// Vectors of `i32` beside those of `f32`, of as many lanes.
 ///
@@ -26,8 +24,35 @@ pub(crate) trait Dots: Simd {
     /// `4 * LANES` bytes.
     unsafe fn bytes(at: *const u8) -> Self::I;
 
+    /// Writes `4 * LANES` bytes.
+    unsafe fn put(at: *mut u8, bytes: Self::I);
+
+    /// `LANES` bytes of a sign, each a lane.
+    unsafe fn widen(at: *const i8) -> Self::I;
+
+    /// Sixteen bytes for [`Self::lookup`].
+    unsafe fn table(of: &[u8; 16]) -> Self::I;
+
+    /// The byte of a table that each byte, below 16, is the place of.
+    unsafe fn lookup(table: Self::I, places: Self::I) -> Self::I;
+
     /// The low and the high halves of bytes.
     unsafe fn nibbles(bytes: Self::I) -> [Self::I; 2];
+
+    /// The bits of both.
+    unsafe fn and(a: Self::I, b: Self::I) -> Self::I;
+
+    /// The bits of either.
+    unsafe fn or(a: Self::I, b: Self::I) -> Self::I;
+
+    /// The bits of each lane moved up by `by`, at most 31.
+    unsafe fn left(a: Self::I, by: i32) -> Self::I;
+
+    /// The bits of each lane moved down by `by`, at most 31.
+    unsafe fn right(a: Self::I, by: i32) -> Self::I;
+
+    /// `a + b`.
+    unsafe fn sum(a: Self::I, b: Self::I) -> Self::I;
 
     /// `sum` and the products of the bytes of `w`, unsigned, and of `x`, signed.
     unsafe fn dot(sum: Self::I, w: Self::I, x: Self::I) -> Self::I;
@@ -67,6 +92,61 @@ impl Dots for Portable {
     }
 
     #[inline(always)]
+    unsafe fn put(at: *mut u8, bytes: Self::I) {
+        // SAFETY: the caller vouches for `4 * LANES` bytes.
+        unsafe { at.cast::<[[u8; 4]; LANES]>().write_unaligned(bytes.map(i32::to_le_bytes)) }
+    }
+
+    #[inline(always)]
+    unsafe fn widen(at: *const i8) -> Self::I {
+        // SAFETY: the caller vouches for `LANES` bytes.
+        unsafe { at.cast::<[i8; LANES]>().read_unaligned() }.map(i32::from)
+    }
+
+    #[inline(always)]
+    unsafe fn table(of: &[u8; 16]) -> Self::I {
+        std::array::from_fn(|lane| {
+            let at = lane % 4 * 4;
+            i32::from_le_bytes([of[at], of[at + 1], of[at + 2], of[at + 3]])
+        })
+    }
+
+    #[inline(always)]
+    unsafe fn lookup(table: Self::I, places: Self::I) -> Self::I {
+        places.map(|four| {
+            i32::from_le_bytes(four.to_le_bytes().map(|place| {
+                let place = usize::from(place & 15);
+                table[place / 4].to_le_bytes()[place % 4]
+            }))
+        })
+    }
+
+    #[inline(always)]
+    unsafe fn and(a: Self::I, b: Self::I) -> Self::I {
+        std::array::from_fn(|lane| a[lane] & b[lane])
+    }
+
+    #[inline(always)]
+    unsafe fn or(a: Self::I, b: Self::I) -> Self::I {
+        std::array::from_fn(|lane| a[lane] | b[lane])
+    }
+
+    #[inline(always)]
+    unsafe fn left(a: Self::I, by: i32) -> Self::I {
+        a.map(|x| x << by)
+    }
+
+    #[inline(always)]
+    unsafe fn right(a: Self::I, by: i32) -> Self::I {
+        a.map(|x| (x as u32 >> by) as i32)
+    }
+
+    #[inline(always)]
+    unsafe fn sum(a: Self::I, b: Self::I) -> Self::I {
+        std::array::from_fn(|lane| a[lane].wrapping_add(b[lane]))
+    }
+
+    #[inline(always)]
     unsafe fn nibbles(bytes: Self::I) -> [Self::I; 2] {
         [bytes.map(|x| x & 0x0f0f_0f0f), bytes.map(|x| (x >> 4) & 0x0f0f_0f0f)]
     }
@@ -93,86 +173,5 @@ impl Dots for Portable {
     #[inline(always)]
     unsafe fn product(a: Self::V, b: Self::V) -> Self::V {
         std::array::from_fn(|lane| a[lane] * b[lane])
-    }
-}
-
-/// Scales, each in the dtype that the grid has rounded it to.
-pub(crate) enum Scales {
-    F32(Vec<f32>),
-    F16(Vec<f16>),
-    /// As bits.
-    Bf16(Vec<u16>),
-}
-
-/// Some of them, to be filled.
-pub(crate) enum ScalesMut<'a> {
-    F32(&'a mut [f32]),
-    F16(&'a mut [f16]),
-    Bf16(&'a mut [u16]),
-}
-
-impl ScalesMut<'_> {
-    /// Puts a scale in its place.
-    pub(crate) fn set(&mut self, at: usize, scale: f32) {
-        match self {
-            Self::F32(scales) => scales[at] = scale,
-            Self::F16(scales) => scales[at] = f16::from_f32(scale),
-            Self::Bf16(scales) => scales[at] = bf16::from_f32(scale).to_bits(),
-        }
-    }
-}
-
-impl Scales {
-    /// `count` scales of `dtype`, all zero; `None` if memory is short.
-    pub(crate) fn zeroed(dtype: DType, count: usize) -> Option<Self> {
-        match dtype {
-            DType::F16 => tensor::zeroed(count).map(Self::F16),
-            DType::BF16 => tensor::zeroed(count).map(Self::Bf16),
-            _ => tensor::zeroed(count).map(Self::F32),
-        }
-    }
-
-    /// Parts of so many scales, in order.
-    pub(crate) fn parts(&mut self, count: usize) -> Vec<ScalesMut<'_>> {
-        match self {
-            Self::F32(scales) => scales.chunks_mut(count).map(ScalesMut::F32).collect(),
-            Self::F16(scales) => scales.chunks_mut(count).map(ScalesMut::F16).collect(),
-            Self::Bf16(scales) => scales.chunks_mut(count).map(ScalesMut::Bf16).collect(),
-        }
-    }
-
-    /// Brings the scales from `at` on near; touches nothing.
-    ///
-    /// # Safety
-    /// `S` is enabled.
-    #[inline(always)]
-    pub(crate) unsafe fn prefetch<S: Simd>(&self, at: usize) {
-        // SAFETY: a prefetch may name any address.
-        unsafe {
-            match self {
-                Self::F32(scales) => {
-                    S::prefetch(scales.as_ptr().wrapping_add(at));
-                    S::prefetch(scales.as_ptr().wrapping_add(at + 16));
-                }
-                Self::F16(scales) => S::prefetch(scales.as_ptr().wrapping_add(at)),
-                Self::Bf16(scales) => S::prefetch(scales.as_ptr().wrapping_add(at)),
-            }
-        }
-    }
-
-    /// `S::LANES` scales from `at` on.
-    ///
-    /// # Safety
-    /// There are as many, and `S` is enabled.
-    #[inline(always)]
-    pub(crate) unsafe fn load<S: Simd>(&self, at: usize) -> S::V {
-        // SAFETY: the caller's promise is passed on.
-        unsafe {
-            match self {
-                Self::F32(scales) => S::load(scales.as_ptr().add(at)),
-                Self::F16(scales) => S::load_f16(scales.as_ptr().add(at)),
-                Self::Bf16(scales) => S::load_bf16(scales.as_ptr().add(at)),
-            }
-        }
     }
 }

@@ -155,6 +155,21 @@ impl Level {
         }
     }
 
+    /// Rows of the tallest tile of integer dot products whose sums stay in registers.
+    pub(crate) fn tallest(self) -> usize {
+        match self.0 {
+            #[cfg(target_arch = "x86_64")]
+            Isa::Avx512Bf16 | Isa::Avx512Vnni => Vnni::TALLEST,
+            #[cfg(target_arch = "x86_64")]
+            Isa::Avx512 => Avx512::TALLEST,
+            #[cfg(target_arch = "x86_64")]
+            Isa::Avx2 => Avx2::TALLEST,
+            #[cfg(target_arch = "aarch64")]
+            Isa::NeonI8mm | Isa::NeonDot | Isa::Neon => Neon::TALLEST,
+            _ => Portable::TALLEST,
+        }
+    }
+
     /// Runs `kernel`, compiled for this instruction set.
     #[inline]
     pub(crate) fn run_dots<K: DotKernel>(self, kernel: K) {

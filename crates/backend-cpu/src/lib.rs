@@ -4,6 +4,7 @@
 //! One file a kernel family; each kernel is written once over vectors (`simd`) and compiled for
 //! every [`Isa`]. Work runs on the current rayon pool.
 
+mod activations;
 mod algebra;
 mod attend;
 mod cache;
@@ -11,15 +12,18 @@ mod decode;
 mod doctor;
 mod dots;
 mod elementwise;
+mod form;
 mod isa;
 mod linear;
 mod load;
 #[cfg(target_arch = "aarch64")]
 mod neon;
 mod outer;
+mod packed;
 mod pages;
 mod panel;
 mod probe;
+mod quad_sums;
 mod quantized;
 mod rows;
 mod score;
@@ -35,6 +39,7 @@ mod x86_dots;
 pub use doctor::Trial;
 pub use isa::Isa;
 
+use activations::RoundedPool;
 use backend::numerics::LINEAR_CHUNK;
 use backend::{
     Algebra, Attend, AttendPaged, Backend, BackendError, Buffer, Cut, DeviceWeight, Draws, Embed,
@@ -44,8 +49,8 @@ use cache::{Cache, new_pages};
 use half::{bf16, f16};
 use ir::{Activation, Grid, Heads, Spec};
 use isa::Level;
+use packed::Packed;
 use panel::{Panels, Word};
-use quantized::{Packed, RoundedPool};
 use rayon::prelude::*;
 use rows::{Pool, Rows};
 use std::ops::Range;
@@ -188,7 +193,8 @@ impl Backend for Cpu {
             Prepared::F32(table) => embed(args, table, out),
             Prepared::Bf16(table) => embed(args, table, out),
             Prepared::F16(table) => embed(args, table, out),
-            _ => Err(internal("an embedding table is a dense matrix")),
+            Prepared::Quantized(table) => embed(args, table, out),
+            Prepared::Vector(_) => Err(internal("an embedding table is a matrix")),
         }
     }
 
@@ -420,20 +426,45 @@ fn packed<'a>(args: &Linear<'a>) -> Result<Option<&'a Packed>, BackendError> {
 /// Rows that a thread gathers at a time.
 const EMBEDDED: usize = 16;
 
-fn embed<T: Word>(
-    args: &Embed<'_>,
-    table: &Panels<T>,
-    out: &mut Buffer,
-) -> Result<(), BackendError> {
+/// What rows are gathered from.
+trait Table: Sync {
+    /// Elements of a row.
+    fn width(&self) -> usize;
+
+    /// Writes row `index` as `f32`; nothing if there is no such row.
+    fn row(&self, index: usize, into: &mut [f32]);
+}
+
+impl<T: Word> Table for Panels<T> {
+    fn width(&self) -> usize {
+        self.inputs()
+    }
+
+    fn row(&self, index: usize, into: &mut [f32]) {
+        self.gather(index, into);
+    }
+}
+
+impl Table for Packed {
+    fn width(&self) -> usize {
+        self.inputs()
+    }
+
+    fn row(&self, index: usize, into: &mut [f32]) {
+        self.gather(index, into);
+    }
+}
+
+fn embed(args: &Embed<'_>, table: &impl Table, out: &mut Buffer) -> Result<(), BackendError> {
     let width = out.width();
-    check(width == table.inputs(), "an embedding has the table's width")?;
+    check(width == table.width(), "an embedding has the table's width")?;
     check(args.tokens.len() <= out.rows(), "every token has a row")?;
     let rows = &mut host_mut(out)?[..args.tokens.len() * width];
     tasks::chunks(rows, EMBEDDED * width, |index, rows| {
         let tokens = &args.tokens[index * EMBEDDED..];
         for (row, token) in rows.chunks_exact_mut(width).zip(tokens) {
             if let Some(index) = token.checked_sub(args.first) {
-                table.gather(index as usize, row);
+                table.row(index as usize, row);
             }
         }
     });

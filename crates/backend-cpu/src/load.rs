@@ -2,9 +2,9 @@
 //! weight is never there twice.
 
 use crate::Prepared;
+use crate::packed::Packed;
 use crate::panel::{PANEL, Panels, Word, lay_out};
-use crate::quantized::Packed;
-use backend::{BackendError, Incoming, Whole, dense};
+use backend::{BackendError, Incoming, Whole, computed_with, dense};
 use ir::{Grid, Quantized, Source, Spec, Weight};
 use rayon::prelude::*;
 use tensor::{DType, Tensor};
@@ -22,7 +22,7 @@ pub(crate) fn prepare(weight: Incoming<'_>) -> Result<(Vec<usize>, Prepared), Ba
             let prepared = prepare_dense(&weight)?;
             (weight.spec.shape, prepared)
         }
-        Incoming::Memory(Whole::On { tensor, codes }) if codes.grid.int().is_none() => {
+        Incoming::Memory(Whole::On { tensor, codes }) if !computed_with(codes.grid) => {
             (codes.shape.to_vec(), prepare_dense(&dense(tensor, &codes)?)?)
         }
         Incoming::Memory(Whole::On { tensor, codes }) => {
@@ -56,7 +56,7 @@ fn panels<T: Word>(spec: &Spec, tensor: &Tensor) -> Result<Panels<T>, BackendErr
     Panels::of(size, words).ok_or_else(|| short(&spec.tensor, dense_bytes::<T>(size)))
 }
 
-/// Lays out a weight on an integer grid.
+/// Lays out a weight on a grid.
 fn prepare_quantized(tensor: &str, weight: &Quantized) -> Result<Packed, BackendError> {
     let refuse = || unfit(tensor, weight.grid);
     if !weight.is_whole() {
@@ -68,11 +68,11 @@ fn prepare_quantized(tensor: &str, weight: &Quantized) -> Result<Packed, Backend
     Ok(packed)
 }
 
-/// Reads a weight by rows and lays it out; one on an integer grid as that, if `integers`.
+/// Reads a weight by rows and lays it out; one on a grid as that, if `integers`.
 fn load(source: &dyn Source, spec: &Spec, integers: bool) -> Result<Prepared, BackendError> {
     let rows = spec.shape.first().copied().unwrap_or(0);
     let first = if integers { source.read_view_quantized(&spec.at, 0..rows.min(1))? } else { None };
-    let first = first.filter(|first| first.grid.int().is_some());
+    let first = first.filter(|first| computed_with(first.grid));
     if let (Some(first), &[out, inputs]) = (first, &spec.shape[..]) {
         return load_quantized(source, spec, [out, inputs], &first).map(Prepared::Quantized);
     }
@@ -159,7 +159,7 @@ fn packed_room(
 /// Bytes of a weight that is laid out.
 pub(crate) fn bytes(spec: &Spec, grid: Option<Grid>) -> u64 {
     // What is not computed with on its grid is dense.
-    match (&spec.shape[..], grid.filter(|grid| grid.int().is_some())) {
+    match (&spec.shape[..], grid.filter(|grid| computed_with(*grid))) {
         (&[out, inputs], Some(grid)) => {
             Packed::bytes([out, inputs], grid, !grid.is_symmetric()).unwrap_or(u64::MAX)
         }

@@ -175,6 +175,69 @@ macro_rules! integers {
         }
 
         #[inline(always)]
+        unsafe fn put(at: *mut u8, bytes: Self::I) {
+            // SAFETY: see above.
+            unsafe { vst1q_u8(at, vreinterpretq_u8_s32(bytes)) }
+        }
+
+        #[inline(always)]
+        unsafe fn widen(at: *const i8) -> Self::I {
+            // SAFETY: see above; four bytes are read, into the low half of a vector.
+            unsafe {
+                let four = vcreate_s8(u64::from(at.cast::<u32>().read_unaligned()));
+                vmovl_s16(vget_low_s16(vmovl_s8(four)))
+            }
+        }
+
+        #[inline(always)]
+        unsafe fn table(of: &[u8; 16]) -> Self::I {
+            // SAFETY: see above.
+            unsafe { vreinterpretq_s32_u8(vld1q_u8(of.as_ptr())) }
+        }
+
+        #[inline(always)]
+        unsafe fn lookup(table: Self::I, places: Self::I) -> Self::I {
+            // SAFETY: see above.
+            unsafe {
+                let (table, places) = (vreinterpretq_u8_s32(table), vreinterpretq_u8_s32(places));
+                vreinterpretq_s32_u8(vqtbl1q_u8(table, places))
+            }
+        }
+
+        #[inline(always)]
+        unsafe fn and(a: Self::I, b: Self::I) -> Self::I {
+            // SAFETY: see above.
+            unsafe { vandq_s32(a, b) }
+        }
+
+        #[inline(always)]
+        unsafe fn or(a: Self::I, b: Self::I) -> Self::I {
+            // SAFETY: see above.
+            unsafe { vorrq_s32(a, b) }
+        }
+
+        #[inline(always)]
+        unsafe fn left(a: Self::I, by: i32) -> Self::I {
+            // SAFETY: see above.
+            unsafe { vshlq_s32(a, vdupq_n_s32(by)) }
+        }
+
+        #[inline(always)]
+        unsafe fn right(a: Self::I, by: i32) -> Self::I {
+            // SAFETY: see above; what moves up by less than nothing moves down.
+            unsafe {
+                let bits = vreinterpretq_u32_s32(a);
+                vreinterpretq_s32_u32(vshlq_u32(bits, vdupq_n_s32(-by)))
+            }
+        }
+
+        #[inline(always)]
+        unsafe fn sum(a: Self::I, b: Self::I) -> Self::I {
+            // SAFETY: see above.
+            unsafe { vaddq_s32(a, b) }
+        }
+
+        #[inline(always)]
         unsafe fn nibbles(bytes: Self::I) -> [Self::I; 2] {
             // SAFETY: see above.
             unsafe {

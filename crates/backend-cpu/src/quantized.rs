@@ -1,279 +1,31 @@
-//! Linears over weights of 8 bits and fewer, with activations rounded to int8 on the fly.
+//! Linears over weights on grids, with activations rounded to int8 on the fly.
 //!
-//! A weight is laid out once as panels of 32 outputs. Each block of columns (see
-//! [`backend::numerics::blocks`]) is padded to whole quads: a vector holds four neighbouring inputs
-//! of neighbouring outputs, as the dot product of bytes wants them. Codes of four bits and fewer
-//! take half a byte; codes are stored unsigned, and what that adds is taken off by the sum of the
-//! activations.
-#![expect(unsafe_code, reason = "tiles are passed to the microkernel as pointers")]
+//! One row, or few, takes a weight as fast as it comes from memory: its codes become bytes in registers.
+//! For more rows some blocks of a panel are unpacked to bytes, which stay in the first cache while all rows
+//! go over them.
+#![expect(unsafe_code, reason = "tiles are passed to the kernels as pointers")]
 
-use crate::dots::{Dots, Scales, ScalesMut};
+use crate::activations::{Activations, Codes, RoundedPool};
+use crate::dots::Dots;
+use crate::form::{Eight, Five, Form, Four, Levels, Planes, ROW, Six, Three, Two};
 use crate::isa::{DotKernel, Level};
+use crate::packed::{Layout, Packed, Place};
 use crate::panel::PANEL;
+use crate::quad_sums::{Run, Tile};
 use crate::tasks::{self, Output};
-use backend::numerics::{Columns, blocks, quantize, quantize_rest};
-use ir::{Grid, IntGrid, Quantized};
-use rayon::prelude::*;
 use std::ops::Range;
-use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Mutex, PoisonError};
-use tensor::DType;
 
-/// Inputs of a quad of a nibble's panel: two quads share their bytes.
-const PAIR: usize = 8;
-
-/// Bytes of a weight that are brought near ahead of their use. One row reads as fast as the machine
-/// foresees; more compute too long between two reads for it to see far enough.
+/// Bytes of a weight that are brought near ahead of their use, while others are computed with.
 const AHEAD: usize = 2048;
 
-/// Groups of scales, likewise: one comes with two kilobytes of codes, too seldom for the machine to
-/// see a pattern.
-const SCALES_AHEAD: usize = 4;
+/// Columns that are unpacked at once: 8 KiB of a panel.
+const PIECE: usize = 256;
 
 /// Rows of a task.
 const BLOCK_ROWS: usize = 240;
 
 /// Panels of a task when there are many rows.
 const GROUP: usize = 4;
-
-/// Rows that a thread rounds at a time.
-const ROUNDED: usize = 8;
-
-/// A weight `[out, inputs]` on an integer grid.
-pub(crate) struct Packed {
-    out: usize,
-    inputs: usize,
-    blocks: Vec<Columns>,
-    /// Where each block's columns begin, padded; the last is the width.
-    offsets: Vec<usize>,
-    groups: usize,
-    nibbles: bool,
-    /// Whether every group has zero points of its own.
-    asymmetric: bool,
-    /// `[panels][blocks]` quads of 32 outputs.
-    codes: Vec<u8>,
-    /// `[panels][groups][32]`.
-    scales: Scales,
-    /// `[panels][groups][32]`: what is to be taken off a stored code; one row if all are equal.
-    zeros: Vec<u8>,
-}
-
-impl Packed {
-    /// Room for a weight, all zero; `None` if memory is short, or the grid is not one that is computed
-    /// with. One that is not `asymmetric` has no zero points.
-    pub(crate) fn zeroed([out, inputs]: [usize; 2], grid: Grid, asymmetric: bool) -> Option<Self> {
-        let sizes = Sizes::of([out, inputs], grid)?;
-        let Sizes { blocks, offsets, groups, nibbles, panels, codes, scales, stored } = sizes;
-        let offset = if nibbles { 8 } else { 128 };
-        let zeros = match asymmetric {
-            true => filled(panels.checked_mul(scales)?, offset)?,
-            false => vec![offset; PANEL],
-        };
-        let (codes, scales) = (panels.checked_mul(codes)?, panels.checked_mul(scales)?);
-        Some(Self {
-            out,
-            inputs,
-            blocks,
-            offsets,
-            groups,
-            nibbles,
-            asymmetric,
-            codes: tensor::zeroed(codes)?,
-            scales: Scales::zeroed(stored, scales)?,
-            zeros,
-        })
-    }
-
-    /// What a weight takes; `None` if it is not one that is computed with.
-    pub(crate) fn bytes(shape: [usize; 2], grid: Grid, asymmetric: bool) -> Option<u64> {
-        let Sizes { panels, codes, scales, stored, .. } = Sizes::of(shape, grid)?;
-        let a_group = stored.bits() / 8 + usize::from(asymmetric);
-        let panel = codes.checked_add(scales.checked_mul(a_group)?)?;
-        Some(panels.checked_mul(panel)? as u64)
-    }
-
-    /// Its outputs in parts of `panels` panels, to be filled.
-    pub(crate) fn parts(&mut self, panels: usize) -> impl ParallelIterator<Item = Part<'_>> {
-        let (out, inputs, groups, nibbles) = (self.out, self.inputs, self.groups, self.nibbles);
-        let (blocks, offsets) = (&self.blocks, &self.offsets);
-        let bytes = self.offsets.last().copied().unwrap_or(0) * PANEL / if nibbles { 2 } else { 1 };
-        let rows = groups * PANEL;
-        // One row of zeros is everybody's, and has its value already.
-        let all = if self.asymmetric { &mut self.zeros[..] } else { &mut [] };
-        let count = out.div_ceil(PANEL).div_ceil(panels);
-        let mut zeros: Vec<&mut [u8]> = all.chunks_mut(panels * rows).collect();
-        zeros.resize_with(count, Default::default);
-        let codes = self.codes.par_chunks_mut(panels * bytes);
-        let scales = self.scales.parts(panels * rows);
-        let parts = codes.zip(scales.into_par_iter()).zip(zeros.into_par_iter()).enumerate();
-        parts.map(move |(index, ((codes, scales), zeros))| {
-            let first = index * panels * PANEL;
-            let rows = first..out.min(first + panels * PANEL);
-            Part { rows, codes, scales, zeros, inputs, groups, nibbles, bytes, blocks, offsets }
-        })
-    }
-
-    /// The number of outputs.
-    pub(crate) fn out(&self) -> usize {
-        self.out
-    }
-
-    /// The number of inputs.
-    pub(crate) fn inputs(&self) -> usize {
-        self.inputs
-    }
-
-    /// Padded columns.
-    fn width(&self) -> usize {
-        self.offsets.last().copied().unwrap_or(0)
-    }
-
-    /// Bytes of a panel's codes.
-    fn panel_bytes(&self) -> usize {
-        self.width() * PANEL / if self.nibbles { 2 } else { 1 }
-    }
-
-    /// The zero points of a panel's group.
-    #[inline(always)]
-    fn zeros(&self, at: usize) -> [i32; PANEL] {
-        let at = if self.asymmetric { at } else { 0 };
-        let (mut wide, zeros) = ([0; PANEL], &self.zeros[at..at + PANEL]);
-        wide.iter_mut().zip(zeros).for_each(|(wide, &zero)| *wide = i32::from(zero));
-        wide
-    }
-}
-
-/// How large the parts of a weight are.
-struct Sizes {
-    blocks: Vec<Columns>,
-    offsets: Vec<usize>,
-    groups: usize,
-    nibbles: bool,
-    panels: usize,
-    /// Bytes of the codes, and the number of scales, of a panel.
-    codes: usize,
-    scales: usize,
-    /// What a scale is stored in.
-    stored: DType,
-}
-
-impl Sizes {
-    fn of([out, inputs]: [usize; 2], grid: Grid) -> Option<Self> {
-        let IntGrid { bits, span, scale: stored, .. } = grid.int()?;
-        if out == 0 || inputs == 0 || !(2..=8).contains(&bits) {
-            return None;
-        }
-        let (groups, nibbles) = (span.groups(inputs), bits <= 4);
-        let blocks = blocks(inputs, span.size(inputs));
-        let mut offsets = vec![0];
-        for block in &blocks {
-            let end = offsets.last()? + block.columns.len().next_multiple_of(PAIR);
-            offsets.push(end);
-        }
-        let codes = offsets.last()?.checked_mul(PANEL)? / if nibbles { 2 } else { 1 };
-        let (panels, scales) = (out.div_ceil(PANEL), groups.checked_mul(PANEL)?);
-        Some(Self { blocks, offsets, groups, nibbles, panels, codes, scales, stored })
-    }
-}
-
-/// Some panels of a weight that is being laid out.
-pub(crate) struct Part<'a> {
-    /// Their outputs.
-    pub(crate) rows: Range<usize>,
-    codes: &'a mut [u8],
-    scales: ScalesMut<'a>,
-    zeros: &'a mut [u8],
-    inputs: usize,
-    groups: usize,
-    nibbles: bool,
-    /// Of a panel's codes.
-    bytes: usize,
-    blocks: &'a [Columns],
-    offsets: &'a [usize],
-}
-
-impl Part<'_> {
-    /// Fills it from rows `first..` of `weight`, which has as many.
-    pub(crate) fn fill(&mut self, weight: &Quantized, first: usize) {
-        // What is added to a code to store it unsigned.
-        let offset = if self.nibbles { 8 } else { 128 };
-        let (groups, rows) = (self.groups, first..first + self.rows.len());
-        for (panel, codes) in self.codes.chunks_exact_mut(self.bytes).enumerate() {
-            let rows = first + panel * PANEL..rows.end.min(first + (panel + 1) * PANEL);
-            for (lane, row) in rows.enumerate() {
-                let from = &weight.codes[row * self.inputs..(row + 1) * self.inputs];
-                for (block, &begin) in self.blocks.iter().zip(self.offsets) {
-                    for (index, &code) in from[block.columns.clone()].iter().enumerate() {
-                        let code = (i32::from(code) + offset) as u8;
-                        let column = begin + index;
-                        let (quad, byte) = (column / 4, lane * 4 + column % 4);
-                        match self.nibbles {
-                            true => {
-                                let at = quad / 2 * 4 * PANEL + byte;
-                                codes[at] |= code << (quad % 2 * 4);
-                            }
-                            false => codes[quad * 4 * PANEL + byte] = code,
-                        }
-                    }
-                }
-            }
-        }
-        let those = rows.start * groups..rows.end * groups;
-        for (index, &scale) in weight.scales()[those.clone()].iter().enumerate() {
-            self.scales.set(place(index, groups), scale);
-        }
-        for (index, &zero) in weight.zeros().get(those).unwrap_or_default().iter().enumerate() {
-            self.zeros[place(index, groups)] = (offset + i32::from(zero)) as u8;
-        }
-    }
-}
-
-/// Rows of activations, rounded.
-#[derive(Debug, Default)]
-struct Activations {
-    all: Codes,
-    /// What is left of the blocks that [`quantize_rest`] rounds again: the others have a scale of 0,
-    /// and codes that may be anything.
-    rest: Codes,
-    /// Whether there are such blocks.
-    any_rest: AtomicBool,
-}
-
-#[derive(Debug, Default)]
-struct Codes {
-    /// `[rows][width]`.
-    codes: Vec<i8>,
-    /// `[rows][blocks]`.
-    scales: Vec<f32>,
-    /// `[rows][blocks]`: the sums of the codes.
-    sums: Vec<i32>,
-}
-
-impl Codes {
-    /// The scales of a block of `R` rows from `row` on.
-    #[inline(always)]
-    fn scales_of<const R: usize>(&self, row: usize, block: usize, count: usize) -> [f32; R] {
-        let mut scales = [0.0; R];
-        for (r, scale) in scales.iter_mut().enumerate() {
-            *scale = self.scales[(row + r) * count + block];
-        }
-        scales
-    }
-}
-
-/// Activations that are no longer needed: their memory is used again.
-#[derive(Debug, Default)]
-pub(crate) struct RoundedPool(Mutex<Vec<Activations>>);
-
-impl RoundedPool {
-    fn take(&self) -> Activations {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner).pop().unwrap_or_default()
-    }
-
-    fn give(&self, activations: Activations) {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner).push(activations);
-    }
-}
 
 /// One linear. `x` is `[rows, inputs]`.
 pub(crate) struct Linear<'a> {
@@ -292,29 +44,27 @@ pub(crate) fn run(
     outs: &mut [&mut [f32]],
 ) {
     for (linear, out) in linears.iter().zip(&*outs) {
-        assert_eq!(linear.x.len(), linear.rows * linear.weight.inputs, "input size");
-        assert_eq!(out.len(), linear.rows * linear.weight.out, "output size");
+        assert_eq!(linear.x.len(), linear.rows * linear.weight.inputs(), "input size");
+        assert_eq!(out.len(), linear.rows * linear.weight.out(), "output size");
     }
     let mut rounded: Vec<(&Linear<'_>, Activations)> = Vec::new();
     let mut jobs: Vec<Job<'_>> = Vec::new();
     for (linear, out) in linears.iter().zip(outs).filter(|(linear, _)| linear.rows > 0) {
         let same = |(other, _): &(&Linear<'_>, _)| other.rounds_as(linear);
         let activations = rounded.iter().position(same).unwrap_or_else(|| {
-            rounded.push((linear, linear.round(level, pool.take())));
+            let mut activations = pool.take();
+            activations.round(level, linear.x, linear.rows, linear.weight.layout());
+            rounded.push((linear, activations));
             rounded.len() - 1
         });
         jobs.push(Job::new(linear, activations, jobs.last().map_or(0, |job| job.end), out));
     }
     let count = jobs.last().map_or(0, |job| job.end);
-    tasks::run(
-        count,
-        || (),
-        |(), index| {
-            let place = jobs.partition_point(|job| job.end <= index);
-            let job = &jobs[place];
-            level.run_dots(job.block(index - job.begin, &rounded[job.activations].1));
-        },
-    );
+    tasks::run(count, Scratch::default, |scratch, index| {
+        let place = jobs.partition_point(|job| job.end <= index);
+        let job = &jobs[place];
+        job.block(index - job.begin, &rounded[job.activations].1, level).run(scratch);
+    });
     rounded.into_iter().for_each(|(_, activations)| pool.give(activations));
 }
 
@@ -334,7 +84,7 @@ struct Job<'a> {
 
 impl<'a> Job<'a> {
     fn new(linear: &'a Linear<'a>, activations: usize, begin: usize, out: &mut [f32]) -> Self {
-        let panels = linear.weight.out.div_ceil(PANEL);
+        let panels = linear.weight.out().div_ceil(PANEL);
         let rows = linear.rows;
         let height = rows.div_ceil(rows.div_ceil(BLOCK_ROWS)).next_multiple_of(12);
         let group = match rows {
@@ -346,13 +96,14 @@ impl<'a> Job<'a> {
     }
 
     /// Task `index` of this linear.
-    fn block<'b>(&'b self, index: usize, activations: &'b Activations) -> Block<'b> {
-        let panels = self.linear.weight.out.div_ceil(PANEL);
+    fn block<'b>(&'b self, index: usize, activations: &'b Activations, level: Level) -> Block<'b> {
+        let panels = self.linear.weight.out().div_ceil(PANEL);
         let groups = panels.div_ceil(self.group);
         let (row, panel) = (index / groups * self.height, index % groups * self.group);
         Block {
             linear: self.linear,
             activations,
+            level,
             rows: row..(row + self.height).min(self.linear.rows),
             panels: panel..(panel + self.group).min(panels),
             output: self.output,
@@ -365,332 +116,263 @@ impl Linear<'_> {
     fn rounds_as(&self, other: &Self) -> bool {
         std::ptr::eq(self.x, other.x)
             && self.rows == other.rows
-            && self.weight.blocks == other.weight.blocks
-    }
-
-    /// Rounds every block of every row, into the memory of `all`.
-    fn round(&self, level: Level, mut all: Activations) -> Activations {
-        let (width, count) = (self.weight.width(), self.weight.blocks.len());
-        // What a block is padded with must be zero.
-        all.all.codes.clear();
-        let [first, rest] = [&mut all.all, &mut all.rest].map(|to| {
-            to.codes.resize(self.rows * width, 0);
-            to.scales.resize(self.rows * count, 0.0);
-            to.sums.resize(self.rows * count, 0);
-            (Output::new(&mut to.codes), Output::new(&mut to.scales), Output::new(&mut to.sums))
-        });
-        let any_rest = &all.any_rest;
-        any_rest.store(false, Ordering::Relaxed);
-        tasks::run(
-            self.rows.div_ceil(ROUNDED),
-            || (),
-            |(), index| {
-                for row in index * ROUNDED..self.rows.min((index + 1) * ROUNDED) {
-                    let x = &self.x[row * self.weight.inputs..][..self.weight.inputs];
-                    let [all, rest] = [first, rest].map(|(codes, scales, sums)| {
-                        let (at, a_block) = (row * width, row * count);
-                        // SAFETY: the row's parts lie within the vectors, and this task alone has
-                        // them.
-                        unsafe {
-                            RowCodes {
-                                codes: std::slice::from_raw_parts_mut(codes.start().add(at), width),
-                                scales: std::slice::from_raw_parts_mut(
-                                    scales.start().add(a_block),
-                                    count,
-                                ),
-                                sums: std::slice::from_raw_parts_mut(
-                                    sums.start().add(a_block),
-                                    count,
-                                ),
-                            }
-                        }
-                    });
-                    level.run_dots(Round { x, weight: self.weight, all, rest, any_rest });
-                }
-            },
-        );
-        all
+            && self.weight.layout().rounds_as(other.weight.layout())
     }
 }
 
-/// A row that is being rounded.
-struct Round<'a> {
-    x: &'a [f32],
-    weight: &'a Packed,
-    all: RowCodes<'a>,
-    rest: RowCodes<'a>,
-    any_rest: &'a AtomicBool,
+/// What a thread reuses from task to task.
+#[derive(Default)]
+struct Scratch {
+    /// `[rows][32]`.
+    totals: Vec<f32>,
+    /// Codes as bytes.
+    bytes: Vec<Line>,
 }
 
-/// A row of [`Codes`].
-struct RowCodes<'a> {
-    codes: &'a mut [i8],
-    scales: &'a mut [f32],
-    sums: &'a mut [i32],
-}
-
-impl DotKernel for Round<'_> {
-    #[inline(always)]
-    fn run<S: Dots>(self) {
-        let blocks = self.weight.blocks.iter().zip(&self.weight.offsets).enumerate();
-        for (index, (block, &begin)) in blocks {
-            let end = begin + block.columns.len();
-            let (x, codes) = (&self.x[block.columns.clone()], &mut self.all.codes[begin..end]);
-            let scale = quantize(x, codes);
-            self.all.scales[index] = scale;
-            self.all.sums[index] = codes.iter().map(|&code| i32::from(code)).sum();
-            let rest = &mut self.rest.codes[begin..self.weight.offsets[index + 1]];
-            let (rest, padding) = rest.split_at_mut(end - begin);
-            let finer = quantize_rest(x, codes, scale, rest);
-            self.rest.scales[index] = finer;
-            if finer > 0.0 {
-                padding.fill(0);
-                self.rest.sums[index] = rest.iter().map(|&code| i32::from(code)).sum();
-                self.any_rest.store(true, Ordering::Relaxed);
-            }
-        }
-    }
-}
+/// Bytes that share a line of the caches.
+#[derive(Clone, Copy)]
+#[repr(C, align(64))]
+struct Line([u8; 64]);
 
 /// A task: `rows` times `panels`.
 struct Block<'a> {
     linear: &'a Linear<'a>,
     activations: &'a Activations,
+    level: Level,
     rows: Range<usize>,
     panels: Range<usize>,
     output: Output,
 }
 
-impl DotKernel for Block<'_> {
-    #[inline(always)]
-    fn run<S: Dots>(self) {
-        for panel in self.panels.clone() {
-            let mut row = self.rows.start;
-            while row < self.rows.end {
-                // As few tiles as may be: each reads the panel again.
-                row += match (self.rows.end - row).min(S::TALLEST) {
-                    12.. => self.tile::<S, 12>(row, panel),
-                    11 => self.tile::<S, 11>(row, panel),
-                    10 => self.tile::<S, 10>(row, panel),
-                    9 => self.tile::<S, 9>(row, panel),
-                    8 => self.tile::<S, 8>(row, panel),
-                    7 => self.tile::<S, 7>(row, panel),
-                    6 => self.tile::<S, 6>(row, panel),
-                    5 => self.tile::<S, 5>(row, panel),
-                    4 => self.tile::<S, 4>(row, panel),
-                    3 => self.tile::<S, 3>(row, panel),
-                    2 => self.tile::<S, 2>(row, panel),
-                    _ => self.tile::<S, 1>(row, panel),
-                };
-            }
-        }
-    }
-}
-
 impl Block<'_> {
-    #[inline(always)]
-    fn tile<S: Dots, const R: usize>(&self, row: usize, panel: usize) -> usize {
-        match self.linear.weight.nibbles {
-            true => self.sums::<S, R, true>(row, panel),
-            false => self.sums::<S, R, false>(row, panel),
+    fn run(&self, scratch: &mut Scratch) {
+        let layout = self.linear.weight.layout();
+        let direct = if self.rows.len() == 1 { direct(layout) } else { None };
+        scratch.totals.resize(self.rows.len() * PANEL, 0.0);
+        for panel in self.panels.clone() {
+            scratch.totals.fill(0.0);
+            let bytes = self.linear.weight.panel(panel);
+            match direct {
+                Some(tile) => self.one(bytes, tile, scratch),
+                None => self.many(bytes, scratch),
+            }
+            self.write(panel, &scratch.totals);
         }
-        R
     }
 
-    /// `R` rows times a panel, written to the output with its bias.
-    #[inline(always)]
-    fn sums<S: Dots, const R: usize, const NIBBLES: bool>(&self, row: usize, panel: usize) {
-        let (weight, x) = (self.linear.weight, &self.activations.all);
-        let any_rest = self.activations.any_rest.load(Ordering::Relaxed);
-        let (count, width) = (weight.blocks.len(), weight.width());
-        let mut result = [[0.0f32; PANEL]; R];
-        let codes = &weight.codes[panel * weight.panel_bytes()..][..weight.panel_bytes()];
-        let a_quad = if NIBBLES { 2 * PANEL } else { 4 * PANEL };
-        for half in 0..16 / S::LANES {
-            // SAFETY: the panel has as many bytes as its blocks have quads, 128 a quad of bytes and
-            // 128 a pair of nibbles; scales and zeros have 32 a group; the rows have `width` codes.
-            unsafe {
-                let lanes = [half * S::LANES, 16 + half * S::LANES];
-                let mut totals = [[S::splat(0.0); 2]; R];
-                for (index, block) in weight.blocks.iter().enumerate() {
-                    let (begin, end) = (weight.offsets[index], weight.offsets[index + 1]);
-                    let at = (panel * weight.groups + block.group) * PANEL;
-                    weight.scales.prefetch::<S>(at + SCALES_AHEAD * PANEL);
-                    let zeros = weight.zeros(at);
-                    let zeros = [
-                        S::bytes(zeros.as_ptr().add(lanes[0]).cast::<u8>()),
-                        S::bytes(zeros.as_ptr().add(lanes[1]).cast::<u8>()),
-                    ];
-                    let mut sums = [[S::all(0); 2]; R];
-                    for (r, sums) in sums.iter_mut().enumerate() {
-                        let sum = S::all(-*x.sums.get_unchecked((row + r) * count + index));
-                        *sums = [S::times(zeros[0], sum), S::times(zeros[1], sum)];
-                    }
-                    let from = codes.as_ptr().add(begin / 4 * a_quad);
-                    let x_at = x.codes.as_ptr().add(row * width + begin);
-                    let quads = (end - begin) / 4;
-                    quad_sums::<S, R, NIBBLES>(from, lanes, x_at, width, quads, &mut sums);
-                    let scales = [
-                        weight.scales.load::<S>(at + lanes[0]),
-                        weight.scales.load::<S>(at + lanes[1]),
-                    ];
-                    for (r, (total, sum)) in totals.iter_mut().zip(&sums).enumerate() {
-                        let scale = S::splat(*x.scales.get_unchecked((row + r) * count + index));
-                        for v in 0..2 {
-                            let both = S::product(scale, scales[v]);
-                            total[v] = S::fma(S::float(sum[v]), both, total[v]);
-                        }
-                    }
-                    if any_rest {
-                        let spot = Spot { row, index, begin };
-                        let run = Run { from, lanes, quads };
-                        self.rest::<S, R, NIBBLES>(spot, run, zeros, scales, &mut totals);
-                    }
-                }
-                for (result, total) in result.iter_mut().zip(&totals) {
-                    S::store(result.as_mut_ptr().add(lanes[0]), total[0]);
-                    S::store(result.as_mut_ptr().add(lanes[1]), total[1]);
-                }
-            }
+    /// Some blocks of columns of a panel against the rows from `row` of the task on.
+    fn tiles<'b>(
+        &'b self,
+        panel: &'b [u8],
+        codes: &'b Codes,
+        places: &Range<usize>,
+        scratch: &mut Scratch,
+    ) -> Run<'b> {
+        Run {
+            layout: self.linear.weight.layout(),
+            panel: panel.as_ptr(),
+            unpacked: None,
+            x: codes,
+            rows: self.linear.rows,
+            row: self.rows.start,
+            places: places.clone(),
+            totals: scratch.totals.as_mut_ptr(),
         }
-        self.write(row, panel, &mut result);
     }
 
-    /// Adds what [`quantize_rest`] has of a block to the totals of those rows that have any.
-    ///
-    /// # Safety
-    /// As [`quad_sums`], whose arguments are in `run`.
-    #[inline(always)]
-    unsafe fn rest<S: Dots, const R: usize, const NIBBLES: bool>(
-        &self,
-        Spot { row, index, begin }: Spot,
-        Run { from, lanes, quads }: Run,
-        zeros: [S::I; 2],
-        scales: [S::V; 2],
-        totals: &mut [[S::V; 2]; R],
-    ) {
-        let (rest, weight) = (&self.activations.rest, self.linear.weight);
-        let (count, width) = (weight.blocks.len(), weight.width());
-        let finer: [f32; R] = rest.scales_of(row, index, count);
-        if !finer.iter().any(|&finer| finer > 0.0) {
-            return;
+    /// One row times a panel, whose codes are unpacked in registers.
+    fn one(&self, panel: &[u8], tile: Direct, scratch: &mut Scratch) {
+        let count = self.linear.weight.layout().places.len();
+        let Activations { all, rest, .. } = self.activations;
+        if !self.activations.any_rest() {
+            return tile(self.level, &self.tiles(panel, all, &(0..count), scratch));
         }
-        // SAFETY: the caller's promise is passed on; the rows have `width` codes.
-        unsafe {
-            let mut sums = [[S::all(0); 2]; R];
-            for (r, sums) in sums.iter_mut().enumerate() {
-                let sum = S::all(-rest.sums[(row + r) * count + index]);
-                *sums = [S::times(zeros[0], sum), S::times(zeros[1], sum)];
+        for index in 0..count {
+            let place = index..index + 1;
+            tile(self.level, &self.tiles(panel, all, &place, scratch));
+            if rest.scales[index * self.linear.rows + self.rows.start] > 0.0 {
+                tile(self.level, &self.tiles(panel, rest, &place, scratch));
             }
-            let x_at = rest.codes.as_ptr().add(row * width + begin);
-            quad_sums::<S, R, NIBBLES>(from, lanes, x_at, width, quads, &mut sums);
-            let rows = totals.iter_mut().zip(&sums).zip(finer);
-            for ((total, sum), finer) in rows.filter(|(_, finer)| *finer > 0.0) {
-                for v in 0..2 {
-                    let both = S::product(S::splat(finer), scales[v]);
-                    total[v] = S::fma(S::float(sum[v]), both, total[v]);
+        }
+    }
+
+    /// Rows times a panel, of which some blocks at a time are unpacked.
+    fn many(&self, panel: &[u8], scratch: &mut Scratch) {
+        let layout = self.linear.weight.layout();
+        let any_rest = self.activations.any_rest();
+        let mut first = 0;
+        while let Some(place) = layout.places.get(first) {
+            let begin = place.begin;
+            let some = layout.places[first..].iter();
+            let fit = some.take_while(|p| p.begin + 4 * p.quads <= begin + PIECE).count();
+            // What has a rest is finished block by block.
+            let end = first + if any_rest { 1 } else { fit.max(1) };
+            let places = &layout.places[first..end];
+            let columns: usize = places.iter().map(|place| 4 * place.quads).sum();
+            scratch.bytes.resize(columns * PANEL / 64, Line([0; 64]));
+            let to = scratch.bytes.as_mut_ptr().cast::<u8>();
+            self.level.run_dots(Unpack { layout, panel, places, to });
+            let unpacked = (layout.form != Form::Eight).then_some((to.cast_const(), begin));
+            let run = self.tiles(panel, &self.activations.all, &(first..end), scratch);
+            self.rows_of(&Run { unpacked, ..run });
+            if any_rest {
+                let rest = &self.activations.rest;
+                for row in self.rows.clone() {
+                    if rest.scales[first * self.linear.rows + row] > 0.0 {
+                        let run = self.tiles(panel, rest, &(first..end), scratch);
+                        let offset = (row - self.rows.start) * PANEL;
+                        // SAFETY: the row is one of the task's.
+                        let totals = unsafe { run.totals.add(offset) };
+                        strip(self.level, &Run { unpacked, row, totals, ..run }, 1);
+                    }
                 }
             }
+            first = end;
+        }
+    }
+
+    /// All rows of the task, a tile after the other.
+    fn rows_of(&self, run: &Run<'_>) {
+        let mut done = 0;
+        while done < self.rows.len() {
+            // SAFETY: the row is one of the task's.
+            let totals = unsafe { run.totals.add(done * PANEL) };
+            let row = run.row + done;
+            let places = run.places.clone();
+            done += strip(self.level, &Run { row, totals, places, ..*run }, self.rows.len() - done);
         }
     }
 
     /// Adds the bias and writes those of a panel's outputs that there are.
-    #[inline(always)]
-    fn write(&self, row: usize, panel: usize, result: &mut [[f32; PANEL]]) {
-        let (out, first) = (self.linear.weight.out, panel * PANEL);
+    fn write(&self, panel: usize, totals: &[f32]) {
+        let (out, first) = (self.linear.weight.out(), panel * PANEL);
         let columns = PANEL.min(out - first);
-        for (r, result) in result.iter_mut().enumerate() {
-            let result = &mut result[..columns];
-            if let Some(bias) = self.linear.bias {
-                result.iter_mut().zip(&bias[first..]).for_each(|(y, b)| *y += b);
-            }
+        for (row, totals) in self.rows.clone().zip(totals.chunks_exact(PANEL)) {
             // SAFETY: the row and its columns lie within the output; this task alone writes them.
             let to = unsafe {
-                let start = self.output.start().add((row + r) * out + first);
+                let start = self.output.start().add(row * out + first);
                 std::slice::from_raw_parts_mut(start, columns)
             };
-            to.copy_from_slice(result);
+            to.copy_from_slice(&totals[..columns]);
+            if let Some(bias) = self.linear.bias {
+                to.iter_mut().zip(&bias[first..]).for_each(|(y, b)| *y += b);
+            }
         }
     }
 }
 
-/// Block `index` of some rows, from row `row` and column `begin` on.
-struct Spot {
-    row: usize,
-    index: usize,
-    begin: usize,
+/// One row against codes as they are packed.
+type Direct = fn(Level, &Run<'_>);
+
+/// The kernel for one row; `None` where codes are to be unpacked first.
+fn direct(layout: &Layout) -> Option<Direct> {
+    Some(match (layout.form, layout.unit) {
+        (Form::Two, None) => row::<Two, 0>,
+        (Form::Three, None) => row::<Three, 0>,
+        (Form::Four, None) => row::<Four, 0>,
+        (Form::Levels, None) => row::<Levels, 0>,
+        (Form::Five, None) => row::<Five, 0>,
+        (Form::Six, None) => row::<Six, 0>,
+        (Form::Eight, None) => row::<Eight, 0>,
+        (Form::Two, Some(16)) => row::<Two, 4>,
+        (Form::Three, Some(16)) => row::<Three, 4>,
+        (Form::Six, Some(16)) => row::<Six, 4>,
+        (Form::Four, Some(32)) => row::<Four, 8>,
+        (Form::Levels, Some(32)) => row::<Levels, 8>,
+        (Form::Five, Some(32)) => row::<Five, 8>,
+        _ => return None,
+    })
 }
 
-/// The codes of a block's weights, for two vectors of outputs.
-struct Run {
-    from: *const u8,
-    lanes: [usize; 2],
-    quads: usize,
+fn row<F: Planes, const UNIT: usize>(level: Level, run: &Run<'_>) {
+    level.run_dots(Tile::<F, 1, UNIT>::new(run));
 }
 
-/// Goes on with the integer sums of a block: `R` rows, two vectors of outputs. No closures: one that
-/// is not inlined is compiled without the instruction set.
+/// Computes a tile of at most `rows` rows over bytes; returns how many it has.
+fn strip(level: Level, run: &Run<'_>, rows: usize) -> usize {
+    match run.layout.unit {
+        None => match rows.min(level.tallest()) {
+            12.. => tile::<12, 0>(level, run),
+            8..=11 => tile::<8, 0>(level, run),
+            6 | 7 => tile::<6, 0>(level, run),
+            4 | 5 => tile::<4, 0>(level, run),
+            3 => tile::<3, 0>(level, run),
+            2 => tile::<2, 0>(level, run),
+            _ => tile::<1, 0>(level, run),
+        },
+        Some(16) => nested::<4>(level, run, rows),
+        Some(_) => nested::<8>(level, run, rows),
+    }
+}
+
+/// The same where units have integers: there are twice as many sums.
+fn nested<const UNIT: usize>(level: Level, run: &Run<'_>, rows: usize) -> usize {
+    match rows.min(level.tallest() / 2) {
+        6.. => tile::<6, UNIT>(level, run),
+        4 | 5 => tile::<4, UNIT>(level, run),
+        3 => tile::<3, UNIT>(level, run),
+        2 => tile::<2, UNIT>(level, run),
+        _ => tile::<1, UNIT>(level, run),
+    }
+}
+
+fn tile<const R: usize, const UNIT: usize>(level: Level, run: &Run<'_>) -> usize {
+    level.run_dots(Tile::<Eight, R, UNIT>::new(run));
+    R
+}
+
+/// Codes of some blocks to bytes, and what follows them on its way from memory.
+struct Unpack<'a> {
+    layout: &'a Layout,
+    panel: &'a [u8],
+    places: &'a [Place],
+    to: *mut u8,
+}
+
+impl DotKernel for Unpack<'_> {
+    #[inline(always)]
+    fn run<S: Dots>(self) {
+        let mut to = self.to;
+        for place in self.places {
+            let len = self.layout.form.bytes(4 * place.quads);
+            let from = self.panel[place.codes..place.codes + len].as_ptr();
+            // SAFETY: the block has as many quads, there is room for as many rows of bytes, and a prefetch may
+            // name any address.
+            unsafe {
+                for line in (0..len).step_by(64) {
+                    S::prefetch(from.wrapping_add(AHEAD + line));
+                }
+                let table = S::table(&self.layout.table);
+                match self.layout.form {
+                    Form::Two => unpack::<S, Two>(from, table, place.quads, to),
+                    Form::Three => unpack::<S, Three>(from, table, place.quads, to),
+                    Form::Four => unpack::<S, Four>(from, table, place.quads, to),
+                    Form::Levels => unpack::<S, Levels>(from, table, place.quads, to),
+                    Form::Five => unpack::<S, Five>(from, table, place.quads, to),
+                    Form::Six => unpack::<S, Six>(from, table, place.quads, to),
+                    Form::Eight => {}
+                }
+                to = to.add(place.quads * ROW);
+            }
+        }
+    }
+}
+
+/// Writes quads of a block as bytes.
 ///
 /// # Safety
-/// `from` has `quads` quads of 32 outputs (two share their bytes if `NIBBLES`), each of `R` rows of
-/// `x`, `width` apart, four codes a quad, and `S` is enabled.
+/// `from` and `to` have `quads` quads, and `S` is enabled.
 #[inline(always)]
-unsafe fn quad_sums<S: Dots, const R: usize, const NIBBLES: bool>(
-    from: *const u8,
-    lanes: [usize; 2],
-    x: *const i8,
-    width: usize,
-    quads: usize,
-    sums: &mut [[S::I; 2]; R],
-) {
+unsafe fn unpack<S: Dots, F: Planes>(from: *const u8, table: S::I, quads: usize, to: *mut u8) {
     // SAFETY: the caller's promise is passed on.
     unsafe {
-        if NIBBLES {
-            for pair in 0..quads / 2 {
-                let at = from.add(pair * PANEL * 4);
-                if R > 1 {
-                    S::prefetch(at.wrapping_add(AHEAD + lanes[0] * 4));
-                    S::prefetch(at.wrapping_add(AHEAD + lanes[1] * 4));
-                }
-                let low = S::nibbles(S::bytes(at.add(lanes[0] * 4)));
-                let high = S::nibbles(S::bytes(at.add(lanes[1] * 4)));
-                for (r, sum) in sums.iter_mut().enumerate() {
-                    let even = S::spread(x.add(r * width + pair * 8));
-                    let odd = S::spread(x.add(r * width + pair * 8 + 4));
-                    sum[0] = S::dot(sum[0], low[0], even);
-                    sum[1] = S::dot(sum[1], high[0], even);
-                    sum[0] = S::dot(sum[0], low[1], odd);
-                    sum[1] = S::dot(sum[1], high[1], odd);
-                }
-            }
-        } else {
-            for quad in 0..quads {
-                let at = from.add(quad * PANEL * 4);
-                if R > 1 {
-                    S::prefetch(at.wrapping_add(AHEAD + lanes[0] * 4));
-                    S::prefetch(at.wrapping_add(AHEAD + lanes[1] * 4));
-                }
-                let bytes = [S::bytes(at.add(lanes[0] * 4)), S::bytes(at.add(lanes[1] * 4))];
-                for (r, sum) in sums.iter_mut().enumerate() {
-                    let four = S::spread(x.add(r * width + quad * 4));
-                    sum[0] = S::dot(sum[0], bytes[0], four);
-                    sum[1] = S::dot(sum[1], bytes[1], four);
+        for step in 0..quads / F::QUADS {
+            for lane in (0..PANEL).step_by(S::LANES) {
+                let all = F::quads::<S>(from.add(lane * 4), step, table);
+                for (quad, bytes) in all.into_iter().take(F::QUADS).enumerate() {
+                    S::put(to.add((step * F::QUADS + quad) * ROW + lane * 4), bytes);
                 }
             }
         }
     }
-}
-
-/// Where the scale of a row and group, `row * groups + group` in the grid's order, is among panels.
-fn place(index: usize, groups: usize) -> usize {
-    let (row, group) = (index / groups, index % groups);
-    ((row / PANEL) * groups + group) * PANEL + row % PANEL
-}
-
-/// `count` times `value`, if there is memory for it.
-fn filled<E: Clone>(count: usize, value: E) -> Option<Vec<E>> {
-    let mut all = Vec::new();
-    all.try_reserve_exact(count).ok()?;
-    all.resize(count, value);
-    Some(all)
 }

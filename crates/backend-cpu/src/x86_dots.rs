@@ -137,7 +137,10 @@ fn try_pairs() -> bool {
 
 /// Everything but the dot product, over vectors of one width.
 macro_rules! integers {
-    ($vector:ty, $tallest:expr, [$set1:ident, $load:ident, $and:ident, $shift:ident, $mul:ident, $float:ident, $mul_ps:ident]) => {
+    ($vector:ty, $tallest:expr,
+     [$set1:ident, $load:ident, $and:ident, $shift:ident, $mul:ident, $float:ident, $mul_ps:ident],
+     [$store:ident, $widen:ident, $load_narrow:ident, $broadcast:ident, $shuffle:ident, $or:ident,
+      $left:ident, $right:ident, $add:ident]) => {
         type I = $vector;
 
         const TALLEST: usize = $tallest;
@@ -158,6 +161,60 @@ macro_rules! integers {
         unsafe fn bytes(at: *const u8) -> Self::I {
             // SAFETY: see above.
             unsafe { $load(at.cast()) }
+        }
+
+        #[inline(always)]
+        unsafe fn put(at: *mut u8, bytes: Self::I) {
+            // SAFETY: see above.
+            unsafe { $store(at.cast(), bytes) }
+        }
+
+        #[inline(always)]
+        unsafe fn widen(at: *const i8) -> Self::I {
+            // SAFETY: see above.
+            unsafe { $widen($load_narrow(at.cast())) }
+        }
+
+        #[inline(always)]
+        unsafe fn table(of: &[u8; 16]) -> Self::I {
+            // SAFETY: see above.
+            unsafe { $broadcast(_mm_loadu_si128(of.as_ptr().cast())) }
+        }
+
+        #[inline(always)]
+        unsafe fn lookup(table: Self::I, places: Self::I) -> Self::I {
+            // SAFETY: see above.
+            unsafe { $shuffle(table, places) }
+        }
+
+        #[inline(always)]
+        unsafe fn and(a: Self::I, b: Self::I) -> Self::I {
+            // SAFETY: see above.
+            unsafe { $and(a, b) }
+        }
+
+        #[inline(always)]
+        unsafe fn or(a: Self::I, b: Self::I) -> Self::I {
+            // SAFETY: see above.
+            unsafe { $or(a, b) }
+        }
+
+        #[inline(always)]
+        unsafe fn left(a: Self::I, by: i32) -> Self::I {
+            // SAFETY: see above.
+            unsafe { $left(a, $set1(by)) }
+        }
+
+        #[inline(always)]
+        unsafe fn right(a: Self::I, by: i32) -> Self::I {
+            // SAFETY: see above.
+            unsafe { $right(a, $set1(by)) }
+        }
+
+        #[inline(always)]
+        unsafe fn sum(a: Self::I, b: Self::I) -> Self::I {
+            // SAFETY: see above.
+            unsafe { $add(a, b) }
         }
 
         #[inline(always)]
@@ -217,6 +274,17 @@ impl Dots for Vnni {
             _mm512_mullo_epi32,
             _mm512_cvtepi32_ps,
             _mm512_mul_ps
+        ],
+        [
+            _mm512_storeu_si512,
+            _mm512_cvtepi8_epi32,
+            _mm_loadu_si128,
+            _mm512_broadcast_i32x4,
+            _mm512_shuffle_epi8,
+            _mm512_or_si512,
+            _mm512_sllv_epi32,
+            _mm512_srlv_epi32,
+            _mm512_add_epi32
         ]
     );
 
@@ -239,6 +307,17 @@ impl Dots for Avx512 {
             _mm512_mullo_epi32,
             _mm512_cvtepi32_ps,
             _mm512_mul_ps
+        ],
+        [
+            _mm512_storeu_si512,
+            _mm512_cvtepi8_epi32,
+            _mm_loadu_si128,
+            _mm512_broadcast_i32x4,
+            _mm512_shuffle_epi8,
+            _mm512_or_si512,
+            _mm512_sllv_epi32,
+            _mm512_srlv_epi32,
+            _mm512_add_epi32
         ]
     );
 
@@ -265,6 +344,17 @@ impl Dots for Avx2 {
             _mm256_mullo_epi32,
             _mm256_cvtepi32_ps,
             _mm256_mul_ps
+        ],
+        [
+            _mm256_storeu_si256,
+            _mm256_cvtepi8_epi32,
+            _mm_loadl_epi64,
+            _mm256_broadcastsi128_si256,
+            _mm256_shuffle_epi8,
+            _mm256_or_si256,
+            _mm256_sllv_epi32,
+            _mm256_srlv_epi32,
+            _mm256_add_epi32
         ]
     );
 

@@ -1,6 +1,6 @@
 //! Where a weight comes from when it is laid out for a device: memory, or a source that is read by rows.
 
-use crate::BackendError;
+use crate::{BackendError, computed_with};
 use ir::{Grid, Quantized, Source, Spec, Weight};
 use rayon::prelude::*;
 use std::ops::Range;
@@ -15,8 +15,8 @@ pub enum Incoming<'a> {
         source: &'a dyn Source,
         /// Which it is.
         spec: &'a Spec,
-        /// Whether one on an integer grid is computed with as that, rather than as the floats that it
-        /// stands for.
+        /// Whether one on a grid is computed with as that, with activations rounded to integers, rather than
+        /// as the floats that it stands for.
         integers: bool,
     },
 }
@@ -66,7 +66,7 @@ impl<'a> Incoming<'a> {
             Self::Stored { source, spec, integers: true } => {
                 let rows = spec.shape.first().copied().unwrap_or(0);
                 let first = source.read_view_quantized(&spec.at, 0..rows.min(1))?;
-                Ok(first.map(|first| first.grid).filter(|grid| grid.int().is_some()))
+                Ok(first.map(|first| first.grid).filter(|grid| computed_with(*grid)))
             }
             _ => Ok(None),
         }
@@ -79,14 +79,14 @@ impl From<Weight> for Incoming<'_> {
     }
 }
 
-/// The codes of a weight on an integer grid; `None` if it is dense.
+/// The codes of a weight on a grid; `None` if it is dense, or served as if it were.
 fn read_codes(
     source: &dyn Source,
     spec: &Spec,
     rows: usize,
 ) -> Result<Option<Quantized>, BackendError> {
     let read = |rows: Range<usize>| source.read_view_quantized(&spec.at, rows);
-    if read(0..rows.min(1))?.is_none_or(|first| first.grid.int().is_none()) {
+    if read(0..rows.min(1))?.is_none_or(|first| !computed_with(first.grid)) {
         return Ok(None);
     }
     let width = spec.shape.get(1).copied().unwrap_or(1).max(1);

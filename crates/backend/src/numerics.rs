@@ -206,13 +206,16 @@ pub struct Columns {
     pub group: usize,
 }
 
-/// How the `width` inputs of a linear over an integer weight are cut, whose scales span `span`
-/// inputs: every group, and every [`ROUNDED_COLUMNS`] of it.
+/// How the `width` inputs of a linear over a weight on a grid are cut, of which `span` share the numbers that
+/// a sum is multiplied by ([`crate::shared`]): every such group, and every [`ROUNDED_COLUMNS`] of it.
 ///
 /// Each block of a row is rounded by [`quantize`]. An output is the sum over the blocks, in order
 /// and from zero, of `fma(sum, activations' scale * weight's scale, total)`, where `sum` is the exact
-/// integer sum of (code - zero) times the activation's code; where [`quantize_rest`] gives a block a
-/// second run of codes, it is added likewise right after the first. Then the bias is added.
+/// integer sum of (level - zero) times the activation's code; where scales are integers times an outer number,
+/// the sum of each unit is multiplied by its integer, and the outer number is the weight's scale. On grids
+/// with minima follows `fma(-sum of the activations' codes, activations' scale * weight's minimum, total)`,
+/// likewise with the integers of units. Where [`quantize_rest`] gives a block a second run of codes, it is
+/// added likewise right after the first. Then the bias is added.
 pub fn blocks(width: usize, span: usize) -> Vec<Columns> {
     let mut all = Vec::new();
     for (group, begin) in (0..width).step_by(span.max(1)).enumerate() {

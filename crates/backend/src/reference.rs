@@ -3,16 +3,15 @@
 //! It runs on any CPU and uses no particular instructions. It is slow and stays: every fast kernel
 //! is tested against it, and it keeps the sums' order that [`crate::numerics`] fixes.
 
-use crate::dense;
 use crate::numerics::{
-    self, ATTEND_CHUNK, LINEAR_CHUNK, blocks, exp, inverse_rms, max, quantize, quantize_rest,
-    rotate, round_bf16, silu, sum_by,
+    self, ATTEND_CHUNK, Columns, LINEAR_CHUNK, blocks, exp, inverse_rms, max, quantize,
+    quantize_rest, rotate, round_bf16, silu, sum_by,
 };
 use crate::pages::Pages;
 use crate::{
     Algebra, Attend, AttendPaged, Backend, BackendError, Buffer, Cut, DeviceWeight, Draws, Embed,
-    Fold, Incoming, KvCache, KvDType, Leaving, Linear, Peers, RankUpdate, Rope, Whole, algebra,
-    stored_bytes,
+    Factors, Fold, Incoming, KvCache, KvDType, Leaving, Linear, Peers, RankUpdate, Rope, Whole,
+    algebra, computed_with, dense, shared, stored_bytes, unit,
 };
 use ir::{Activation, Grid, Heads, Quantized, Spec};
 use std::ops::Range;
@@ -61,7 +60,12 @@ impl Backend for Reference {
 
     fn prepare(&self, weight: Incoming<'_>, _: Cut) -> Result<DeviceWeight, BackendError> {
         let weight = match weight.whole()? {
-            Whole::On { tensor, codes } if codes.grid.int().is_none() => dense(tensor, &codes)?,
+            Whole::On { tensor, codes } if !computed_with(codes.grid) => dense(tensor, &codes)?,
+            Whole::On { tensor, codes } if !codes.is_whole() => {
+                let rule =
+                    format!("a matrix on {} that has all of its codes and scales", codes.grid);
+                return Err(BackendError::Weight { tensor: tensor.into(), rule });
+            }
             Whole::On { codes, .. } => return Ok(DeviceWeight::new(codes.shape.to_vec(), codes)),
             Whole::Dense(weight) => weight,
         };
@@ -107,8 +111,18 @@ impl Backend for Reference {
     }
 
     fn embed(&self, args: &Embed<'_>, out: &mut Buffer) -> Result<(), BackendError> {
-        let table = weights(args.weight)?;
         let width = out.width();
+        if let Ok(table) = args.weight.data::<Quantized>() {
+            let [rows, _] = table.shape;
+            for (row, token) in host_mut(out)?.chunks_exact_mut(width).zip(args.tokens) {
+                let index = token.checked_sub(args.first).map(|index| index as usize);
+                if let Some(index) = index.filter(|&index| index < rows) {
+                    table.dequantize_row(index, row);
+                }
+            }
+            return Ok(());
+        }
+        let table = weights(args.weight)?;
         for (row, token) in host_mut(out)?.chunks_exact_mut(width).zip(args.tokens) {
             let index = token.checked_sub(args.first).map(|i| i as usize * width);
             if let Some(source) = index.and_then(|at| table.get(at..at + width)) {
@@ -299,8 +313,7 @@ fn dot(a: &[f32], b: &[f32]) -> f32 {
 /// A linear whose activations are rounded, as [`blocks`] says.
 fn rounded(x: &[f32], weight: &Quantized, bias: Option<&[f32]>) -> Vec<f32> {
     let [out, width] = weight.shape;
-    let (groups, zeros, steps) = (weight.grid.units(width), weight.zeros(), weight.scales());
-    let blocks = blocks(width, weight.grid.unit(width));
+    let blocks = blocks(width, shared(weight.grid, width));
     let mut y = Vec::with_capacity(x.len() / width.max(1) * out);
     for row in x.chunks_exact(width) {
         let mut codes = vec![0; width];
@@ -320,24 +333,47 @@ fn rounded(x: &[f32], weight: &Quantized, bias: Option<&[f32]>) -> Vec<f32> {
         for o in 0..out {
             let mut total = 0.0f32;
             for ((block, &scale), &finer) in blocks.iter().zip(&scales).zip(&finer) {
-                let at = o * groups + block.group;
-                let zero = zeros.get(at).map_or(0, |&zero| i32::from(zero));
-                let sum = |codes: &[i8]| -> i32 {
-                    let products = block.columns.clone().map(|column| {
-                        let code = i32::from(weight.codes[o * width + column]) - zero;
-                        code * i32::from(codes[column])
-                    });
-                    products.sum()
-                };
-                total = (sum(&codes) as f32).mul_add(scale * steps[at], total);
+                total = add_block(weight, o, block, (&codes, scale), total);
                 if finer > 0.0 {
-                    total = (sum(&rest) as f32).mul_add(finer * steps[at], total);
+                    total = add_block(weight, o, block, (&rest, finer), total);
                 }
             }
             y.push(total + bias.map_or(0.0, |bias| bias[o]));
         }
     }
     y
+}
+
+/// `total` and the products of a block of row `o` of `weight` with the codes of activations.
+fn add_block(
+    weight: &Quantized,
+    o: usize,
+    block: &Columns,
+    activations: (&[i8], f32),
+    total: f32,
+) -> f32 {
+    let ((codes, scale), factors) = (activations, Factors::of(weight));
+    let ([_, width], levels) = (weight.shape, weight.grid.levels());
+    let zero = factors.zero(o, block.group);
+    let step = unit(weight.grid).unwrap_or(block.columns.len()).max(1);
+    let (mut sum, mut less) = (0, 0);
+    for begin in block.columns.clone().step_by(step) {
+        let columns = begin..block.columns.end.min(begin + step);
+        let product = |column: usize| {
+            let level = levels[usize::from(weight.codes[o * width + column] as u8)];
+            (i32::from(level) - zero) * i32::from(codes[column])
+        };
+        let products: i32 = columns.clone().map(product).sum();
+        let of_x: i32 = codes[columns].iter().map(|&code| i32::from(code)).sum();
+        let [of_scale, of_min] = factors.integers(o, begin / step);
+        sum += of_scale * products;
+        less += of_min * of_x;
+    }
+    let total = (sum as f32).mul_add(scale * factors.scale(o, block.group), total);
+    match factors.min(o, block.group) {
+        Some(min) => (-less as f32).mul_add(scale * min, total),
+        None => total,
+    }
 }
 
 /// The keys and values of one head of one sequence.

@@ -52,10 +52,10 @@ pub trait Backend: Send + Sync {
     /// Its ways to others of its kind, if it has any.
     fn peers(&self) -> Option<&dyn Peers>;
 
-    /// Lays a weight out for this device; one on an integer grid for [`Self::linears`], whose
-    /// activations are then rounded to int8 on the fly (see [`crate::numerics::blocks`]). One on a grid
-    /// that the device does not compute with becomes the [`crate::dense`] one that it stands for. Divided
-    /// as `cut` says where a backend is several devices.
+    /// Lays a weight out for this device; one on a grid for [`Self::linears`], whose activations are then
+    /// rounded to int8 on the fly (see [`crate::numerics::blocks`]), and, where memory is the host's, for
+    /// [`Self::embed`]. One on a grid that the device does not compute with becomes the dense one that it
+    /// stands for. Divided as `cut` says where a backend is several devices.
     ///
     /// # Errors
     /// If it cannot be read, if its dtype is not one that the device computes with, if codes or scales are

@@ -5,7 +5,8 @@
 
 use crate::{
     Algebra, Attend, AttendPaged, Backend, BackendError, BackendExt, Buffer, DeviceWeight, Draws,
-    Embed, Fold, Incoming, KvCache, KvDType, Leaving, Linear, Peers, Rope, Whole, stored_bytes,
+    Embed, Fold, Incoming, KvCache, KvDType, Leaving, Linear, Peers, Rope, Whole, dense,
+    stored_bytes,
 };
 use ir::{Activation, Block, Grid, Heads, Op, Quantized, Spec, Value, Weight};
 use std::ops::Range;
@@ -228,6 +229,10 @@ impl Backend for Sharded<'_> {
     fn prepare(&self, weight: Incoming<'_>, cut: Cut) -> Result<DeviceWeight, BackendError> {
         match weight.whole()? {
             Whole::Dense(weight) => self.prepare_dense_cut(&weight, cut),
+            // No device of several computes with it, and its columns can be cut nearly nowhere.
+            Whole::On { tensor, codes } if codes.grid.int().is_none() => {
+                self.prepare_dense_cut(&dense(tensor, &codes)?, cut)
+            }
             Whole::On { tensor, codes } => self.prepare_codes_cut(tensor, &codes, cut),
         }
     }

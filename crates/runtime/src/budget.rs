@@ -149,11 +149,11 @@ fn allowed(shares: &[Share], host: u64, sharing: u64, draft: bool) -> u64 {
 }
 
 /// What the weights of a model take on a device: of those on a grid as that, unless they are computed
-/// with `exact`ly. The rows of the embedding are gathered as floats.
+/// with `exact`ly. A device of its own gathers the rows of the embedding as floats.
 fn laid_out(spec: &ModelSpec, backend: &dyn Backend, exact: bool, grid: Grids<'_>) -> u64 {
     let table = spec.table().map(|weight| &weight.at);
     let bytes = |weight: &ir::Spec| {
-        let dense = exact || table == Some(&weight.at);
+        let dense = exact || backend.is_apart() && table == Some(&weight.at);
         backend.laid_out_bytes(weight, if dense { None } else { grid(&weight.at.tensor) })
     };
     spec.tensors().into_iter().map(bytes).sum()

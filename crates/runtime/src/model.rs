@@ -23,8 +23,8 @@ impl Model {
     /// Reads every weight once and lays it out for the device of its layer, of which `stages` gives
     /// each a range; a tied head shares the embedding's where both are on one device.
     ///
-    /// Linears whose weights are stored on an integer grid compute with activations rounded to
-    /// int8, unless `exact` asks for the `f32` that the weights stand for.
+    /// Linears whose weights are stored on a grid compute with activations rounded to int8, unless
+    /// `exact` asks for the `f32` that the weights stand for.
     ///
     /// # Errors
     /// If a weight cannot be read, or the device cannot compute with it.
@@ -89,7 +89,7 @@ impl Model {
 /// The embedding on its device.
 #[derive(Debug)]
 pub(crate) struct Embedding {
-    /// Rows of it are selected as floats, whatever it is stored as.
+    /// Rows of it are selected. On a device of its own they are floats, whatever they are stored as.
     pub(crate) table: DeviceWeight,
     /// What is done to them.
     pub(crate) block: Block<DeviceWeight>,
@@ -104,11 +104,12 @@ struct Loader<'a> {
 }
 
 impl Loader<'_> {
-    /// The embedding's table as floats; its other weights as those of any block.
+    /// The embedding's table, on the host as it is stored; its other weights as those of any block.
     fn embedding(&self, block: &Block<Spec>) -> Result<Embedding, LoadError> {
         let missing = || LoadError::Internal("an embedding has a table");
         let id = block.table().ok_or_else(missing)?;
-        let table = self.weight(block.weight(id).ok_or_else(missing)?, Cut::Whole, false)?;
+        let stored = !self.exact && !self.backend.is_apart();
+        let table = self.weight(block.weight(id).ok_or_else(missing)?, Cut::Whole, stored)?;
         let mut ids = (0..).map(WeightId);
         let block = block.clone().try_map(|spec| match ids.next() == Some(id) {
             true => Ok(table.clone()),
@@ -128,7 +129,7 @@ impl Loader<'_> {
         })
     }
 
-    /// A weight laid out for its device, one on an integer grid for that if `integers`.
+    /// A weight laid out for its device, one on a grid for that if `integers`.
     fn weight(&self, spec: &Spec, cut: Cut, integers: bool) -> Result<DeviceWeight, LoadError> {
         let weight = Incoming::Stored { source: self.source, spec, integers };
         Ok(self.backend.prepare(weight, cut)?)

@@ -3,7 +3,7 @@
 use backend::{Backend, Buffer, Reference};
 use backend_cpu::{Cpu, Isa};
 use half::{bf16, f16};
-use ir::{Spec, Weight};
+use ir::{Grid, Inner, Params, Quantized, Spec, Weight};
 use tensor::{Bytes, DType, Tensor};
 
 /// A linear congruential generator; every test starts its own.
@@ -34,6 +34,39 @@ impl Noise {
 
     pub(crate) fn values(&mut self, n: usize) -> Vec<f32> {
         (0..n).map(|_| self.value()).collect()
+    }
+
+    /// A whole number from `low` to `high`.
+    fn whole(&mut self, low: i32, high: i32) -> i32 {
+        low + (self.word() % (high - low + 1) as u32) as i32
+    }
+
+    /// A matrix on a grid.
+    pub(crate) fn quantized(&mut self, grid: Grid, [out, width]: [usize; 2]) -> Quantized {
+        let ((low, high), units) = (grid.codes(), out * grid.units(width));
+        let codes = (0..out * width).map(|_| self.whole(low, high) as i8).collect();
+        let count = |there: bool, count: usize| 0..if there { count } else { 0 };
+        let params = match grid {
+            Grid::Int { symmetric, .. } => {
+                let zeros = count(!symmetric, units).map(|_| self.whole(low, high) as i8).collect();
+                let mut scale = |_| grid.stored_scale(self.value().abs() * 0.1 + 1e-3);
+                Params::Flat { scales: (0..units).map(&mut scale).collect(), zeros }
+            }
+            Grid::Block(kind) => {
+                let (form, blocks) = (kind.form(), out * width / kind.form().block);
+                let (least, most) = form.scale.codes();
+                let inner = |_| self.whole(least.into(), most.into()) as i8;
+                let scales = count(form.scale != Inner::One, units).map(inner).collect();
+                let bits = form.min_bits.unwrap_or(0);
+                let min = |_| self.whole(0, (1 << bits) - 1) as u8;
+                let mins = count(bits > 0, units).map(min).collect();
+                let mut outer = |_| grid.stored_scale(self.value().abs() * 0.1 + 1e-3);
+                let outer_scales = (0..blocks).map(&mut outer).collect();
+                let outer_mins = count(form.min_bits.is_some(), blocks).map(outer).collect();
+                Params::Nested { scales, mins, outer_scales, outer_mins }
+            }
+        };
+        Quantized { grid, shape: [out, width], codes, params }
     }
 
     pub(crate) fn weight(&mut self, dtype: DType, shape: &[usize]) -> Weight {

@@ -1,22 +1,10 @@
-//! Linears over integer weights give the reference's bits: integer sums are equal on every
-//! instruction set, whatever the sizes, groups, zero points and scales.
+//! Linears over weights on grids give the reference's bits: integer sums are equal on every
+//! instruction set, whatever the sizes, groups, zero points, minima and scales.
 
 use crate::common::{Noise, cpus, equal, on_threads, same_bits, upload};
-use backend::{Backend, BackendError, BackendExt, Buffer, DeviceWeight, Linear};
-use ir::{Grid, Params, Quantized, Span};
+use backend::{Backend, BackendError, BackendExt, Buffer, DeviceWeight, Embed, Linear};
+use ir::{BlockKind, Grid, Params, Quantized, Span};
 use tensor::DType;
-
-fn weight(noise: &mut Noise, [out, width]: [usize; 2], grid: Grid) -> Quantized {
-    let symmetric = grid.is_symmetric();
-    let (low, high) = grid.codes();
-    let mut code = || (low + (noise.word() % (high - low + 1) as u32) as i32) as i8;
-    let codes = (0..out * width).map(|_| code()).collect();
-    let scales = out * grid.span().groups(width);
-    let zeros = if symmetric { Vec::new() } else { (0..scales).map(|_| code()).collect() };
-    let mut scale = || grid.stored_scale(noise.value().abs() * 0.1 + 1e-3);
-    let scales = (0..scales).map(|_| scale()).collect();
-    Quantized { grid, shape: [out, width], codes, params: Params::Flat { scales, zeros } }
-}
 
 fn grid(bits: u8, symmetric: bool, span: Span, scale: DType) -> Grid {
     Grid::Int { bits, symmetric, span, scale }
@@ -47,7 +35,7 @@ fn odd_sizes_groups_bits_and_scales() {
         let bits = [4, 8, 4, 8, 2, 3, 5, 7][case % 8];
         let grid = grid(bits, case % 3 != 0, span, scales[case % 7 % 3]);
         let shape = [noise.within(1..100), noise.within(1..400)];
-        let weight = weight(&mut noise, shape, grid);
+        let weight = noise.quantized(grid, shape);
         let rows = [1, 2, 3, 4, 5, 7, 8, 12, 13, 16, 25, 30][case % 12];
         let x = noise.values(rows * shape[1]);
         same_bits(&format!("{rows} rows, {shape:?}, {grid}"), |backend| run(backend, &x, &weight));
@@ -87,7 +75,7 @@ fn the_largest_sums_do_not_saturate() {
 fn a_row_without_numbers_stays_alone_and_is_seen() {
     let mut noise = Noise(82);
     let grid = grid(4, true, Span::Group(32), DType::BF16);
-    let weight = weight(&mut noise, [33, 96], grid);
+    let weight = noise.quantized(grid, [33, 96]);
     let mut x = noise.values(5 * 96);
     (x[96 + 3], x[2 * 96 + 95]) = (f32::NAN, f32::NEG_INFINITY);
     x[4 * 96..].fill(0.0);
@@ -102,7 +90,7 @@ fn a_row_without_numbers_stays_alone_and_is_seen() {
 #[test]
 fn neither_threads_nor_the_batch_change_a_row() {
     let mut noise = Noise(83);
-    let weight = weight(&mut noise, [200, 320], grid(4, false, Span::Group(128), DType::F16));
+    let weight = noise.quantized(grid(4, false, Span::Group(128), DType::F16), [200, 320]);
     let bias = noise.weight(DType::F32, &[200]);
     let x = noise.values(300 * 320);
     for cpu in cpus() {
@@ -127,7 +115,7 @@ fn neither_threads_nor_the_batch_change_a_row() {
 #[test]
 fn rounding_costs_little_and_what_is_no_weight_is_refused() {
     let mut noise = Noise(84);
-    let good = weight(&mut noise, [64, 256], grid(8, true, Span::Channel, DType::F32));
+    let good = noise.quantized(grid(8, true, Span::Channel, DType::F32), [64, 256]);
     let x: Vec<f32> = noise.values(256).iter().map(|x| x.clamp(-1.0, 1.0)).collect();
     let cpu = backend_cpu::Cpu::new();
     let y = cpu.download(run(&cpu, &x, &good)).unwrap();
@@ -153,7 +141,7 @@ fn rounding_costs_little_and_what_is_no_weight_is_refused() {
 fn what_outliers_hide_is_computed_too() {
     let mut noise = Noise(95);
     for (bits, span) in [(4, Span::Group(128)), (8, Span::Channel), (4, Span::Group(32))] {
-        let weight = weight(&mut noise, [70, 300], grid(bits, bits == 8, span, DType::F32));
+        let weight = noise.quantized(grid(bits, bits == 8, span, DType::F32), [70, 300]);
         // Rows with an outlier in one block, in none, and in all.
         let mut x = noise.values(7 * 300);
         for (row, column) in [(1, 5), (3, 299), (4, 0), (4, 130), (4, 260), (6, 128)] {
@@ -191,7 +179,7 @@ fn linears_of_one_input_are_the_same_together_and_awake() {
             .iter()
             .map(|&grid| {
                 let out = noise.within(1..100);
-                weight(&mut noise, [out, width], grid)
+                noise.quantized(grid, [out, width])
             })
             .collect();
         for (place, alone) in weights.iter().enumerate() {
@@ -215,6 +203,116 @@ fn linears_of_one_input_are_the_same_together_and_awake() {
                     );
                 });
             }
+        }
+    }
+}
+
+/// Every block of GGUF that is no plain integer grid: unlike rows, few and many, and outliers among them.
+#[test]
+fn every_block_of_gguf() {
+    let mut noise = Noise(101);
+    for (case, kind) in (0..6).flat_map(|case| BlockKind::ALL.map(|kind| (case, kind))) {
+        let block = kind.form().block;
+        let shape = [noise.within(1..100), block * noise.within(1..1 + 1024 / block)];
+        let weight = noise.quantized(Grid::Block(kind), shape);
+        let rows = [1, 2, 5, 8, 13, 30][case];
+        let mut x = noise.values(rows * shape[1]);
+        if case % 2 == 0 {
+            x[shape[1] - 1] = 700.0;
+        }
+        let name = kind.form().name;
+        same_bits(&format!("{rows} rows, {shape:?}, {name}"), |backend| run(backend, &x, &weight));
+    }
+}
+
+/// Integers of scales and minima at their ends, codes and activations too: sums stay whole.
+#[test]
+fn the_largest_sums_of_blocks_are_whole() {
+    for kind in BlockKind::ALL {
+        let (form, grid) = (kind.form(), Grid::Block(kind));
+        let whole = Noise(102).quantized(grid, [40, 512]);
+        let (low, high) = grid.codes();
+        let (least, most) = form.scale.codes();
+        let ends =
+            [low, high].into_iter().flat_map(|code| [least, most].map(|scale| (code, scale)));
+        for (code, inner) in ends {
+            let mut weight = whole.clone();
+            weight.codes.fill(code as i8);
+            let Params::Nested { scales, mins, outer_scales, outer_mins } = &mut weight.params
+            else {
+                panic!("blocks have nested scales")
+            };
+            scales.fill(inner as i8);
+            mins.fill(((1u32 << form.min_bits.unwrap_or(0)) - 1) as u8);
+            outer_scales.fill(1.0);
+            outer_mins.fill(1.0);
+            for sign in [1.0, -1.0] {
+                let x = vec![127.0 * sign; 512 * 3];
+                let values = &weight.dequantize()[..512];
+                let expected: f64 =
+                    values.iter().map(|w| f64::from(*w) * 127.0 * sign as f64).sum();
+                same_bits(form.name, |backend| run(backend, &x, &weight));
+                let cpu = backend_cpu::Cpu::new();
+                let y = cpu.download(run(&cpu, &x, &weight)).unwrap();
+                assert!(
+                    (f64::from(y[0]) - expected).abs() <= expected.abs() * 1e-6,
+                    "{}",
+                    form.name
+                );
+            }
+        }
+    }
+}
+
+/// What is computed is what the weights stand for, but for the rounding of activations.
+#[test]
+fn blocks_are_computed_with_as_what_they_stand_for() {
+    let mut noise = Noise(103);
+    for kind in BlockKind::ALL {
+        let weight = noise.quantized(Grid::Block(kind), [64, 512]);
+        let x: Vec<f32> = noise.values(512).iter().map(|x| x.clamp(-1.0, 1.0)).collect();
+        let cpu = backend_cpu::Cpu::new();
+        let y = cpu.download(run(&cpu, &x, &weight)).unwrap();
+        for (row, y) in weight.dequantize().chunks_exact(512).zip(y) {
+            let exact: f64 = row.iter().zip(&x).map(|(w, x)| f64::from(*w) * f64::from(*x)).sum();
+            let size: f64 = row.iter().map(|w| f64::from(*w).powi(2)).sum::<f64>().sqrt();
+            assert!((f64::from(y) - exact).abs() < size * 0.02, "{kind:?}: {y} {exact}");
+        }
+    }
+}
+
+/// Rows of a table are selected with the values that every reader of the format computes.
+#[test]
+fn rows_of_a_table_on_a_grid_are_its_values() {
+    let mut noise = Noise(104);
+    let ints = [
+        (grid(8, true, Span::Channel, DType::F32), 100),
+        (grid(4, false, Span::Group(7), DType::BF16), 100),
+        (grid(5, true, Span::Group(32), DType::F16), 96),
+        (grid(3, true, Span::Group(128), DType::F16), 300),
+    ];
+    let blocks = BlockKind::ALL.map(|kind| (Grid::Block(kind), 512));
+    for (grid, width) in ints.into_iter().chain(blocks) {
+        let table = noise.quantized(grid, [45, width]);
+        let gathered = |backend: &dyn Backend| {
+            let weight = &backend.prepare_quantized("w", table.clone()).unwrap();
+            let mut out = backend.zeros(5, width).unwrap();
+            // One that is not of the slice is left alone.
+            let tokens = [100, 144, 99, 131, 145];
+            backend.embed(&Embed { tokens: &tokens, weight, first: 100 }, &mut out).unwrap();
+            out
+        };
+        same_bits(&format!("{grid}"), gathered);
+        let cpu = backend_cpu::Cpu::new();
+        let (y, values) = (cpu.download(gathered(&cpu)).unwrap(), table.dequantize());
+        for (row, index) in [(0, Some(0)), (1, Some(44)), (2, None), (3, Some(31)), (4, None)] {
+            let got = &y[row * width..(row + 1) * width];
+            let zeros = vec![0.0; width];
+            equal(
+                "a row",
+                got,
+                index.map_or(&zeros, |i: usize| &values[i * width..(i + 1) * width]),
+            );
         }
     }
 }
