@@ -191,6 +191,44 @@ fn pieces_go_there_and_back() {
     }
 }
 
+/// What llama.cpp has no keys for is said by keys of our own.
+#[test]
+fn what_llama_cpp_does_not_do_is_kept() {
+    let dir = tempfile::tempdir().unwrap();
+    let again = |name: &str, file: &Json| {
+        read(&write(&dir.path().join(name), file, 600, None).unwrap()).unwrap()
+    };
+    let texts = [" a", "a</s>b", "a</s> b", "  ", "e\u{301}"];
+    let mut file = fixture("models/stories260k/tokenizer.json");
+    file["normalizer"] = Json::Null;
+    for scheme in ["first", "always", "never"] {
+        // What is put before is taken away.
+        let last = file["decoder"]["decoders"].as_array_mut().unwrap();
+        last.truncate(if scheme == "never" { 3 } else { 4 });
+        file["pre_tokenizer"] = json!({
+            "type": "Metaspace", "replacement": "\u{2581}", "prepend_scheme": scheme, "split": false,
+        });
+        let read = again(scheme, &file);
+        let (one, other) = (load(&file), load(&read));
+        for text in texts {
+            let ids = one.encode(text).unwrap();
+            assert_eq!(other.encode(text).unwrap(), ids, "{scheme} {text:?}");
+            assert_eq!(other.decode(&ids).unwrap(), one.decode(&ids).unwrap(), "{scheme} {text:?}");
+        }
+    }
+    let mut file = bytes();
+    let forms = fixture("../crates/checkpoint/src/gguf/tokenizer/splits.json");
+    for pre in ["gpt-2", "qwen35"] {
+        let form = forms.as_array().unwrap().iter().find(|form| form["names"][0] == pre).unwrap();
+        file["pre_tokenizer"] = form["pre_tokenizer"].clone();
+        for normalizer in [json!({ "type": "NFC" }), Json::Null] {
+            file["normalizer"] = normalizer.clone();
+            let name = format!("{pre} {normalizer}");
+            assert_eq!(again(&name, &file)["normalizer"], normalizer, "{name}");
+        }
+    }
+}
+
 /// Ids as llama.cpp finds them: of two neighbours that are a token the one of the highest score is made,
 /// of equal ones the leftmost.
 fn pieces(tokens: &[&str], scores: &[f32], text: &str) -> Vec<usize> {

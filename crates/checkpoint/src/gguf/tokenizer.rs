@@ -1,8 +1,10 @@
 //! A tokenizer, as tokenizer.json and as keys of a GGUF file.
 //!
-//! What a text's ids are is the same both ways and in llama.cpp, but for what its keys have no words for: it
-//! normalizes nothing (NFC), and finds added tokens as they are spelled (`lstrip`, `rstrip`, `single_word`).
-//! What would change common texts is refused.
+//! The ids of a text are the same both ways and in llama.cpp, but for what its keys have no words for: it
+//! normalizes nothing, puts a blank before every piece of text or before none, and finds added tokens as they
+//! are spelled (`lstrip`, `rstrip`, `single_word`). The first two are keys of our own ([`NORMALIZER`],
+//! [`SCHEME`]), so that here a file has the ids of the model that it was made of. What would change common
+//! texts is refused.
 
 mod bpe;
 mod marks;
@@ -14,7 +16,13 @@ use super::header::{Header, Value};
 use super::special;
 use marks::Marks;
 use serde_json::{Value as Json, json};
+use spm::Prefix;
 use vocabulary::{Kind, Token};
+
+/// How text is normalized, "NFC" or "none", where the name of the pre-tokenizer says otherwise.
+const NORMALIZER: &str = "whittle.tokenizer.normalizer";
+/// Which pieces of text are given a blank, "first" or "always": a `Metaspace` gives none to one that has one.
+const SCHEME: &str = "whittle.tokenizer.prepend_scheme";
 
 /// What the keys of a file say of a tokenizer.json, of a model whose embedding has `rows` rows.
 ///
@@ -48,9 +56,14 @@ pub(crate) fn keys(bytes: &[u8], rows: usize) -> Result<Vec<(String, Value)>, St
         keys.push(("tokenizer.ggml.model".to_owned(), text("llama")));
         keys.push(("tokenizer.ggml.pre".to_owned(), text("default")));
         keys.push(("tokenizer.ggml.scores".to_owned(), Value::Floats(scores)));
-        keys.push(("tokenizer.ggml.add_space_prefix".to_owned(), Value::Bool(prefix)));
+        keys.push((
+            "tokenizer.ggml.add_space_prefix".to_owned(),
+            Value::Bool(prefix != Prefix::None),
+        ));
+        keys.extend(prefix.scheme().map(|scheme| (SCHEME.to_owned(), text(scheme))));
     } else {
-        let pre = bpe::pre(&file, &tokens, &merges)?;
+        let (pre, normalizer) = bpe::pre(&file, &tokens, &merges)?;
+        keys.extend(normalizer.map(|said| (NORMALIZER.to_owned(), text(said))));
         keys.push(("tokenizer.ggml.model".to_owned(), text("gpt2")));
         keys.push(("tokenizer.ggml.pre".to_owned(), Value::Text(pre)));
         keys.push(("tokenizer.ggml.merges".to_owned(), Value::Texts(bpe::merges_key(&merges)?)));
@@ -108,7 +121,13 @@ fn bytes_of_words(header: &Header) -> Result<Vec<u8>, String> {
         return Err("tokenizer.ggml.merges is missing, or no list of texts".into());
     };
     let tokens = vocabulary::of_keys(&get)?;
-    let normalizer = if form.nfc { json!({ "type": "NFC" }) } else { Json::Null };
+    let nfc = match header.keys.get(NORMALIZER) {
+        None => form.nfc,
+        Some(Value::Text(said)) if said == bpe::NFC => true,
+        Some(Value::Text(said)) if said == bpe::NONE => false,
+        Some(other) => return Err(format!("{NORMALIZER} is {}", other.shown())),
+    };
+    let normalizer = if nfc { json!({ "type": bpe::NFC }) } else { Json::Null };
     let bytes = json!({ "type": "ByteLevel", "add_prefix_space": true, "trim_offsets": true, "use_regex": true });
     let model = json!({
         "type": "BPE", "dropout": null, "unk_token": null, "continuing_subword_prefix": null,
@@ -140,7 +159,16 @@ fn sentence_pieces(header: &Header) -> Result<Vec<u8>, String> {
     let unknown = special::id(header, "unknown")?.and_then(|id| tokens.get(id));
     let is_unknown = |token: &&Token| token.kind == Kind::Unknown;
     let unknown = unknown.or_else(|| tokens.iter().find(is_unknown)).map(|token| &token.text);
-    let (normalizer, decoder) = spm::around(flag(header, "add_space_prefix", true)?);
+    let prefix = match (header.keys.get(SCHEME), flag(header, "add_space_prefix", true)?) {
+        (None, true) => Prefix::Every,
+        (None, false) => Prefix::None,
+        (Some(said), _) => match said {
+            Value::Text(said) => Prefix::of_scheme(said),
+            _ => None,
+        }
+        .ok_or_else(|| format!("{SCHEME} is {}", said.shown()))?,
+    };
+    let [normalizer, cut, decoder] = spm::around(prefix);
     let model = json!({
         "type": "BPE", "dropout": null, "unk_token": unknown, "continuing_subword_prefix": null,
         "end_of_word_suffix": null, "fuse_unk": true, "byte_fallback": true, "ignore_merges": false,
@@ -148,7 +176,7 @@ fn sentence_pieces(header: &Header) -> Result<Vec<u8>, String> {
     });
     // What llama.cpp takes where no key says it.
     let marks = marks_of(header, true, [Some(1), Some(2)])?;
-    Ok(file(&tokens, marks, [normalizer, Json::Null, decoder, model]))
+    Ok(file(&tokens, marks, [normalizer, cut, decoder, model]))
 }
 
 /// What is put around a text; `ids` are those of its begin and end where no key says them.

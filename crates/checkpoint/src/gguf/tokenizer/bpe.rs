@@ -8,6 +8,10 @@ use std::collections::HashMap;
 /// The longest word that is tried, in characters: beyond, it counts as one that merges do not make.
 const WORD_MAX: usize = 256;
 
+/// Normalizers, by their names.
+pub(super) const NFC: &str = "NFC";
+pub(super) const NONE: &str = "none";
+
 /// A merge: what stands left and right of each other and becomes one.
 pub(super) type Merge<'a> = (&'a str, &'a str);
 
@@ -66,11 +70,16 @@ pub(super) fn merges_json(key: &[String]) -> Result<Json, String> {
     key.iter().map(pair).collect()
 }
 
-/// llama.cpp's name for how the text of a tokenizer.json is cut.
+/// llama.cpp's name for how the text of a tokenizer.json is cut, and how text is normalized if the name says
+/// otherwise.
 ///
 /// # Errors
 /// If it has none, or computes otherwise what comes after the cuts.
-pub(super) fn pre(file: &Json, tokens: &[Token], merges: &[Merge<'_>]) -> Result<String, String> {
+pub(super) fn pre(
+    file: &Json,
+    tokens: &[Token],
+    merges: &[Merge<'_>],
+) -> Result<(String, Option<&'static str>), String> {
     let get = |name: &str| file.get(name).unwrap_or(&Json::Null);
     let nfc = normalizes(get("normalizer"))?;
     let model = get("model");
@@ -94,7 +103,7 @@ pub(super) fn pre(file: &Json, tokens: &[Token], merges: &[Merge<'_>]) -> Result
             "it has no token {c:?}, and llama.cpp no unknown token for words of bytes"
         ));
     }
-    Ok(name)
+    Ok((name, (nfc != form.nfc).then_some(if nfc { NFC } else { NONE })))
 }
 
 /// Whether a `normalizer` is NFC; llama.cpp has none, so that what is no NFC has other ids there.

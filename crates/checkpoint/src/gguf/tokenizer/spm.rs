@@ -19,15 +19,40 @@ const UNUSED: f64 = -10000.0;
 const MERGES_MAX: usize = 1 << 21;
 const MERGES_BYTES_MAX: usize = 1 << 26;
 
-/// Whether a text is given a blank before it, by the normalizer and pre-tokenizer of a tokenizer.json; `None`
-/// if it does not write blanks as SentencePiece does.
-///
-/// A `Metaspace` gives one only to a text that has none, and mostly only to the first; llama.cpp gives it
-/// to every text, and after every special token.
+/// Before which pieces of a text a blank is put.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Prefix {
+    /// None.
+    None,
+    /// Each: the text, and what follows a special token.
+    Every,
+    /// The text, if it does not begin with one.
+    First,
+    /// Each that does not begin with one.
+    Always,
+}
+
+impl Prefix {
+    /// The `prepend_scheme` of a `Metaspace` that does what no key of llama.cpp's says.
+    pub(super) fn scheme(self) -> Option<&'static str> {
+        match self {
+            Self::None | Self::Every => None,
+            Self::First => Some("first"),
+            Self::Always => Some("always"),
+        }
+    }
+
+    pub(super) fn of_scheme(said: &str) -> Option<Self> {
+        [Self::First, Self::Always].into_iter().find(|prefix| prefix.scheme() == Some(said))
+    }
+}
+
+/// Where blanks are put, by the normalizer and pre-tokenizer of a tokenizer.json; `None` if it does not write
+/// blanks as SentencePiece does.
 ///
 /// # Errors
 /// If it does more than that, which no key says.
-pub(super) fn space_prefix(file: &Json, tokens: &[Token]) -> Result<Option<bool>, String> {
+pub(super) fn space_prefix(file: &Json, tokens: &[Token]) -> Result<Option<Prefix>, String> {
     let get = |name: &str| file.get(name).unwrap_or(&Json::Null);
     let blank = json!(BLANK.to_string());
     let is_prepend = |part: &Json| part["type"] == "Prepend" && part["prepend"] == blank;
@@ -45,23 +70,23 @@ pub(super) fn space_prefix(file: &Json, tokens: &[Token]) -> Result<Option<bool>
     };
     let prefix = match parts {
         [] if cut["type"] == "Metaspace" && cut["replacement"] == blank => {
-            return metaspace(cut, tokens);
+            return metaspace(cut, tokens).map(Some);
         }
-        [replace] if is_replace(replace) => false,
-        [prepend, replace] if is_prepend(prepend) && is_replace(replace) => true,
+        [replace] if is_replace(replace) => Prefix::None,
+        [prepend, replace] if is_prepend(prepend) && is_replace(replace) => Prefix::Every,
         _ if !parts.iter().any(is_replace) => return Ok(None),
         _ => return odd("normalizer", normalizer),
     };
     // A cut at blanks, of which none are left.
-    let idle = cut["type"] == "Split"
-        && [&cut["pattern"]["String"], &cut["pattern"]["Regex"]].into_iter().any(|at| at == " ");
+    let at = [&cut["pattern"]["String"], &cut["pattern"]["Regex"]];
+    let idle = cut["type"] == "Split" && at.into_iter().any(|at| at == " ");
     match cut.is_null() || idle {
         true => Ok(Some(prefix)),
         false => odd("pre_tokenizer", cut),
     }
 }
 
-fn metaspace(part: &Json, tokens: &[Token]) -> Result<Option<bool>, String> {
+fn metaspace(part: &Json, tokens: &[Token]) -> Result<Prefix, String> {
     // Cut before each blank, words have none but at their begin.
     let inner = |token: &&Token| {
         token.kind == Kind::Normal && token.text.chars().skip(1).any(|c| c == BLANK)
@@ -75,8 +100,15 @@ fn metaspace(part: &Json, tokens: &[Token]) -> Result<Option<bool>, String> {
             token.text
         ));
     }
-    let never = part["prepend_scheme"] == "never" || part["add_prefix_space"] == false;
-    Ok(Some(!never))
+    let scheme = part.get("prepend_scheme").and_then(Json::as_str);
+    match scheme {
+        Some("never") => Ok(Prefix::None),
+        // As the library once said it.
+        None if part["add_prefix_space"] == false => Ok(Prefix::None),
+        None => Ok(Prefix::Always),
+        Some(said) => Prefix::of_scheme(said)
+            .ok_or_else(|| format!("the prepend_scheme of its pre_tokenizer is {said:?}")),
+    }
 }
 
 /// The kinds of tokens of a tokenizer.json's model: which is unknown, and which are bytes.
@@ -255,19 +287,31 @@ fn longest(texts: &[&[u8]]) -> Vec<Option<usize>> {
     found
 }
 
-/// The `normalizer` and `decoder` of a tokenizer.json.
-pub(super) fn around(space_prefix: bool) -> (Json, Json) {
+/// The `normalizer`, `pre_tokenizer` and `decoder` of a tokenizer.json.
+pub(super) fn around(prefix: Prefix) -> [Json; 3] {
     let blank = BLANK.to_string();
     let prepend = json!({ "type": "Prepend", "prepend": blank });
     let replace = json!({ "type": "Replace", "pattern": { "String": " " }, "content": blank });
     let back = json!({ "type": "Replace", "pattern": { "String": blank }, "content": " " });
     let (bytes, fuse) = (json!({ "type": "ByteFallback" }), json!({ "type": "Fuse" }));
     let strip = json!({ "type": "Strip", "content": " ", "start": 1, "stop": 0 });
-    match space_prefix {
-        true => (
-            json!({ "type": "Sequence", "normalizers": [prepend, replace] }),
-            json!({ "type": "Sequence", "decoders": [back, bytes, fuse, strip] }),
-        ),
-        false => (replace, json!({ "type": "Sequence", "decoders": [back, bytes, fuse] })),
+    let mut decoders = vec![back, bytes, fuse];
+    if prefix != Prefix::None {
+        decoders.push(strip);
+    }
+    let decoder = json!({ "type": "Sequence", "decoders": decoders });
+    match prefix {
+        Prefix::None => [replace, Json::Null, decoder],
+        Prefix::Every => {
+            let both = json!({ "type": "Sequence", "normalizers": [prepend, replace] });
+            [both, Json::Null, decoder]
+        }
+        Prefix::First | Prefix::Always => {
+            let scheme = prefix.scheme();
+            let cut = json!({
+                "type": "Metaspace", "replacement": blank, "prepend_scheme": scheme, "split": false,
+            });
+            [Json::Null, cut, decoder]
+        }
     }
 }
