@@ -294,7 +294,7 @@ fn one_calibration_is_written_as_a_folder_and_as_a_gguf_file() {
         ("[[output.rule]]\nsolver = \"rtn\"\n", "has no bits"),
         (
             "[[output]]\nformat = \"onnx\"\n[[output.rule]]\nbits = 4\n",
-            "formats are pack-quantized",
+            "formats are compressed-tensors",
         ),
     ] {
         let rules = if rules.starts_with("[[output]]") {

@@ -1,7 +1,7 @@
 //! A Hugging Face folder of safetensors files, or a GGUF file, opened: headers and configuration, no
 //! data.
 
-use crate::codec::{Codec, Slice};
+use crate::codec::Slice;
 use crate::contents;
 use crate::error::Error;
 use crate::folder::Folder;
@@ -9,9 +9,8 @@ use crate::gguf::{self, Gguf};
 use crate::header::Header;
 use crate::index::{self, Index, IndexError};
 use crate::json::{self, Limits};
-use crate::pack_quantized::PackQuantized;
 use crate::packed::{Packed, Stored};
-use crate::quantization;
+use crate::scheme;
 use crate::shard::Shard;
 use ir::{Grid, Quantized};
 use serde_json::{Map, Value};
@@ -24,7 +23,7 @@ use tensor::{Bytes, DType, Tensor};
 pub(crate) const SINGLE: &str = "model.safetensors";
 /// The index of several.
 pub(crate) const INDEX: &str = "model.safetensors.index.json";
-const QUANTIZATION: &str = "quantization_config";
+pub(crate) const QUANTIZATION: &str = "quantization_config";
 /// How many elements of a packed weight are unpacked at a time.
 const UNPACKED: usize = 1 << 20;
 
@@ -162,7 +161,7 @@ impl Checkpoint {
             return Ok(Gguf::open(&folder.path.join(name))?.config().clone());
         }
         let mut config = Self::read_config(&folder, &names)?;
-        if config.get(QUANTIZATION).is_some_and(quantization::is_ours) {
+        if scheme::said(&folder, &config)?.is_some() {
             config.shift_remove(QUANTIZATION);
         }
         Ok(config)
@@ -449,25 +448,21 @@ impl Checkpoint {
         }
     }
 
-    /// Finds the weights that compressed-tensors packed, if config.json says that it did.
+    /// Finds the weights that are packed, if the configuration says that some are.
     fn find_packed(&mut self) -> Result<(), Error> {
-        let Some(said) = self.config.get(QUANTIZATION).filter(|said| quantization::is_ours(said))
-        else {
+        let Some(said) = scheme::said(&self.folder, &self.config)? else { return Ok(()) };
+        let is_code = |tensor: &TensorInfo| said.scheme.module(tensor).is_some();
+        if !said.in_config && !self.stored.iter().any(is_code) {
             return Ok(());
+        }
+        let read = |info: &TensorInfo| {
+            let rows = info.shape.first().copied().unwrap_or(1);
+            Ok(self.stored_rows(info, 0..rows)?.bytes().to_vec())
         };
-        let path = self.folder().join("config.json");
-        let groups = quantization::parse(said)
-            .map_err(|rule| Error::broken(&path, format!("{QUANTIZATION}: {rule}")))?;
-        let read_shape = |info: &TensorInfo| {
-            let read = self.stored_rows(info, 0..2)?;
-            let numbers: Vec<u64> =
-                read.bytes().as_chunks().0.iter().map(|&b| u64::from_le_bytes(b)).collect();
-            let two = numbers.first_chunk().copied();
-            two.ok_or_else(|| Error::tensor(&info.name, "does not hold two numbers"))
-        };
-        let stored = Stored { tensors: &self.stored, read_shape: &read_shape };
-        self.packed = Some(Packed::find(&stored, &groups).map_err(|e| self.locate(e))?);
-        self.quantization = self.config.shift_remove(QUANTIZATION);
+        let stored = Stored { tensors: &self.stored, read: &read };
+        self.packed = Some(Packed::find(&stored, &*said.scheme).map_err(|e| self.locate(e))?);
+        self.config.shift_remove(QUANTIZATION);
+        self.quantization = Some(said.value);
         Ok(())
     }
 
@@ -503,6 +498,32 @@ impl Checkpoint {
         shard.read(buffer.as_mut_slice(), at)?;
         let shape = std::iter::once(rows.len()).chain(row.iter().copied()).collect();
         Tensor::new(*dtype, shape, buffer).ok_or_else(too_large)
+    }
+
+    /// Reads columns of a tensor as it is stored: its last dimension is the columns.
+    fn stored_columns(&self, info: &TensorInfo, columns: Range<usize>) -> Result<Tensor, Error> {
+        let TensorInfo { name, dtype, shape, file, begin, .. } = info;
+        let missing = || Error::broken(self.folder(), format!("has no tensor {name:?}"));
+        let shard = self.shards.get(*file).ok_or_else(missing)?;
+        let broken = |rule| Error::broken(&shard.path, format!("tensor {name:?}: {rule}"));
+        let (&width, before) = shape.split_last().unwrap_or((&1, &[]));
+        if columns.start > columns.end || columns.end > width {
+            return Err(broken(format!("columns {columns:?} of {width}")));
+        }
+        // No overflow: the whole tensor lies in the file.
+        let (rows, each) = (before.iter().product::<usize>(), dtype.bits() / 8);
+        let part = columns.len() * each;
+        let mut buffer = allocate(&shard.path, rows * part)?;
+        if part == width * each {
+            shard.read(buffer.as_mut_slice(), *begin)?;
+        } else {
+            for (row, part) in buffer.as_mut_slice().chunks_exact_mut(part.max(1)).enumerate() {
+                shard.read(part, begin + ((row * width + columns.start) * each) as u64)?;
+            }
+        }
+        let shape = before.iter().copied().chain([columns.len()]).collect();
+        let whole = Tensor::new(*dtype, shape, buffer);
+        whole.ok_or_else(|| broken("its elements are not whole bytes".into()))
     }
 
     /// Reads rows of a matrix of a stack; see [`ir::Source::read_stacked`].
@@ -560,13 +581,18 @@ impl Checkpoint {
         let weight = self.packed.as_ref().and_then(|packed| packed.weights.get(name));
         let weight = weight.ok_or_else(|| Error::tensor(name, "is not packed"))?;
         self.check_rows(name, &rows, weight.shape[0])?;
-        let get = |part: &str, rows: Range<usize>| {
+        let by_columns = weight.by_columns;
+        let get = |part: &str, those: Range<usize>| {
             let found = self.stored.binary_search_by(|t| t.name.as_str().cmp(part)).ok();
             let missing = || Error::tensor(name, format!("{part:?} is missing"));
-            self.stored_rows(found.and_then(|i| self.stored.get(i)).ok_or_else(missing)?, rows)
+            let info = found.and_then(|i| self.stored.get(i)).ok_or_else(missing)?;
+            match by_columns {
+                true => self.stored_columns(info, those),
+                false => self.stored_rows(info, those),
+            }
         };
         let at = Slice { rows, shape: weight.shape };
-        PackQuantized.decode(name, weight.grid, &at, &get).map_err(|e| self.locate(e))
+        weight.codec.decode(name, weight.grid, &at, &get).map_err(|e| self.locate(e))
     }
 
     /// An error of a tensor, with the folder that it is in.

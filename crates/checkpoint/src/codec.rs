@@ -7,10 +7,11 @@ use std::fmt::Debug;
 use std::ops::Range;
 use tensor::Tensor;
 
-/// Writes rows of a part from a row of it on: its name, the first row, and their bytes.
+/// Writes rows of a part from a row of it on: its name, the first row, and their bytes. Under
+/// [`Grain::Columns`], columns of it from a column on.
 pub type Put<'a> = dyn FnMut(&str, usize, &[u8]) -> Result<(), Error> + 'a;
 
-/// Reads rows of a part by its name.
+/// Reads rows of a part by its name; columns of it, under [`Grain::Columns`].
 pub type Get<'a> = dyn Fn(&str, Range<usize>) -> Result<Tensor, Error> + 'a;
 
 /// Which rows of a weight may be put by themselves.
@@ -18,6 +19,9 @@ pub type Get<'a> = dyn Fn(&str, Range<usize>) -> Result<Tensor, Error> + 'a;
 pub enum Grain {
     /// Those that begin at multiples of so many.
     Rows(usize),
+    /// Likewise, where rows of the weight lie along the last dimension of each part: parts are put, and
+    /// got, by columns.
+    Columns(usize),
     /// All of them only, since rows lie across each other.
     Whole,
 }

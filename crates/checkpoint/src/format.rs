@@ -3,9 +3,12 @@
 use crate::codec::{Codec, Grain};
 use crate::container::{Container, Placed, Stored};
 use crate::error::Error;
+use crate::folder_container::{HfFolder, Weights};
+use crate::gptq::{Gptq, Version};
 use crate::layout::Planned;
-use crate::{folder_container, gguf, pack_quantized};
+use crate::{awq, gguf, int_quantized, pack_quantized, quantization_config, qweight_config};
 use ir::Grid;
+use serde_json::Value;
 use tensor::DType;
 
 /// A container and what may lie in it.
@@ -27,26 +30,34 @@ pub struct Format {
     pub ties_codes: bool,
 }
 
+/// A folder in which weights on grids lie as `codecs` have them.
+const fn folder(
+    name: &'static str,
+    container: &'static HfFolder,
+    codecs: &'static [&'static dyn Codec],
+    scales: Option<DType>,
+) -> Format {
+    Format { name, container, codecs, dense: &[], vectors: None, scales, ties_codes: false }
+}
+
+/// A folder of dense weights says nothing of packed ones.
+fn dense_only(weights: &Weights<'_>) -> Result<Value, Error> {
+    let first = weights.packed.first().copied().or(weights.table);
+    Err(Error::tensor(
+        first.map_or("*", |(name, _)| name),
+        "is on a grid, which safetensors has not",
+    ))
+}
+
 /// Every format of artifacts; the first is the one that is written where none is named.
 pub static FORMATS: &[Format] = &[
-    Format {
-        name: "pack-quantized",
-        container: &folder_container::HfFolder,
-        codecs: &[&pack_quantized::PackQuantized],
-        dense: &[],
-        vectors: None,
-        scales: None,
-        ties_codes: false,
-    },
-    Format {
-        name: "safetensors",
-        container: &folder_container::HfFolder,
-        codecs: &[],
-        dense: &[],
-        vectors: None,
-        scales: None,
-        ties_codes: false,
-    },
+    folder(
+        "compressed-tensors",
+        &HfFolder { says: quantization_config::pack_quantized, again: None },
+        &[&pack_quantized::PackQuantized],
+        None,
+    ),
+    folder("safetensors", &HfFolder { says: dense_only, again: None }, &[], None),
     Format {
         name: "gguf",
         container: &gguf::GgufFile,
@@ -56,11 +67,40 @@ pub static FORMATS: &[Format] = &[
         scales: None,
         ties_codes: true,
     },
+    folder(
+        "gptq",
+        &HfFolder { says: qweight_config::gptq, again: Some("quantize_config.json") },
+        &[&Gptq { version: Version::One }],
+        Some(DType::F16),
+    ),
+    folder(
+        "gptq_v2",
+        &HfFolder { says: qweight_config::gptq_v2, again: Some("quantize_config.json") },
+        &[&Gptq { version: Version::Two }],
+        Some(DType::F16),
+    ),
+    folder(
+        "awq",
+        &HfFolder { says: qweight_config::awq, again: None },
+        &[&awq::Awq],
+        Some(DType::F16),
+    ),
+    folder(
+        "int-quantized",
+        &HfFolder { says: quantization_config::int_quantized, again: None },
+        &[&int_quantized::IntQuantized],
+        None,
+    ),
 ];
 
+/// Other names of formats: what compressed-tensors calls its own.
+const ALIASES: &[(&str, &str)] = &[("pack-quantized", "compressed-tensors")];
+
 impl Format {
-    /// The format of this name.
+    /// The format of this name, or of another name of it.
     pub fn named(name: &str) -> Option<&'static Self> {
+        let alias = ALIASES.iter().find(|(alias, _)| *alias == name);
+        let name = alias.map_or(name, |(_, name)| name);
         FORMATS.iter().find(|format| format.name == name)
     }
 
@@ -72,7 +112,7 @@ impl Format {
         let mut refusal = None;
         for &codec in self.codecs {
             match codec.holds(grid, shape) {
-                Ok(Grain::Rows(_) | Grain::Whole) => return Ok(codec),
+                Ok(Grain::Rows(_) | Grain::Columns(_) | Grain::Whole) => return Ok(codec),
                 Err(error) => refusal = refusal.or(Some(error)),
             }
         }

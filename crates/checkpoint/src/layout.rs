@@ -1,7 +1,7 @@
 //! Where everything of a model goes: files, the places of tensors in them, and the weights that they
 //! are parts of.
 
-use crate::codec::Codec;
+use crate::codec::{Codec, Grain};
 use crate::container::{Placed, Stored};
 use crate::error::Error;
 use crate::format::Format;
@@ -88,6 +88,18 @@ pub(crate) struct Laid {
     pub(crate) parts: Vec<String>,
     /// Where its rows are in them.
     pub(crate) order: RowMap,
+}
+
+impl Laid {
+    /// Whether rows of it are columns of its tensors.
+    pub(crate) fn by_columns(&self) -> bool {
+        match (self.codec, self.stored, &self.shape[..]) {
+            (Some(codec), Stored::On(grid), &[out, width]) => {
+                matches!(codec.holds(grid, [out, width]), Ok(Grain::Columns(_)))
+            }
+            _ => false,
+        }
+    }
 }
 
 impl Layout {

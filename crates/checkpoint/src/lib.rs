@@ -3,14 +3,17 @@
 //! [`Checkpoint::open`] reads the headers of a Hugging Face folder of safetensors files, checks
 //! every byte of them, and then serves rows of tensors by position. Nothing is mapped: resident
 //! memory does not grow with the model, and a file that shrinks is an error, never a signal.
-//! Weights that compressed-tensors packed read as the `f32` that they stand for.
+//! Weights that compressed-tensors, GPTQ or AWQ packed read as the `f32` that they stand for.
 //! [`Sink`] is its mirror: it writes what a [`Container`] has laid out, heads first, and can be read
 //! back. A [`Format`] is a container and its [`Codec`]s: [`pack_quantized`] lays out the bytes of
-//! integer weights as compressed-tensors does.
+//! integer weights as compressed-tensors does, [`gptq`] and [`awq`] as their tools do.
 //! Pickle is never read and nothing that a folder brings is ever executed.
 
+pub mod awq;
+mod bits;
 mod checkpoint;
 mod codec;
+mod compressed_tensors;
 mod container;
 mod contents;
 pub mod disk;
@@ -20,9 +23,11 @@ mod folder_container;
 mod foreign;
 mod format;
 pub mod gguf;
+pub mod gptq;
 pub mod header;
 mod hub;
 pub mod index;
+pub mod int_quantized;
 mod inventory;
 pub mod json;
 mod layout;
@@ -30,6 +35,9 @@ pub mod pack_quantized;
 mod packed;
 mod quantization;
 mod quantization_config;
+mod qweight;
+mod qweight_config;
+mod scheme;
 mod shard;
 mod shards;
 mod sink;

@@ -1,15 +1,16 @@
 //! What a `config.json` says of packed weights: the `quantization_config` of compressed-tensors.
 //!
-//! Only integer weights in the format `pack-quantized` are read. Whatever else the key may say
-//! (activations, a quantized cache, other formats, transforms) is refused by its name, as is any
-//! key that is not known: it may change what the weights mean.
+//! Only integer weights in the formats `pack-quantized` and `int-quantized` are read. Whatever else the
+//! key may say (activations, a quantized cache, other formats, transforms) is refused by its name, as
+//! is any key that is not known: it may change what the weights mean.
 
 use crate::json::{kind, shown};
 use ir::Span;
 use serde_json::{Map, Value};
 use std::collections::BTreeSet;
 
-const FORMAT: &str = "pack-quantized";
+/// What is read, where something else is found.
+const READ: &str = "only \"pack-quantized\" and \"int-quantized\" weights are read";
 /// The first version whose words hold codes across their ends, in widths that do not divide them.
 const DENSE_SINCE: [u64; 2] = [0, 17];
 
@@ -29,6 +30,37 @@ pub(crate) struct Group {
     pub(crate) bits: u8,
     pub(crate) symmetric: bool,
     pub(crate) span: Span,
+    /// Whether the columns of a group lie apart.
+    pub(crate) act_order: bool,
+    pub(crate) form: Form,
+}
+
+/// How codes are stored.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Form {
+    /// As streams of bits, `pack-quantized`.
+    Packed,
+    /// As bytes, `int-quantized`.
+    Bytes,
+}
+
+impl Form {
+    /// The form of this name.
+    fn named(name: &Value) -> Option<Self> {
+        match name.as_str()? {
+            "pack-quantized" => Some(Self::Packed),
+            "int-quantized" => Some(Self::Bytes),
+            _ => None,
+        }
+    }
+}
+
+impl Group {
+    /// Whether the other says the same of weights.
+    pub(crate) fn is_alike(&self, other: &Self) -> bool {
+        let said = |of: &Self| (of.bits, of.symmetric, of.span, of.act_order, of.form);
+        said(self) == said(other)
+    }
 }
 
 /// Whether a configuration is one of compressed-tensors, to be read or refused here.
@@ -40,8 +72,8 @@ pub(crate) fn is_ours(config: &Value) -> bool {
 pub(crate) fn parse(config: &Value) -> Result<Groups, String> {
     let config = object(config, "quantization_config")?;
     let format = config.get("format").unwrap_or(&Value::Null);
-    if !matches!(format.as_str(), Some(FORMAT | "mixed-precision")) {
-        return unsupported("format", format, "only \"pack-quantized\" weights are read");
+    if Form::named(format).is_none() && format.as_str() != Some("mixed-precision") {
+        return unsupported("format", format, READ);
     }
     let mut groups = None;
     let mut ignore = BTreeSet::new();
@@ -76,7 +108,8 @@ pub(crate) fn parse(config: &Value) -> Result<Groups, String> {
     };
     let groups: Vec<Group> =
         groups.iter().map(|(name, group)| in_format(name, group)).collect::<Result<_, _>>()?;
-    if let Some(group) = groups.iter().find(|g| !matches!(g.bits, 2 | 4 | 8)) {
+    let odd = |g: &&Group| g.form == Form::Packed && !matches!(g.bits, 2 | 4 | 8);
+    if let Some(group) = groups.iter().find(odd) {
         check_version(config.get("version"), group.bits)?;
     }
     Ok(Groups { groups, ignore })
@@ -104,25 +137,29 @@ fn group(group: &Value, format: &Value) -> Result<Group, String> {
             _ => return unsupported(key, value, "the key is not known"),
         }
     }
-    if own.as_str() != Some(FORMAT) {
-        return unsupported("format", own, "only \"pack-quantized\" weights are read");
-    }
+    let Some(form) = Form::named(own) else { return unsupported("format", own, READ) };
     let weights = object(weights.unwrap_or(&Value::Null), "weights")?;
-    let group = arguments(weights, targets).map_err(|e| format!("weights: {e}"))?;
+    let group = arguments(weights, targets, form).map_err(|e| format!("weights: {e}"))?;
     if group.targets.is_empty() { Err("targets is missing or empty".into()) } else { Ok(group) }
 }
 
 /// Reads how the weights of a group are quantized.
-fn arguments(weights: &Map<String, Value>, targets: BTreeSet<String>) -> Result<Group, String> {
+fn arguments(
+    weights: &Map<String, Value>,
+    targets: BTreeSet<String>,
+    form: Form,
+) -> Result<Group, String> {
+    let mut act_order = false;
     for (key, value) in weights {
         let supported = match key.as_str() {
             "type" => value.as_str() == Some("int"),
             "dynamic" => value.is_null() || value == &Value::Bool(false),
             "block_structure" => value.is_null(),
             "actorder" => {
+                act_order = matches!(value.as_str(), Some("group" | "dynamic"));
                 // Static order is undone before the weights are stored.
                 let known = value.as_str().is_some_and(|s| matches!(s, "weight" | "static"));
-                known || value.is_null() || value == &Value::Bool(false)
+                act_order || known || value.is_null() || value == &Value::Bool(false)
             }
             "zp_dtype" => value.is_null() || value.as_str() == Some("torch.int8"),
             // Read below, or said by the tensors themselves, or of no effect on stored weights.
@@ -161,7 +198,7 @@ fn arguments(weights: &Map<String, Value>, targets: BTreeSet<String>) -> Result<
             return unsupported("strategy", get("strategy"), rule);
         }
     };
-    Ok(Group { targets, bits, symmetric, span })
+    Ok(Group { targets, bits, symmetric, span, act_order, form })
 }
 
 /// Earlier versions stored widths that do not divide a word in another way.
@@ -179,17 +216,17 @@ fn check_version(version: Option<&Value>, bits: u8) -> Result<(), String> {
     }
 }
 
-fn object<'a>(value: &'a Value, key: &str) -> Result<&'a Map<String, Value>, String> {
+pub(crate) fn object<'a>(value: &'a Value, key: &str) -> Result<&'a Map<String, Value>, String> {
     value.as_object().ok_or_else(|| format!("{key} is an object, found {}", kind(value)))
 }
 
-fn strings(value: &Value, key: &str) -> Result<BTreeSet<String>, String> {
+pub(crate) fn strings(value: &Value, key: &str) -> Result<BTreeSet<String>, String> {
     let broken = || format!("{key} is an array of strings, found {}", kind(value));
     let items = value.as_array().ok_or_else(broken)?;
     items.iter().map(|item| item.as_str().map(str::to_owned).ok_or_else(broken)).collect()
 }
 
-fn unsupported<T>(key: &str, value: &Value, rule: &str) -> Result<T, String> {
+pub(crate) fn unsupported<T>(key: &str, value: &Value, rule: &str) -> Result<T, String> {
     // The value is JSON, whose strings may hold any character: it is escaped once more.
     let value = value.to_string();
     Err(format!("{:?} = {:?} is not supported: {rule}", shown(key), shown(&value)))

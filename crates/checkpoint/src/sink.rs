@@ -132,8 +132,10 @@ impl Sink {
             return Err(Error::Internal(format!("{name:?} is not laid out on {}", codes.grid)));
         };
         let at = Slice { rows: first..first.saturating_add(codes.shape[0]), shape: [out, width] };
-        codec.encode(&laid.name, codes, &at, &mut |part, row, bytes| {
-            self.put_ordered(part, laid.order, row, bytes)
+        let by_columns = laid.by_columns();
+        codec.encode(&laid.name, codes, &at, &mut |part, first, bytes| match by_columns {
+            true => self.put_columns(part, first, bytes),
+            false => self.put_ordered(part, laid.order, first, bytes),
         })
     }
 
@@ -165,8 +167,10 @@ impl Sink {
             return Ok(Rows::Dense(self.get_ordered(&laid.name, laid.order, rows)?));
         };
         let at = Slice { rows, shape: [out, width] };
-        let codes = codec.decode(&laid.name, grid, &at, &|part, rows| {
-            self.get_ordered(part, laid.order, rows)
+        let by_columns = laid.by_columns();
+        let codes = codec.decode(&laid.name, grid, &at, &|part, those| match by_columns {
+            true => self.get_columns(part, those),
+            false => self.get_ordered(part, laid.order, those),
         })?;
         Ok(Rows::On(codes))
     }
@@ -256,6 +260,53 @@ impl Sink {
                 "{length} bytes are not whole rows of tensor {name:?} from row {first_row} on"
             ))),
         }
+    }
+
+    /// Writes columns of the tensor `name` from `first` on, as many as `bytes` holds of each row: its
+    /// last dimension is the columns, what is before it the rows.
+    fn put_columns(&self, name: &str, first: usize, bytes: &[u8]) -> Result<(), Error> {
+        let (place, file) = self.place(name)?;
+        let lost = || {
+            let length = bytes.len();
+            Error::Internal(format!("{length} bytes are not columns of {name:?} from {first} on"))
+        };
+        let grid = Columns::of(place).ok_or_else(lost)?;
+        let part = bytes.len() / grid.rows.max(1);
+        let at = first.checked_mul(grid.each).ok_or_else(lost)?;
+        let end = at.checked_add(part).filter(|&end| end <= grid.row_bytes).ok_or_else(lost)?;
+        if part * grid.rows != bytes.len() {
+            return Err(lost());
+        }
+        if at == 0 && end == grid.row_bytes {
+            return self.write(place, file, 0, bytes);
+        }
+        let mut rows = bytes.chunks_exact(part.max(1)).enumerate();
+        rows.try_for_each(|(row, bytes)| {
+            self.write(place, file, (row * grid.row_bytes + at) as u64, bytes)
+        })
+    }
+
+    /// Columns of the tensor `name` as the file has them.
+    fn get_columns(&self, name: &str, columns: Range<usize>) -> Result<Tensor, Error> {
+        let (place, file) = self.place(name)?;
+        let outside = || Error::Internal(format!("columns {columns:?} of tensor {name:?}"));
+        let grid = Columns::of(place).ok_or_else(outside)?;
+        let inside = columns.start <= columns.end && columns.end * grid.each <= grid.row_bytes;
+        let part = columns.len() * grid.each;
+        let whole = part.checked_mul(grid.rows).filter(|_| inside).ok_or_else(outside)?;
+        let mut buffer = Bytes::try_zeroed(whole).ok_or_else(|| {
+            let fault = std::io::Error::from(std::io::ErrorKind::OutOfMemory);
+            Error::io(&file.path, "hold the columns in memory", fault)
+        })?;
+        for (row, part) in buffer.as_mut_slice().chunks_exact_mut(part.max(1)).enumerate() {
+            let at = place.begin + (row * grid.row_bytes + columns.start * grid.each) as u64;
+            let read = file.file.read_exact_at(part, at);
+            read.map_err(|e| Error::io(&file.path, "read the file", e))?;
+        }
+        let mut shape = place.shape.clone();
+        shape.pop();
+        shape.push(columns.len());
+        Tensor::new(place.dtype, shape, buffer).ok_or_else(outside)
     }
 
     /// Checks that every byte of every tensor was put, and flushes everything to the disk. What
@@ -405,6 +456,24 @@ impl Sink {
 
 fn twice(place: &Place, at: u64) -> Error {
     Error::Internal(format!("tensor {:?} was put twice, at byte {at}", place.name))
+}
+
+/// A tensor as rows of bytes.
+struct Columns {
+    rows: usize,
+    row_bytes: usize,
+    /// Bytes of an element.
+    each: usize,
+}
+
+impl Columns {
+    /// `None` if it has no dimension, or overflows.
+    fn of(place: &Place) -> Option<Self> {
+        let (&last, before) = place.shape.split_last()?;
+        let each = place.dtype.bytes_of(&[1])?;
+        let row_bytes = last.checked_mul(each)?;
+        Some(Self { rows: before.iter().product(), row_bytes, each })
+    }
 }
 
 impl Place {

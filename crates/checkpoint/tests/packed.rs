@@ -164,6 +164,12 @@ const ACCEPTED: &[(&str, Change)] = &[
     ("no ignore", |f| f.set("", "ignore", Value::Null)),
     ("dense", |f| f.set("", "sparsity_config", json!({ "format": "dense" }))),
     ("static order", |f| f.weights("actorder", "weight".into())),
+    ("an order that changes nothing", |f| {
+        f.weights("actorder", "group".into());
+        let order = || (0..24u32).flat_map(|column| (column / 12).to_le_bytes()).collect();
+        f.put("a.weight_g_idx", DType::I32, &[24], order());
+        f.put("b.weight_g_idx", DType::I32, &[24], order());
+    }),
     ("inferred strategy", |f| f.weights("strategy", Value::Null)),
     ("patterns", |f| {
         f.set("/config_groups/group_0", "targets", json!(["re:.*a$", "re:.*b$"]));
@@ -196,7 +202,7 @@ const REFUSED: &[(&str, Change)] = &[
     ("\"format\" = \"\\\"float-quantized\\\"\"", |f| f.set("", "format", "float-quantized".into())),
     ("\"format\" = \"null\"", |f| f.set("", "format", Value::Null)),
     ("config_groups.\"group_0\": \"format\"", |f| {
-        f.set("/config_groups/group_0", "format", "int-quantized".into());
+        f.set("/config_groups/group_0", "format", "naive-quantized".into());
     }),
     ("\"kv_cache_scheme\"", |f| f.set("", "kv_cache_scheme", json!({ "num_bits": 8 }))),
     ("\"sparsity_config\"", |f| f.set("", "sparsity_config", json!({ "format": "2:4" }))),
@@ -231,7 +237,7 @@ const REFUSED: &[(&str, Change)] = &[
     ("\"group_size\" = \"-1\"", |f| f.weights("group_size", (-1).into())),
     ("\"group_size\" = \"12\"", |f| f.weights("strategy", "channel".into())),
     ("\"dynamic\" = \"true\"", |f| f.weights("dynamic", true.into())),
-    ("\"actorder\" = \"\\\"group\\\"\"", |f| f.weights("actorder", "group".into())),
+    ("\"actorder\" = \"\\\"odd\\\"\"", |f| f.weights("actorder", "odd".into())),
     ("\"block_structure\"", |f| f.weights("block_structure", json!([1, 2]))),
     ("\"zp_dtype\"", |f| f.weights("zp_dtype", "torch.float8_e4m3fn".into())),
     ("\"rotation\"", |f| f.weights("rotation", 1.into())),
@@ -264,6 +270,19 @@ const BROKEN: &[(&str, Change)] = &[
     }),
     ("\"a.weight\": is stored, and \"a.weight_packed\" too", |f| {
         f.put("a.weight", DType::F32, &[1], vec![0; 4]);
+    }),
+    ("\"a.weight\": is packed, but its group is int-quantized", |f| {
+        f.set("/config_groups/group_0", "format", "int-quantized".into());
+    }),
+    ("\"a.weight\": is I8, but its group is not int-quantized", |f| {
+        f.remove("a.weight_packed");
+        f.put("a.weight", DType::I8, &[10, 24], vec![0; 240]);
+        f.put("a.weight_zero_point", DType::I8, &[10, 2], vec![0; 20]);
+    }),
+    ("\"a.weight\": \"a.weight_g_idx\" is missing", |f| f.weights("actorder", "group".into())),
+    ("\"a.weight_g_idx\": group 0 has 24 columns, and must have 12", |f| {
+        f.weights("actorder", "group".into());
+        f.put("a.weight_g_idx", DType::I32, &[24], vec![0; 96]);
     }),
     ("weight_g_idx is stored", |f| f.put("a.weight_g_idx", DType::I32, &[24], vec![0; 96])),
     ("\"c.weight_g_idx\": is stored, but", |f| {
@@ -359,7 +378,7 @@ fn scales_that_are_not_finite_are_refused_when_they_are_read() {
 /// What is not ours is left for others to refuse.
 #[test]
 fn other_methods_stay_in_the_configuration() {
-    for said in [json!({ "quant_method": "gptq" }), json!({}), json!(null), json!("x")] {
+    for said in [json!({ "quant_method": "bitsandbytes" }), json!({}), json!(null), json!("x")] {
         let (dir, mut folder) = (tempfile::tempdir().unwrap(), Folder::new());
         folder.config = json!({ "quantization_config": said });
         folder.write(dir.path());

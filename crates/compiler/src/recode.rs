@@ -1,7 +1,7 @@
 //! The same values on another grid: what one format's codes become in another, exactly or not at all.
 
 use checkpoint::{FORMATS, Format};
-use ir::{BlockKind, Grid, IntGrid, Params, Quantized, Span};
+use ir::{BlockKind, Grid, Params, Quantized, Span};
 use tensor::DType;
 
 /// Elements that share a scale in the simple blocks of GGUF.
@@ -34,7 +34,7 @@ pub(crate) fn grid(stored: Grid, format: &Format, shape: [usize; 2]) -> Result<G
 
 /// The grids that may have the values of `stored`, the nearest to it first.
 fn candidates(stored: Grid) -> Vec<Grid> {
-    let Some(IntGrid { bits, symmetric, span, scale }) = stored.int() else {
+    let Grid::Int { bits, symmetric, span, scale } = stored else {
         let bits = match stored {
             Grid::Block(BlockKind::Q4_1) => 4,
             Grid::Block(BlockKind::Q5_1) => 5,

@@ -5,7 +5,6 @@ use crate::codebook::Codebook;
 use crate::grid::{Grid, Span};
 use std::ops::Range;
 use std::sync::Arc;
-use tensor::DType;
 
 /// A matrix on a grid.
 #[derive(Clone, Debug, PartialEq)]
@@ -127,21 +126,6 @@ impl Quantized {
         match &self.params {
             Params::Scattered { groups, .. } => Some(groups),
             Params::Flat { .. } | Params::Nested { .. } => None,
-        }
-    }
-
-    /// The same with scales stored as `dtype`: an integer grid's are kept where every one of them is a
-    /// value of that dtype.
-    ///
-    /// # Errors
-    /// With the first scale that is none; an infinite one if the grid's scales cannot be chosen.
-    pub fn rescaled(mut self, dtype: DType) -> Result<Self, f32> {
-        let Grid::Int { scale, .. } = &mut self.grid else { return Err(f32::INFINITY) };
-        *scale = dtype;
-        let is_kept = |s: &&f32| self.grid.stored_scale(**s).to_bits() == s.to_bits();
-        match self.scales().iter().find(|s| !is_kept(s)) {
-            Some(&lost) => Err(lost),
-            None => Ok(self),
         }
     }
 
@@ -329,6 +313,8 @@ fn reserve<T>(list: &mut Vec<T>, had: usize, rows: usize) {
 mod tests {
     use super::*;
     use crate::block_kind::BlockKind;
+    use tensor::DType;
+
     fn int(symmetric: bool, span: Span) -> Quantized {
         let grid = Grid::Int { bits: 4, symmetric, span, scale: DType::F32 };
         let (units, codes) = (grid.units(12), (0..36).map(|i| (i % 16) as i8 - 8).collect());
@@ -479,21 +465,6 @@ mod tests {
         let Params::Scattered { groups, .. } = &mut q.params else { panic!() };
         *groups = [3; 12].into();
         assert!(!q.is_whole(), "there is no such group");
-    }
-
-    #[test]
-    fn scales_are_stored_otherwise_only_where_nothing_is_lost() {
-        let q = int(false, Span::Channel);
-        assert_eq!(q.clone().rescaled(DType::F16), Err(q.scales()[0]), "0.1 is no value of F16");
-        let mut half = q.clone();
-        let Params::Flat { scales, .. } = &mut half.params else { panic!() };
-        *scales = vec![0.5, -2.0, 65504.0];
-        let kept = half.clone().rescaled(DType::F16).unwrap();
-        assert_eq!(kept.dequantize(), half.dequantize());
-        let Params::Flat { scales, .. } = &mut half.params else { panic!() };
-        scales[1] = 65536.0;
-        assert_eq!(half.rescaled(DType::F16), Err(65536.0));
-        assert!(block(BlockKind::Q4K).rescaled(DType::F16).is_err());
     }
 
     #[test]
