@@ -1,14 +1,14 @@
 """Loads artifacts in one reader of one version, and judges what comes; run by readers.py.
 
-    readers_load.py transformers|vllm|mlx FOLDER NAME...
+    readers_load.py transformers|vllm|mlx|gptqmodel|by-gptqmodel FOLDER NAME...
 
 FOLDER/NAME is an artifact, FOLDER/NAME.npz what its bytes mean: `tokens` (I64 [T]), and the float32
 logits of `tokens` ([T, vocab]) with every weight code x scale (`logits`), and with each product
 rounded to the dtype of its scale (`rounded`). A JSON line an artifact and way of loading it:
 {"name", "way", "verdict", "why"}. Verdicts:
 
-    right     logits within 1e-4 of the largest one (vLLM computes in bf16: a mean divergence of at
-              most 0.01 nat from the softmax of `logits`)
+    right     logits within 1e-4 of the largest one (vLLM computes in bf16, GPTQModel in f16: a mean
+              divergence of at most 0.01 nat from the softmax of `logits`)
     rounded   the same, but of `rounded`
     wrong     it loads without an error, and the logits are others; `why` says by how much
     refused   an error; `why` is its first line
@@ -119,6 +119,37 @@ def by_vllm(folder, means):
     yield "as it is", *(json.loads(answer) if answer else ("refused", "the process ended"))
 
 
+def by_gptqmodel(folder, means):
+    import torch
+    from gptqmodel import BACKEND, GPTQModel
+
+    torch.set_num_threads(1)
+    try:
+        model = GPTQModel.load(str(folder), device="cpu", dtype=torch.float16, backend=BACKEND.TORCH)
+        with torch.no_grad():
+            logits = model.model(torch.from_numpy(means["tokens"])[None]).logits[0].float().numpy()
+        yield "as it is", *judged_nats(log_softmax(logits), means)
+    except Exception as error:
+        yield "as it is", "refused", first_line(error)
+
+
+def by_transformers_of_gptqmodel(folder, means):
+    import torch
+    import transformers
+
+    torch.set_num_threads(1)
+    transformers.logging.set_verbosity_error()
+    try:
+        model = transformers.AutoModelForCausalLM.from_pretrained(
+            folder, dtype=torch.float16, attn_implementation="eager", device_map="cpu"
+        ).eval()
+        with torch.no_grad():
+            logits = model(torch.from_numpy(means["tokens"])[None]).logits[0].float().numpy()
+        yield "as it is", *judged_nats(log_softmax(logits), means)
+    except Exception as error:
+        yield "as it is", "refused", first_line(error)
+
+
 def by_mlx(folder, means):
     import mlx.core as mx
     from mlx_lm import load
@@ -139,7 +170,13 @@ def main(reader, folder, *names):
         VLLM_CPU_KVCACHE_SPACE="1",
         VLLM_ENABLE_V1_MULTIPROCESSING="0",
     )
-    load = {"transformers": by_transformers, "vllm": by_vllm, "mlx": by_mlx}[reader]
+    load = {
+        "transformers": by_transformers,
+        "vllm": by_vllm,
+        "mlx": by_mlx,
+        "gptqmodel": by_gptqmodel,
+        "by-gptqmodel": by_transformers_of_gptqmodel,
+    }[reader]
     for name in names:
         means = numpy.load(Path(folder, f"{name}.npz"))
         for way, verdict, why in load(Path(folder, name), means):
