@@ -601,7 +601,9 @@ fn a_plan_reads_no_weight() {
     let advice = |plan: &Value| plan["advice"].to_string();
     assert!(advice(&planned).contains("which is the head too"), "{}", advice(&planned));
     assert!(!advice(&planned).contains("--head int8"));
-    assert!(!advice(&plan(&["--quant", "int4", "--head", "int8", "-o", "other"])).contains("--head"));
+    assert!(
+        !advice(&plan(&["--quant", "int4", "--head", "int8", "-o", "other"])).contains("--head")
+    );
     // The tensors are those that are then written.
     let bytes = fs::read(bench.path("stories260k-int4/model.safetensors")).unwrap();
     let written = safetensors::SafeTensors::deserialize(&bytes).unwrap();

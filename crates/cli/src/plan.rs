@@ -255,7 +255,7 @@ fn as_json(cx: &Context<'_>, plan: &Plan, peak: u64, seconds: [f64; 2]) -> Value
         "operations": plan.operations,
         "seconds": seconds[0],
         "replay_seconds": seconds[1],
-        "advice": advice(plan),
+        "advice": Some(advice(plan).join("; ")).filter(|said| !said.is_empty()),
         "fallbacks": fallbacks(plan),
         "readers": readers::refusals(plan, &cx.args.readers).iter().map(Refusal::json).collect::<Vec<_>>(),
         "carried": plan.lead().carried.iter().map(|t| t.name.as_str()).collect::<Vec<_>>(),
