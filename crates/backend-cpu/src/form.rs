@@ -59,6 +59,12 @@ impl Form {
         columns / 8 * self.bits() * PANEL + columns % 8 / 4 * ROW
     }
 
+    /// Bytes of four inputs of a panel, on average.
+    #[inline(always)]
+    pub(crate) fn bytes_of_quad(self) -> usize {
+        ROW * self.bits() / 8
+    }
+
     /// Puts the code of input `column` and output `lane` among the bytes of a block, which are zero there.
     #[inline(always)]
     pub(crate) fn put(self, block: &mut [u8], lane: usize, column: usize, code: u8) {

@@ -18,7 +18,7 @@ use std::ops::Range;
 use tensor::DType;
 
 /// Bytes of a line of the caches, at which panels begin.
-const LINE: usize = 64;
+pub(crate) const LINE: usize = 64;
 
 /// Units of a block, whose integers of minima make a quad.
 const QUAD: usize = 4;

@@ -5,7 +5,7 @@ use crate::activations::{Codes, DIGIT, Digits, SUMS};
 use crate::dots::Dots;
 use crate::form::{Planes, ROW};
 use crate::isa::DotKernel;
-use crate::packed::{Layout, Place};
+use crate::packed::{LINE, Layout, Place};
 use crate::panel::PANEL;
 use crate::simd::Simd;
 use std::marker::PhantomData;
@@ -29,7 +29,13 @@ pub(crate) struct Run<'a> {
     pub(crate) places: Range<usize>,
     /// What is added to: `[rows of the tile][32]`.
     pub(crate) totals: *mut f32,
+    /// How many bytes ahead of its codes, as they lie in the panel, it brings near what is to be read from
+    /// memory; `None` if somebody has.
+    pub(crate) ahead: Option<usize>,
 }
+
+/// Lines between the codes of two blocks at most.
+const BETWEEN: usize = 5;
 
 /// `R` rows against codes in the form of `F`. `UNIT` is how many quads share an integer; 0 where scales are
 /// no integers times outer numbers.
@@ -94,6 +100,15 @@ impl Spot<'_> {
         let layout = self.run.layout;
         // SAFETY: see above.
         unsafe {
+            if let Some(ahead) = self.run.ahead.filter(|_| lanes[0] == 0) {
+                let len = layout.form.bytes(4 * self.place.quads);
+                let codes = self.run.panel.wrapping_add(self.place.codes + ahead);
+                // Codes that are packed come near one by one, as others are computed with.
+                let begin = if F::QUADS > 1 { len } else { 0 };
+                for line in (begin..len + BETWEEN * LINE).step_by(LINE) {
+                    S::prefetch(codes.wrapping_add(line));
+                }
+            }
             let sums = match UNIT {
                 0 => self.sums::<S, F, R>(lanes),
                 _ => self.sums_of_units::<S, F, R, UNIT>(lanes),
@@ -253,6 +268,8 @@ impl Spot<'_> {
         // SAFETY: see above.
         unsafe {
             let (len, table) = (4 * self.place.quads, S::table(&self.run.layout.table));
+            let a_quad = self.run.layout.form.bytes_of_quad();
+            let ahead = self.codes.wrapping_add(self.run.ahead.unwrap_or(0) + lanes[0] * 4);
             let x = self.run.x.codes.as_ptr();
             let x = x.add(self.place.begin * self.run.rows + self.run.row * len);
             for step in quads.start / F::QUADS..quads.end / F::QUADS {
@@ -260,6 +277,13 @@ impl Spot<'_> {
                 let second = F::quads::<S>(self.codes.add(lanes[1] * 4), step, table);
                 for quad in 0..F::QUADS {
                     let x = x.add((step * F::QUADS + quad) * 4);
+                    if F::QUADS > 1 {
+                        let ahead = ahead.wrapping_add((step * F::QUADS + quad) * a_quad);
+                        S::prefetch(ahead);
+                        if a_quad > LINE {
+                            S::prefetch(ahead.wrapping_add(LINE));
+                        }
+                    }
                     for (r, sums) in sums.iter_mut().enumerate() {
                         let four = S::spread(x.add(r * len));
                         sums[0] = S::dot(sums[0], first[quad], four);

@@ -9,14 +9,21 @@ use crate::activations::{Activations, Codes, RoundedPool};
 use crate::dots::Dots;
 use crate::form::{Eight, Five, Form, Four, Levels, Planes, ROW, Six, Three, Two};
 use crate::isa::{DotKernel, Level};
-use crate::packed::{Layout, Packed, Place};
+use crate::packed::{LINE, Layout, Packed, Place};
 use crate::panel::PANEL;
 use crate::quad_sums::{Run, Tile};
 use crate::tasks::{self, Output};
 use std::ops::Range;
 
-/// Bytes of a weight that are brought near ahead of their use, while others are computed with.
-const AHEAD: usize = 2048;
+/// Bytes of a weight that are brought near ahead of their use where codes are computed with as they are
+/// packed: the machine does not foresee far enough by itself.
+const AHEAD: usize = 8192;
+
+/// Rows, at most, that take codes as they are packed, one after the other from a panel that is near.
+const FEW: usize = 2;
+
+/// Rows, at most, that take codes of four bits so, several at a time.
+const SEVERAL: usize = 16;
 
 /// Columns that are unpacked at once: 8 KiB of a panel.
 const PIECE: usize = 256;
@@ -132,7 +139,7 @@ struct Scratch {
 /// Bytes that share a line of the caches.
 #[derive(Clone, Copy)]
 #[repr(C, align(64))]
-struct Line([u8; 64]);
+struct Line([u8; LINE]);
 
 /// A task: `rows` times `panels`.
 struct Block<'a> {
@@ -147,13 +154,17 @@ struct Block<'a> {
 impl Block<'_> {
     fn run(&self, scratch: &mut Scratch) {
         let layout = self.linear.weight.layout();
-        let direct = if self.rows.len() == 1 { direct(layout) } else { None };
+        let direct: Option<Direct> = match self.rows.len() {
+            ..=SEVERAL if layout.form == Form::Four && layout.unit.is_none() => Some(packed),
+            ..=FEW => direct(layout),
+            _ => None,
+        };
         scratch.totals.resize(self.rows.len() * PANEL, 0.0);
         for panel in self.panels.clone() {
             scratch.totals.fill(0.0);
             let bytes = self.linear.weight.panel(panel);
             match direct {
-                Some(tile) => self.one(bytes, tile, scratch),
+                Some(tile) => self.few(bytes, tile, scratch),
                 None => self.many(bytes, scratch),
             }
             self.write(panel, &scratch.totals);
@@ -177,21 +188,22 @@ impl Block<'_> {
             row: self.rows.start,
             places: places.clone(),
             totals: scratch.totals.as_mut_ptr(),
+            ahead: None,
         }
     }
 
-    /// One row times a panel, whose codes are unpacked in registers.
-    fn one(&self, panel: &[u8], tile: Direct, scratch: &mut Scratch) {
-        let count = self.linear.weight.layout().places.len();
-        let Activations { all, rest, .. } = self.activations;
-        if !self.activations.any_rest() {
-            return tile(self.level, &self.tiles(panel, all, &(0..count), scratch));
-        }
-        for index in 0..count {
-            let place = index..index + 1;
-            tile(self.level, &self.tiles(panel, all, &place, scratch));
-            if rest.scales[index * self.linear.rows + self.rows.start] > 0.0 {
-                tile(self.level, &self.tiles(panel, rest, &place, scratch));
+    /// Few rows times a panel, whose codes are unpacked in registers.
+    fn few(&self, panel: &[u8], tile: Direct, scratch: &mut Scratch) {
+        let layout = self.linear.weight.layout();
+        let any_rest = self.activations.any_rest();
+        let count = layout.places.len();
+        // What has a rest is finished block by block.
+        for first in (0..count).step_by(if any_rest { 1 } else { count.max(1) }) {
+            let places = first..if any_rest { first + 1 } else { count };
+            let run = self.tiles(panel, &self.activations.all, &places, scratch);
+            self.all_rows(&Run { ahead: Some(AHEAD), ..run }, tile);
+            if any_rest {
+                self.rest(&self.tiles(panel, &self.activations.rest, &places, scratch), tile);
             }
         }
     }
@@ -205,41 +217,47 @@ impl Block<'_> {
             let begin = place.begin;
             let some = layout.places[first..].iter();
             let fit = some.take_while(|p| p.begin + 4 * p.quads <= begin + PIECE).count();
-            // What has a rest is finished block by block.
             let end = first + if any_rest { 1 } else { fit.max(1) };
             let places = &layout.places[first..end];
             let columns: usize = places.iter().map(|place| 4 * place.quads).sum();
-            scratch.bytes.resize(columns * PANEL / 64, Line([0; 64]));
+            scratch.bytes.resize(columns * PANEL / LINE, Line([0; LINE]));
             let to = scratch.bytes.as_mut_ptr().cast::<u8>();
             self.level.run_dots(Unpack { layout, panel, places, to });
             let unpacked = (layout.form != Form::Eight).then_some((to.cast_const(), begin));
+            let next = layout.places.get(end).map(|next| next.codes - place.codes);
+            let ahead = Some(next.unwrap_or(AHEAD));
             let run = self.tiles(panel, &self.activations.all, &(first..end), scratch);
-            self.rows_of(&Run { unpacked, ..run });
+            self.all_rows(&Run { unpacked, ahead, ..run }, strip);
             if any_rest {
-                let rest = &self.activations.rest;
-                for row in self.rows.clone() {
-                    if rest.scales[first * self.linear.rows + row] > 0.0 {
-                        let run = self.tiles(panel, rest, &(first..end), scratch);
-                        let offset = (row - self.rows.start) * PANEL;
-                        // SAFETY: the row is one of the task's.
-                        let totals = unsafe { run.totals.add(offset) };
-                        strip(self.level, &Run { unpacked, row, totals, ..run }, 1);
-                    }
-                }
+                let run = self.tiles(panel, &self.activations.rest, &(first..end), scratch);
+                self.rest(&Run { unpacked, ..run }, strip);
             }
             first = end;
         }
     }
 
+    /// The rows that have a rest of the block of `run`, each by itself.
+    fn rest(&self, run: &Run<'_>, tile: Direct) {
+        for row in self.rows.clone() {
+            if run.x.scales[run.places.start * run.rows + row] > 0.0 {
+                // SAFETY: the row is one of the task's.
+                let totals = unsafe { run.totals.add((row - self.rows.start) * PANEL) };
+                tile(self.level, &Run { row, totals, places: run.places.clone(), ..*run }, 1);
+            }
+        }
+    }
+
     /// All rows of the task, a tile after the other.
-    fn rows_of(&self, run: &Run<'_>) {
+    fn all_rows(&self, run: &Run<'_>, tile: Direct) {
         let mut done = 0;
         while done < self.rows.len() {
             // SAFETY: the row is one of the task's.
             let totals = unsafe { run.totals.add(done * PANEL) };
-            let row = run.row + done;
-            let places = run.places.clone();
-            done += strip(self.level, &Run { row, totals, places, ..*run }, self.rows.len() - done);
+            // The first tile brings near what the others need too.
+            let ahead = run.ahead.filter(|_| done == 0);
+            let (row, places) = (run.row + done, run.places.clone());
+            let some = Run { row, totals, places, ahead, ..*run };
+            done += tile(self.level, &some, self.rows.len() - done);
         }
     }
 
@@ -261,10 +279,10 @@ impl Block<'_> {
     }
 }
 
-/// One row against codes as they are packed.
-type Direct = fn(Level, &Run<'_>);
+/// Computes a tile of at most so many rows; returns how many it has.
+type Direct = fn(Level, &Run<'_>, usize) -> usize;
 
-/// The kernel for one row; `None` where codes are to be unpacked first.
+/// The kernel for one row and codes as they are packed; `None` where they are to be unpacked first.
 fn direct(layout: &Layout) -> Option<Direct> {
     Some(match (layout.form, layout.unit) {
         (Form::Two, None) => row::<Two, 0>,
@@ -284,44 +302,53 @@ fn direct(layout: &Layout) -> Option<Direct> {
     })
 }
 
-fn row<F: Planes, const UNIT: usize>(level: Level, run: &Run<'_>) {
-    level.run_dots(Tile::<F, 1, UNIT>::new(run));
+fn row<F: Planes, const UNIT: usize>(level: Level, run: &Run<'_>, _: usize) -> usize {
+    tile::<F, 1, UNIT>(level, run)
 }
 
-/// Computes a tile of at most `rows` rows over bytes; returns how many it has.
+/// A tile over codes of four bits as they are packed.
+fn packed(level: Level, run: &Run<'_>, rows: usize) -> usize {
+    flat::<Four>(level, run, rows)
+}
+
+/// A tile over bytes.
 fn strip(level: Level, run: &Run<'_>, rows: usize) -> usize {
     match run.layout.unit {
-        None => match rows.min(level.tallest()) {
-            12.. => tile::<12, 0>(level, run),
-            8..=11 => tile::<8, 0>(level, run),
-            6 | 7 => tile::<6, 0>(level, run),
-            4 | 5 => tile::<4, 0>(level, run),
-            3 => tile::<3, 0>(level, run),
-            2 => tile::<2, 0>(level, run),
-            _ => tile::<1, 0>(level, run),
-        },
+        None => flat::<Eight>(level, run, rows),
         Some(16) => nested::<4>(level, run, rows),
         Some(_) => nested::<8>(level, run, rows),
+    }
+}
+
+fn flat<F: Planes>(level: Level, run: &Run<'_>, rows: usize) -> usize {
+    match rows.min(level.tallest()) {
+        12.. => tile::<F, 12, 0>(level, run),
+        8..=11 => tile::<F, 8, 0>(level, run),
+        6 | 7 => tile::<F, 6, 0>(level, run),
+        4 | 5 => tile::<F, 4, 0>(level, run),
+        3 => tile::<F, 3, 0>(level, run),
+        2 => tile::<F, 2, 0>(level, run),
+        _ => tile::<F, 1, 0>(level, run),
     }
 }
 
 /// The same where units have integers: there are twice as many sums.
 fn nested<const UNIT: usize>(level: Level, run: &Run<'_>, rows: usize) -> usize {
     match rows.min(level.tallest() / 2) {
-        6.. => tile::<6, UNIT>(level, run),
-        4 | 5 => tile::<4, UNIT>(level, run),
-        3 => tile::<3, UNIT>(level, run),
-        2 => tile::<2, UNIT>(level, run),
-        _ => tile::<1, UNIT>(level, run),
+        6.. => tile::<Eight, 6, UNIT>(level, run),
+        4 | 5 => tile::<Eight, 4, UNIT>(level, run),
+        3 => tile::<Eight, 3, UNIT>(level, run),
+        2 => tile::<Eight, 2, UNIT>(level, run),
+        _ => tile::<Eight, 1, UNIT>(level, run),
     }
 }
 
-fn tile<const R: usize, const UNIT: usize>(level: Level, run: &Run<'_>) -> usize {
-    level.run_dots(Tile::<Eight, R, UNIT>::new(run));
+fn tile<F: Planes, const R: usize, const UNIT: usize>(level: Level, run: &Run<'_>) -> usize {
+    level.run_dots(Tile::<F, R, UNIT>::new(run));
     R
 }
 
-/// Codes of some blocks to bytes, and what follows them on its way from memory.
+/// Codes of some blocks to bytes.
 struct Unpack<'a> {
     layout: &'a Layout,
     panel: &'a [u8],
@@ -336,12 +363,8 @@ impl DotKernel for Unpack<'_> {
         for place in self.places {
             let len = self.layout.form.bytes(4 * place.quads);
             let from = self.panel[place.codes..place.codes + len].as_ptr();
-            // SAFETY: the block has as many quads, there is room for as many rows of bytes, and a prefetch may
-            // name any address.
+            // SAFETY: the block has as many quads, and there is room for as many rows of bytes.
             unsafe {
-                for line in (0..len).step_by(64) {
-                    S::prefetch(from.wrapping_add(AHEAD + line));
-                }
                 let table = S::table(&self.layout.table);
                 match self.layout.form {
                     Form::Two => unpack::<S, Two>(from, table, place.quads, to),
