@@ -121,3 +121,55 @@ def write_legacy_imatrix(path, entries):
             file.write(struct.pack("<i", len(raw)) + raw + struct.pack("<ii", 1, len(values)))
             file.write(struct.pack(f"<{len(values)}f", *values))
         file.write(struct.pack("<i", 1) + struct.pack("<i", 4) + b"none")
+
+
+def config(folder):
+    """A folder's config.json."""
+    import json
+
+    return json.loads((pathlib.Path(folder) / "config.json").read_text())
+
+
+def read(path):
+    """The tensors of a GGUF file: (name, kind, shape, bytes)."""
+    import math
+    import struct
+
+    data, names = pathlib.Path(path).read_bytes(), {number: name for name, number in TYPES.items()}
+    at = 8
+
+    def take(form):
+        nonlocal at
+        value = struct.unpack_from("<" + form, data, at)[0]
+        at += struct.calcsize("<" + form)
+        return value
+
+    def text():
+        nonlocal at
+        length = take("Q")
+        at += length
+        return data[at - length : at].decode()
+
+    def value(kind):
+        if kind == 8:
+            return text()
+        if kind == 9:
+            inner = take("I")
+            return [value(inner) for _ in range(take("Q"))]
+        return take("BbHhIif?__Qqd"[kind])
+
+    count, keys, alignment = take("Q"), take("Q"), 32
+    for _ in range(keys):
+        key = text()
+        said = value(take("I"))
+        alignment = said if key == "general.alignment" else alignment
+    said = []
+    for _ in range(count):
+        name = text()
+        shape = [take("Q") for _ in range(take("I"))][::-1]
+        said.append((name, names[take("I")], shape, take("Q")))
+    begin = -(-at // alignment) * alignment
+    for name, kind, shape, offset in said:
+        elements, size = BLOCKS[kind]
+        length = math.prod(shape) // elements * size
+        yield name, kind, shape, data[begin + offset : begin + offset + length]
