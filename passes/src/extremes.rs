@@ -3,8 +3,9 @@
 //! Held against ggml's own bytes (`tests/interop/run gguf_bytes`). Its rounding is part of it: codes come of the
 //! scale before that is stored, times its inverse, and of a tie the one further from zero (`Q8_0`) or above.
 
-use crate::fit::Fit;
-use ir::{Grid, Quantized};
+use crate::fit::{Fit, Range};
+use ir::{Grid, Quantized, Span};
+use tensor::DType;
 
 /// The largest number of `F16`.
 const LARGEST: f32 = 65504.0;
@@ -30,9 +31,14 @@ pub struct Scale {
 }
 
 impl Extremes {
-    /// The fit of a grid; `None` if it is none of symmetric integers.
-    pub fn new(grid: Grid) -> Option<Self> {
-        grid.int().filter(|int| int.symmetric)?;
+    /// The fit of a grid; `None` if it is none of symmetric integers, or `range` wants another. Of eight bits in
+    /// groups as `Q8_0` has them a search of errors finds nothing better.
+    pub fn new(grid: Grid, range: Range) -> Option<Self> {
+        let int = grid.int().filter(|int| int.symmetric)?;
+        let is_q8_0 = (int.bits, int.span, int.scale) == (8, Span::Group(32), DType::F16);
+        if range != Range::Extreme && !(is_q8_0 && range.searches()) {
+            return None;
+        }
         let (low, high) = grid.codes();
         let is_wide = high == 127;
         let furthest = if is_wide { high } else { low } as f32;

@@ -103,9 +103,9 @@ pub fn gptq(
     }
     let importance = factor.importance();
     let parts = Solve { backend, weights, shape, fit: (), factor, importance };
-    match (Blocks::new(grid, range), Extremes::new(grid)) {
+    match (Blocks::new(grid, range), Extremes::new(grid, range)) {
         (Some(fit), _) => solve(&parts.by(fit), settings, grid, range),
-        (_, Some(fit)) if range == Range::Extreme => solve(&parts.by(fit), settings, grid, range),
+        (_, Some(fit)) => solve(&parts.by(fit), settings, grid, range),
         _ => solve(&parts.by(Integers { grid, range }), settings, grid, range),
     }
 }

@@ -30,9 +30,9 @@ pub(crate) fn rounded(
     importance: Option<&[f32]>,
     read: impl Fn(usize, &mut [f32]) + Sync,
 ) -> (Quantized, Vec<[f64; 2]>) {
-    match (Blocks::new(grid, range), Extremes::new(grid)) {
+    match (Blocks::new(grid, range), Extremes::new(grid, range)) {
         (Some(fit), _) => nearest(fit, shape, importance, read),
-        (_, Some(fit)) if range == Range::Extreme => nearest(fit, shape, importance, read),
+        (_, Some(fit)) => nearest(fit, shape, importance, read),
         _ => nearest(Integers { grid, range }, shape, importance, read),
     }
 }

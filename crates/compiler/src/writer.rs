@@ -125,7 +125,7 @@ impl<'a> Writer<'a> {
 
 /// Refuses codes of which some would not be numbers where they are read.
 fn check(name: &str, codes: &Quantized) -> Result<(), CompileError> {
-    if let Some(scale) = codes.scales().iter().find(|s| !s.is_finite() || **s <= 0.0) {
+    if let Some(scale) = codes.scales().iter().find(|s| !s.is_finite()) {
         return Err(PassError::Internal(format!("{name}: scale {scale}")).into());
     }
     let bits = codes.grid.int().map_or(0, |grid| grid.bits);

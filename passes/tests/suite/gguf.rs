@@ -152,7 +152,7 @@ fn simple_blocks_are_those_of_ggml() {
         let square: f64 = each.map(|(i, &w)| f64::from(w).powi(2) * f64::from(by[i % 256])).sum();
         let ours = of(Range::Weighted, Some(&by[..])) / square;
         println!("{bits} bits: ours {ours:.4e}, ggml {:.4e}", theirs[1]);
-        assert!(ours <= theirs[1], "{bits} bits: {ours}, ggml {}", theirs[1]);
+        assert!(ours <= theirs[1] * (1.0 + 1e-6), "{bits} bits: {ours}, ggml {}", theirs[1]);
         // What lies further from zero than the rest is a code, of eight bits and of fewer; zeros are zeros.
         let mut row = vec![0.25f32; 64];
         (row[3], row[40]) = (-2.0, 1e9);
