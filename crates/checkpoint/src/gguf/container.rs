@@ -228,3 +228,65 @@ fn file(
     head.extend(data);
     Ok(LaidFile { name, head, bytes: start + end, places })
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::container::Use;
+    use crate::gguf::header::parse;
+    use serde_json::{Map, Value as Json};
+    use std::path::Path;
+
+    /// What the head of a file says of a configuration, as a configuration.
+    fn said_again(config: &Map<String, Json>) -> Result<Map<String, Json>, String> {
+        let spec = arch::imagine(config, DType::BF16).map_err(|e| e.to_string())?.model;
+        let stored = |rank: usize| if rank == 1 { DType::F32 } else { DType::BF16 };
+        let place = |spec: &ir::Spec| Placed {
+            name: spec.tensor.clone(),
+            shape: spec.shape.clone(),
+            stored: Stored::Dense(stored(spec.shape.len())),
+            used: Use::Model,
+        };
+        let weights: Vec<Placed> = spec.tensors().into_iter().map(place).collect();
+        let model = Described {
+            config,
+            model: &spec,
+            tied: spec.tied,
+            dtype: None,
+            texts: None,
+            name: None,
+            shard_bytes: None,
+        };
+        let format = Format::named("gguf").ok_or("no format")?;
+        let layout = GgufFile.layout(format, &model, &weights).map_err(|e| e.to_string())?;
+        let file = &layout.files[0];
+        let header = parse(&file.head, file.bytes).map_err(|e| e.to_string())?;
+        let factors = header.entries.iter().find(|entry| entry.name == FACTORS).map(|entry| {
+            let bytes = &file.head[entry.begin as usize..][..entry.bytes as usize];
+            bytes.as_chunks().0.iter().map(|&b| f32::from_le_bytes(b)).collect::<Vec<_>>()
+        });
+        crate::gguf::config(&header, keys::said(&model, &weights)?.architecture, factors.as_deref())
+    }
+
+    /// Of released models, which make the same programs again.
+    #[test]
+    fn configurations_of_models_are_said_and_read_again() {
+        let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../tests/fixtures/configs");
+        let mut found = Vec::new();
+        for entry in std::fs::read_dir(folder).unwrap() {
+            let path = entry.unwrap().path();
+            let config: Json = serde_json::from_slice(&std::fs::read(&path).unwrap()).unwrap();
+            let config = config.as_object().unwrap();
+            let Ok(loaded) = arch::imagine(config, DType::BF16) else { continue };
+            let again = said_again(config).unwrap_or_else(|e| panic!("{path:?}: {e}"));
+            let again =
+                arch::imagine(&again, DType::BF16).unwrap_or_else(|e| panic!("{path:?}: {e}"));
+            assert_eq!(loaded.model.rotary, again.model.rotary, "{path:?}");
+            // Programs, and the tensors that they read.
+            assert!(loaded.model.blocks().eq(again.model.blocks()), "{path:?}");
+            found.push(loaded.model.family);
+        }
+        found.sort_unstable();
+        assert_eq!(found, ["llama", "llama", "mixtral", "qwen3", "qwen3"]);
+    }
+}
