@@ -153,6 +153,22 @@ impl Layout {
     }
 }
 
+/// Fills one file after the other, each of at most so many bytes; a larger tensor has one to itself.
+pub(crate) fn filled<T>(tensors: Vec<T>, most: u64, bytes: impl Fn(&T) -> u64) -> Vec<Vec<T>> {
+    let (mut files, mut file, mut held) = (Vec::new(), Vec::new(), 0u64);
+    for tensor in tensors {
+        let bytes = bytes(&tensor);
+        if !file.is_empty() && held.saturating_add(bytes) > most {
+            files.push(std::mem::take(&mut file));
+            held = 0;
+        }
+        held = held.saturating_add(bytes);
+        file.push(tensor);
+    }
+    files.push(file);
+    files
+}
+
 /// Rows of a weight, of `row` bytes each, from the bytes `lie` of the stored rows among which they are;
 /// `None` if they are not there, or there is no memory for them.
 pub(crate) fn in_order(order: RowMap, rows: Range<usize>, row: usize, lie: &[u8]) -> Option<Bytes> {

@@ -3,7 +3,7 @@
 
 use crate::error::Error;
 use crate::header::{self, LENGTH_BYTES, TENSORS_MAX};
-use crate::layout::{LaidFile, Layout, Place, Planned, Trailer};
+use crate::layout::{LaidFile, Layout, Place, Planned, Trailer, filled};
 use serde_json::{Map, Value, json};
 use std::collections::BTreeMap;
 
@@ -22,7 +22,7 @@ const DATA_ALIGNMENT: usize = 8;
 /// If a tensor may not be stored under its name or shape, a name comes twice, or there is no tensor.
 pub(crate) fn layout(tensors: Vec<Planned>, shard_bytes: u64) -> Result<Layout, Error> {
     let total = check(&tensors)?;
-    let shards = split(tensors, shard_bytes);
+    let shards = filled(tensors, shard_bytes, |tensor| tensor.bytes().unwrap_or(u64::MAX));
     let count = shards.len();
     let file_name = |i: usize| match count {
         1 => SINGLE.to_owned(),
@@ -84,22 +84,6 @@ fn check(tensors: &[Planned]) -> Result<u64, Error> {
         total = sum.ok_or_else(rule)?;
     }
     Ok(total)
-}
-
-/// Fills one file after the other.
-fn split(tensors: Vec<Planned>, shard_bytes: u64) -> Vec<Vec<Planned>> {
-    let (mut shards, mut shard, mut filled) = (Vec::new(), Vec::new(), 0u64);
-    for tensor in tensors {
-        let bytes = tensor.bytes().unwrap_or(u64::MAX);
-        if !shard.is_empty() && filled.saturating_add(bytes) > shard_bytes {
-            shards.push(std::mem::take(&mut shard));
-            filled = 0;
-        }
-        filled = filled.saturating_add(bytes);
-        shard.push(tensor);
-    }
-    shards.push(shard);
-    shards
 }
 
 /// The same tensors such that each begins at a multiple of its element's width.

@@ -8,7 +8,7 @@ use super::types::number;
 use crate::container::{Container, Described, Placed, Stored};
 use crate::error::Error;
 use crate::format::Format;
-use crate::layout::{Laid, LaidFile, Layout, Place, Planned};
+use crate::layout::{Laid, LaidFile, Layout, Place, Planned, filled};
 use ir::RowMap;
 use std::collections::BTreeMap;
 use tensor::DType;
@@ -55,7 +55,8 @@ impl Container for GgufFile {
             stored.add(tensor, weight, laid.ok_or_else(lost)?)?;
         }
         let tensors = stored.whole()?;
-        let parts = split(tensors, model.shard_bytes);
+        let size = |tensor: &Tensor| tensor.bytes.next_multiple_of(ALIGNMENT);
+        let parts = filled(tensors, model.shard_bytes.unwrap_or(u64::MAX), size);
         let count = parts.len();
         if count > FILES_MAX {
             return Err(broken(format!("{count} files, at most {FILES_MAX} can be numbered")));
@@ -185,22 +186,6 @@ impl Stacked<'_> {
         }
         Ok(self.tensors)
     }
-}
-
-/// Fills one file after the other, of at most so many bytes of data; a larger tensor has one to itself.
-fn split(tensors: Vec<Tensor>, most: Option<u64>) -> Vec<Vec<Tensor>> {
-    let (mut parts, mut part, mut filled) = (Vec::new(), Vec::new(), 0u64);
-    for tensor in tensors {
-        let bytes = tensor.bytes.next_multiple_of(ALIGNMENT);
-        if !part.is_empty() && most.is_some_and(|most| filled.saturating_add(bytes) > most) {
-            parts.push(std::mem::take(&mut part));
-            filled = 0;
-        }
-        filled = filled.saturating_add(bytes);
-        part.push(tensor);
-    }
-    parts.push(part);
-    parts
 }
 
 /// A file. Factors of frequencies come of no weight: they are written with the head.
