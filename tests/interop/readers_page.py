@@ -137,9 +137,74 @@ def page(content):
     return "\n".join(lines) + "\n" + TAIL
 
 
+FORMATS_HEAD = """
+## Other formats
+
+Made by `python formats.py OPTIMIZE` in `tests/interop`; `tests/interop/run formats` fails where it no longer
+holds. `gptq`, `gptq_v2`, `awq`, `int-quantized` and the widths of `compressed-tensors` beside 4 and 8, by the
+nearest rounding in groups of 128 unless said otherwise; the same for programs is
+`tests/fixtures/formats.json`. GPTQModel computes in float16, and is judged as vLLM is. A negative scale:
+the scales of the artifact were given random signs. Act-order: its columns were put into groups in random
+order.
+
+"""
+
+
+def formats_section(content):
+    """The part of the page that is about formats.py's kinds."""
+    shown = {"right": "**right**", "rounded": "*rounded*", "wrong": "**WRONG**", "refused": "refused"}
+    columns, kinds = content["readers"], content["kinds"]
+    lines = [f"- ({n}) {column}" for n, column in enumerate(columns, 1)]
+    lines += ["", "| kind | " + " | ".join(f"({n})" for n in range(1, len(columns) + 1)) + " |"]
+    lines += ["|---" * (len(columns) + 1) + "|"]
+    for kind in kinds:
+        cells = [shown.get(kind["verdicts"].get(column), "") for column in columns]
+        lines.append(f"| {kind['kind']} | " + " | ".join(cells) + " |")
+    lines.append("")
+    for n, column in enumerate(columns, 1):
+        reasons = {}
+        for kind in kinds:
+            if kind["verdicts"].get(column) in ("wrong", "refused"):
+                reasons.setdefault(kind["why"][column].replace("`", ""), []).append(kind["kind"])
+        lines += [f"- ({n}) `{why}`: {'; '.join(of)}" for why, of in reasons.items()]
+    return FORMATS_HEAD + "\n".join(lines) + "\n"
+
+
+def formats_of(path):
+    """The committed findings about formats, if there are some."""
+    return json.loads(path.read_text(encoding="utf-8")) if path.exists() else None
+
+
+def whole_page(content, formats):
+    return page(content) + (formats_section(formats) if formats else "")
+
+
+def write_formats(path, content):
+    path.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+    document = path.parent.parent.parent / "docs/READERS.md"
+    committed = json.loads((path.parent / "readers.json").read_text(encoding="utf-8"))
+    document.write_text(whole_page(committed, content), encoding="utf-8")
+    print(f"wrote {path.name} and {document.name}")
+    return 0
+
+
+def check_formats(path, content):
+    """Each verdict found is the committed one; readers that are not here are passed over."""
+    before = {kind["kind"]: kind["verdicts"] for kind in formats_of(path)["kinds"]}
+    wrong, tried = [], 0
+    for kind in content["kinds"]:
+        for reader, verdict in kind["verdicts"].items():
+            tried += 1
+            said = before.get(kind["kind"], {}).get(reader, "nothing")
+            if said != verdict:
+                wrong.append(f"{kind['kind']}, {reader}: {verdict} ({kind['why'].get(reader)}), committed {said}")
+    print("\n".join(wrong) or f"{tried} verdicts of {len(content['readers'])} readers are the committed ones")
+    return 1 if wrong else 0
+
+
 def write(path, document, content):
     path.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
-    document.write_text(page(content), encoding="utf-8")
+    document.write_text(whole_page(content, formats_of(path.parent / "formats.json")), encoding="utf-8")
     print(f"wrote {path.name} and {document.name}")
     return 0
 
@@ -160,7 +225,7 @@ def check(path, document, content):
         for key in ("options", "grids", "head", "scales"):
             if old.get(key) != kind[key]:
                 wrong.append(f"{kind['kind']}: {key} {kind[key]}, committed {old.get(key)}")
-    if document.read_text(encoding="utf-8") != page(committed):
+    if document.read_text(encoding="utf-8") != whole_page(committed, formats_of(path.parent / "formats.json")):
         wrong.append(f"{document.name} is not what {path.name} says")
     print("\n".join(wrong) or f"{tried} verdicts of {len(content['readers'])} readers are the committed ones")
     return 1 if wrong else 0
