@@ -145,7 +145,7 @@ holds. `gptq`, `gptq_v2`, `awq`, `int-quantized` and the widths of `compressed-t
 nearest rounding in groups of 128 unless said otherwise; the same for programs is
 `tests/fixtures/formats.json`. GPTQModel computes in float16, and is judged as vLLM is. A negative scale:
 the scales of the artifact were given random signs. Act-order: its columns were put into groups in random
-order.
+order. A cell that is empty was not tried.
 
 """
 

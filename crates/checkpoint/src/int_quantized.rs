@@ -13,7 +13,7 @@ use crate::bits::{self, check_layout, integers};
 use crate::codec::{Codec, Get, Grain, Put, Slice};
 use crate::error::Error;
 use crate::layout::Planned;
-use crate::pack_quantized::Names;
+use crate::pack_quantized::{Names, refuse_order};
 use ir::{Grid, IntGrid, Quantized, Span};
 use tensor::{DType, Tensor};
 
@@ -23,7 +23,8 @@ pub struct IntQuantized;
 
 impl Codec for IntQuantized {
     fn holds(&self, grid: Grid, _: [usize; 2]) -> Result<Grain, Error> {
-        let IntGrid { bits, .. } = integers("weight", grid)?;
+        let IntGrid { bits, span, .. } = integers("weight", grid)?;
+        refuse_order(span, grid)?;
         match bits {
             8 => Ok(Grain::Rows(1)),
             _ => Err(Error::tensor(

@@ -111,6 +111,20 @@ pub fn encode(tensor: &str, q: &Quantized) -> Result<Vec<(Planned, Vec<u8>)>, Er
     Ok(parts.into_iter().zip(bytes).collect())
 }
 
+/// Act-order is read, and not written.
+pub(crate) fn refuse_order(span: Span, grid: Grid) -> Result<(), Error> {
+    match span {
+        Span::Channel | Span::Group(_) => Ok(()),
+        Span::Scattered(_) => {
+            let rule = format!(
+                "{grid}: compressed-tensors has no act-order any more (0.20.1 and vLLM 0.32.0 refuse it); \
+                 write gptq"
+            );
+            Err(Error::tensor("weight_g_idx", rule))
+        }
+    }
+}
+
 /// Which rows of `weight_zero_point` hold the zero points of the weight's rows `rows`.
 pub fn zero_rows(bits: u8, rows: Range<usize>) -> Range<usize> {
     let bits = usize::from(bits);
@@ -177,7 +191,8 @@ pub struct PackQuantized;
 
 impl Codec for PackQuantized {
     fn holds(&self, grid: Grid, _: [usize; 2]) -> Result<Grain, Error> {
-        let IntGrid { symmetric, .. } = integers("weight_packed", grid)?;
+        let IntGrid { symmetric, span, .. } = integers("weight_packed", grid)?;
+        refuse_order(span, grid)?;
         // A word holds the zero points of several rows.
         Ok(Grain::Rows(if symmetric { 1 } else { WORD }))
     }

@@ -351,6 +351,29 @@ fn shape(folder: &mut Folder, [out, width]: [u64; 2]) {
     folder.put("a.weight_shape", DType::I64, &[2], bytes);
 }
 
+/// Older versions of compressed-tensors put columns into groups where they do not lie.
+#[test]
+fn act_order_is_read() {
+    let groups: Vec<u32> = (0..24).map(|column| (column + 1) % 2).collect();
+    let stored: Vec<u8> = groups.iter().flat_map(|group| group.to_le_bytes()).collect();
+    let opened = open(&|f| {
+        f.weights("actorder", "group".into());
+        f.put("a.weight_g_idx", DType::I32, &[24], stored.clone());
+        f.put("b.weight_g_idx", DType::I32, &[24], stored.clone());
+    });
+    let opened = opened.unwrap();
+    let q = opened.quantized_rows("a.weight", 0..10).unwrap().unwrap();
+    assert_eq!(q.groups(), Some(&groups[..]));
+    assert_eq!(q.grid.int(), None, "whoever computes on integers takes the dense weight");
+    let (plain, values) = (weight(), q.dequantize());
+    for (i, value) in values.iter().enumerate() {
+        let at = i / 24 * 2 + groups[i % 24] as usize;
+        let zero = f32::from(plain.zeros()[at]);
+        assert_eq!(*value, (f32::from(plain.codes[i]) - zero) * plain.scales()[at]);
+    }
+    assert_eq!(opened.read_rows("a.weight", 3..7).unwrap().f32s().unwrap(), &values[72..168]);
+}
+
 #[test]
 fn scales_that_are_not_finite_are_refused_when_they_are_read() {
     for bits in [0x7f80u16, 0xff80, 0x7fc0] {

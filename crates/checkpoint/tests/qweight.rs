@@ -225,8 +225,8 @@ fn folders_are_read_as_they_were_written() {
     let shape = [64, 96];
     for format in ["gptq", "gptq_v2", "awq", "int-quantized", "compressed-tensors"] {
         let orders: &[Span] = match format {
-            "awq" => &[Span::Channel, Span::Group(32)],
-            _ => &[Span::Channel, Span::Group(32), Span::Scattered(32)],
+            "gptq" | "gptq_v2" => &[Span::Channel, Span::Group(32), Span::Scattered(32)],
+            _ => &[Span::Channel, Span::Group(32)],
         };
         let widths: &[u8] = match format {
             "awq" => &[4],
@@ -333,6 +333,8 @@ fn what_a_format_cannot_hold_is_refused_by_name() {
         ("awq", int(4, true, Span::Scattered(32)), [64, 96], "awq has no act-order; write gptq"),
         ("awq", group(4, 32), [60, 96], "60 x 96: awq packs 8 rows"),
         ("int-quantized", group(4, 32), [64, 96], "4 bits: int-quantized stores bytes"),
+        ("int-quantized", int(8, true, Span::Scattered(32)), [64, 96], "no act-order any more"),
+        ("compressed-tensors", int(4, true, Span::Scattered(32)), [64, 96], "write gptq"),
     ] {
         let said = refuse(format, grid, shape);
         assert!(said.contains(rule), "{rule:?}: {said}");
@@ -585,7 +587,7 @@ const REFUSED: &[(&str, Change)] = &[
         f.put("x.qzeros", DType::I32, &[3, 7]);
     }),
     ("cannot be divided into groups of 64", |f| f.set("group_size", 64.into())),
-    ("expected F16 [6, 64]", |f| f.set("group_size", 16.into())),
+    ("expected I32 [6, 8]", |f| f.set("group_size", 16.into())),
     ("\"x.g_idx\": is I32 [95], expected I32 [96]", |f| f.put("x.g_idx", DType::I32, &[95])),
     ("\"x.g_idx\": column 0 is of group 3, of 3", |f| f.bytes("x.g_idx")[0] = 3),
     ("column 1 is of group -1", |f| f.bytes("x.g_idx")[4..8].fill(255)),
@@ -621,7 +623,7 @@ fn what_is_not_as_it_must_be_is_refused_by_name() {
         ("only what AutoAWQ calls", |f| f.set("backend", "llm-awq".into())),
         ("\"do_fuse\"", |f| f.set("do_fuse", true.into())),
         ("expected I32 [96, 8]", |f| f.put("x.qweight", DType::I32, &[96, 7])),
-        ("expected F16 [2, 64]", |f| f.put("x.qweight", DType::I32, &[64, 8])),
+        ("expected I32 [2, 8]", |f| f.put("x.qweight", DType::I32, &[64, 8])),
     ];
     for (rule, change) in awq {
         let error = read("awq", &four(), change).expect_err(rule);
