@@ -51,9 +51,17 @@ pub fn meant(word: &str) -> Result<&'static str, Refusal> {
     if let Some(mix) = Mix::named(lower.trim()) {
         return Ok(mix.name);
     }
-    match lower.trim().replace('-', "").as_str() {
-        "int4" | "w4a16" | "w4" | "4" | "4bit" | "i4" | "uint4" => Ok("int4"),
-        "int8" | "w8a16" | "w8" | "8" | "8bit" | "i8" | "uint8" => Ok("int8"),
+    let bare = lower.trim().replace('-', "");
+    let of_bits = |bits: &str| [format!("int{bits}"), format!("w{bits}a16"), bits.to_string()];
+    for (name, _) in RECIPES {
+        // Whatever width integers are asked for in.
+        if name.strip_prefix("int").is_some_and(|bits| of_bits(bits).contains(&bare)) {
+            return Ok(name);
+        }
+    }
+    match bare.as_str() {
+        "w4" | "4bit" | "i4" | "uint4" => Ok("int4"),
+        "w8" | "8bit" | "i8" | "uint8" => Ok("int8"),
         _ => Err(Refusal { what: "--quant".into(), rule: elsewhere(word, &lower) }),
     }
 }
@@ -63,16 +71,12 @@ fn elsewhere(word: &str, lower: &str) -> String {
     let has = |part: &str| lower.contains(part);
     let gguf =
         ["q1", "q2", "q3", "q4", "q5", "q6", "q8", "iq", "tq"].iter().any(|q| lower.starts_with(q));
-    let bits = ["int2", "int3", "int5", "int6", "int7"].contains(&lower)
-        || ["2", "3", "5", "6", "7"].contains(&lower)
-        || ["w2a", "w3a", "w5a", "w6a", "w7a"].iter().any(|w| lower.starts_with(w));
     let near = if has("8") && !has("w4") { "int8" } else { "int4" };
     let what = match () {
         () if gguf || has("gguf") => {
             let all: Vec<&str> = mixes().collect();
             format!("is no mix of GGUF that is written; those are {}", all.join(", "))
         }
-        () if bits => "is not written yet: no reader of the format is proven for it".into(),
         () if has("gptq") || has("rtn") => {
             let method = if has("rtn") { "rtn" } else { "gptq" };
             format!("is how codes are chosen: --quant int4 --method {method}")
@@ -260,6 +264,8 @@ mod tests {
             ("INT4", "int4"),
             ("Q4_K", "q4_k_m"),
             ("q8_0", "q8_0"),
+            ("int3", "int3"),
+            ("w6a16", "int6"),
             ("w4a16", "int4"),
             ("W8A16", "int8"),
             ("8", "int8"),
@@ -273,7 +279,6 @@ mod tests {
             ("fp8", "8-bit floats", "int8"),
             ("nvfp4", "4-bit floats", "int4"),
             ("gptq", "--method gptq", "int4"),
-            ("int3", "not written yet", "int4"),
             ("w8a8", "activations", "int8"),
             ("colour", "not known", "int4"),
         ] {

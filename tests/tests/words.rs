@@ -44,9 +44,7 @@ fn a_word_that_is_no_command_is_told_apart_from_a_model() {
 #[test]
 fn a_quantization_of_another_tool_is_explained() {
     let stories = stories();
-    for (name, said) in
-        [("iq1_s", "no mix of GGUF"), ("awq", "scales"), ("int3", "not written yet")]
-    {
+    for (name, said) in [("iq1_s", "no mix of GGUF"), ("awq", "scales"), ("w8a8", "activations")] {
         let (code, _, remarks) = outcome(&["--quant", name, &stories]);
         assert!(code == 2 && remarks.contains(said), "{name}: {remarks}");
     }

@@ -6,8 +6,8 @@ use crate::output::print;
 use crate::request::Named;
 use serde_json::json;
 
-/// The built-in recipes of integers whose artifacts readers are proven to load.
-const OFFERED: [&str; 2] = ["int4", "int8"];
+/// The built-in recipes of integers, those that most want first.
+const OFFERED: [&str; 7] = ["int4", "int8", "int2", "int3", "int5", "int6", "int7"];
 
 pub(crate) fn run(args: &PrintRecipe) -> Result<(), Failure> {
     let Some(given) = &args.recipe else {
