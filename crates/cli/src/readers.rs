@@ -147,6 +147,10 @@ pub(crate) fn refusals(plan: &Plan, asked: &[Reader]) -> Vec<Refusal> {
         // A file of its own: none of them is who it is for.
         false => &[],
     };
+    // What was tried is this format: of others, docs/READERS.md says more than rules could.
+    if plan.lead().format.name != checkpoint::FORMATS[0].name {
+        return Vec::new();
+    }
     let kind = Kind::of(plan);
     readers.iter().filter_map(|reader| kind.refusal(*reader)).collect()
 }
