@@ -63,10 +63,17 @@ impl Compilation {
 
 /// What a model takes where it is run, in a line.
 pub(crate) fn line(taken: &Taken, tokens: u64, dtype: KvDType) -> String {
-    let Taken { weights, keys_and_values, work, free, .. } = *taken;
+    let Taken { weights, keys_and_values, work, unpacked, free, .. } = *taken;
+    let more = match unpacked {
+        0 => String::new(),
+        more => format!(
+            " ({} more than in the file: the GPU computes with some of its grids as bf16)",
+            size(more)
+        ),
+    };
     let of = free.map_or(String::new(), |free| format!(", of {} that are free", size(free)));
     format!(
-        "{} of weights + {} of keys and values ({tokens} tokens, {}) + {} of work = {}{of}",
+        "{} of weights{more} + {} of keys and values ({tokens} tokens, {}) + {} of work = {}{of}",
         size(weights),
         size(keys_and_values),
         dtype.name(),
@@ -81,6 +88,7 @@ pub(crate) fn json(taken: &Taken) -> Value {
         "weights": taken.weights,
         "keys_and_values": taken.keys_and_values,
         "work": taken.work,
+        "unpacked": taken.unpacked,
         "total": taken.total(),
         "free": taken.free,
     })

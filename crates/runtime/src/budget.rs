@@ -25,6 +25,8 @@ pub struct Taken {
     pub keys_and_values: u64,
     /// The program, its tokenizer, the values of a step.
     pub work: u64,
+    /// Those of weights beyond what is stored of them, where a GPU unpacks grids that it does not compute with.
+    pub unpacked: u64,
     /// What there is for it; `None` where the system does not say.
     pub free: Option<u64>,
     /// Whether some of it is a GPU's.
@@ -66,6 +68,9 @@ struct Share {
     taken: u64,
     /// Those of them that are no weights.
     work: u64,
+    /// Those of weights beyond what is stored of them, where the device unpacks grids that it does not
+    /// compute with.
+    unpacked: u64,
 }
 
 impl MemoryBudget<'_> {
@@ -87,7 +92,9 @@ impl MemoryBudget<'_> {
         let free = here.map(|here| (here + apart.unwrap_or(0)) / placement.sharing);
         let taken: u64 = shares.iter().map(|share| share.taken).sum();
         let work: u64 = shares.iter().map(|share| share.work).sum();
-        Taken { weights: taken - work, keys_and_values, work, free, apart: apart.is_some() }
+        let unpacked = shares.iter().map(|share| share.unpacked).sum();
+        let apart = apart.is_some();
+        Taken { weights: taken - work, keys_and_values, work, unpacked, free, apart }
     }
 
     fn shares(&self, placement: &Placement<'_>) -> Vec<Share> {
@@ -99,21 +106,26 @@ impl MemoryBudget<'_> {
         let table = (spec.vocab * spec.hidden) as u64 * 2;
         let share = |(i, joined): (usize, &Joined<'_>)| {
             let free = joined.backend().free_memory();
-            let weights = match free {
-                Some(_) => self.resident(),
-                None => laid_out(spec, joined.backend(), self.exact, self.origin.grid),
+            let laid = laid_out(spec, joined.backend(), self.exact, self.origin.grid);
+            let weights = free.map_or(laid, |_| laid.max(self.resident()));
+            let more = match free {
+                Some(_) if !self.exact => weights - self.resident(),
+                _ => 0,
             };
             let own_layers = ranges.get(i).map_or(0, ExactSizeIterator::len);
             let parts = joined.count() as u64;
-            let each = weights / layers.max(1) as u64;
-            let own = if last == 0 { weights } else { each * own_layers as u64 };
+            let part = |all: u64| match last {
+                0 => all,
+                _ => all / layers.max(1) as u64 * own_layers as u64,
+            };
+            let own = part(weights);
             // A divided model has its table on the first device and its head on the last, and where a
             // stage has several devices each has the table.
             let ends = u64::from(last > 0 && i == 0) + u64::from(last > 0 && i == last);
             let draft = if i == 0 { self.draft.unwrap_or(0) } else { 0 };
             let work = if free.is_some() { STEP * parts } else { self.work };
             let taken = own + draft + table * (ends + parts - 1) + work;
-            Share { layers: own_layers, free, taken, work }
+            Share { layers: own_layers, free, taken, work, unpacked: part(more) }
         };
         placement.stages.iter().enumerate().map(share).collect()
     }
@@ -185,7 +197,7 @@ mod tests {
     use super::*;
 
     fn share(layers: usize, free: impl Into<Option<u64>>) -> Share {
-        Share { layers, free: free.into(), taken: 100, work: 10 }
+        Share { layers, free: free.into(), taken: 100, work: 10, unpacked: 0 }
     }
 
     #[test]
