@@ -138,8 +138,8 @@ pub(crate) struct Compile {
     /// [default: built-in]. Use text like what the model will see.
     #[arg(long, value_name = "FILE")]
     pub(crate) calibration: Option<PathBuf>,
-    /// An importance matrix of llama.cpp's, in place of a calibration: codes are the nearest, each error weighed by
-    /// what its column is worth. Use it where one exists already; GPTQ, on text, loses less.
+    /// An importance matrix of llama.cpp's, in place of a calibration. Use it where one exists already: codes
+    /// are the nearest, each error weighed by what its column is worth; GPTQ, on text, loses less.
     #[arg(long, value_name = "FILE", conflicts_with_all = ["calibration", "samples", "seq_len", "seed"])]
     pub(crate) imatrix: Option<PathBuf>,
     /// Calibration samples [default: as the model's widths call for, 128 at most]. Use more for
@@ -198,9 +198,9 @@ pub(crate) struct Compile {
     /// will not load there, and what helps.
     #[arg(long = "for", value_enum, value_name = "READER", value_delimiter = ',')]
     pub(crate) readers: Vec<Reader>,
-    /// Formats, each from the same calibration: compressed-tensors (the default, which vLLM and transformers
-    /// load), gptq, awq and such for who needs those, gguf:q4_k_m for llama.cpp; separated by commas. Use
-    /// it to serve one model by several runtimes; the first is the one that leads.
+    /// Formats, all from one calibration, such as compressed-tensors,gguf:q4_k_m [default:
+    /// compressed-tensors]. Use it to serve one model by several runtimes: vLLM and transformers load
+    /// compressed-tensors, llama.cpp gguf; gptq and awq are older, for those who need them.
     #[arg(
         long = "format",
         value_name = "FORMAT",
@@ -212,8 +212,8 @@ pub(crate) struct Compile {
     /// recipe's, here]. Use it to put the artifact where a pipeline expects it.
     #[arg(short, long, value_name = "DIR")]
     pub(crate) output: Option<PathBuf>,
-    /// Write a GGUF model as several files of at most this size, such as 4G, in a folder. Use it where
-    /// files may not be larger.
+    /// Divide a model into files of at most this size, such as 4G. Use it where files may not be
+    /// larger; a GGUF is a folder then.
     #[arg(long, value_name = "SIZE", value_parser = size)]
     pub(crate) shard_size: Option<u64>,
     /// Replace an artifact that is in the output's place. Use it to build again; the old one stays

@@ -374,7 +374,7 @@ mod tests {
     #[test]
     fn what_is_wrong_is_said_with_its_line_and_key() {
         for (before, said) in [
-            ("dtype = \"f64\"\n", "line 1, dtype: \"f64\" is not \"as-source\" or \"bf16\""),
+            ("dtype = \"f64\"\n", "line 1, dtype: \"f64\" is not \"as-source\", \"bf16\""),
             ("\n\ncolour = 1\n", "line 3, colour: is unknown"),
             (
                 "[calibration]\nsamples = \"many\"\n",
