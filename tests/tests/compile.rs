@@ -196,7 +196,7 @@ fn recipes_are_the_general_form() {
         ("turbo = true\n[[pass]]\nname = \"rtn\"\nbits = 4", "turbo: is unknown"),
         ("[calibration]\nsamples = 0\n[[pass]]\nname = \"rtn\"\nbits = 4", "0 is not 1 to"),
         ("[gate]\nmax-kl = -1.0\n[[pass]]\nname = \"rtn\"\nbits = 4", "max-kl: is a number"),
-        ("[[pass]]\nname = \"gptq\"\nbits = 3", "no reader of the format is proven to load"),
+        ("[[output]]\nformat = \"awq\"\n[[output.rule]]\nbits = 3", "AWQ"),
     ] {
         fs::write(bench.path("bad.toml"), text).unwrap();
         bench.refuses(&stories(), &["--recipe", "bad.toml"], 2, rule);
@@ -505,7 +505,7 @@ fn bad_input_is_refused_before_anything_is_visible() {
     let one = ["--quant", "int4", "--calibration", "one.jsonl", "--no-gate", "-o", "b"];
     bench.refuses(&model, &one, 2, "tokens");
     bench.refuses(&model, &["--quant", "int4", "-o", "b"], 2, "no tokenizer.json");
-    bench.refuses(&model, &["--quant", "int5", "-o", "b"], 2, "not written yet");
+    bench.refuses(&model, &["--quant", "int9", "-o", "b"], 2, "not known");
     bench.refuses(&model, &["--quant", "int9"], 2, "is not known");
     bench.refuses(&stories(), &["--quant", "int4", "--memory", "1M"], 2, "is too little");
 

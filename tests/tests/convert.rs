@@ -27,12 +27,11 @@ impl Bench {
 
     fn run(&self, arguments: &[&str]) -> std::process::Output {
         let mut command = optimize();
-        command.args(arguments).args(["--quiet", "--threads", "2"]);
-        command.current_dir(self.0.path()).output().unwrap()
+        command.args(arguments).current_dir(self.0.path()).output().unwrap()
     }
 
     fn json(&self, arguments: &[&str]) -> Value {
-        let out = self.run(&[arguments, &["--json"]].concat());
+        let out = self.run(&[arguments, &["--json", "--quiet", "--threads", "2"]].concat());
         assert!(out.status.success(), "{arguments:?}: {}", String::from_utf8_lossy(&out.stderr));
         serde_json::from_slice(&out.stdout).unwrap()
     }

@@ -226,7 +226,8 @@ fn in_format(asked: &str, base: &OutputRecipe, quant: &str) -> Result<OutputReci
         None => nearest_mix(quant),
         Some(mix) => Some(mix),
     };
-    let own = own.map(passes::meant).transpose()?.filter(|m| passes::mixes().any(|mix| mix == *m));
+    let own = own.and_then(|name| passes::meant(name).ok());
+    let own = own.filter(|name| passes::mixes().any(|mix| mix == *name));
     let Some(own) = own else {
         let what = format!("--format {asked}: it takes a mix of GGUF's types");
         let all: Vec<&str> = passes::mixes().collect();
