@@ -107,7 +107,7 @@ impl Destination {
         if self.out.is_file() {
             return Err(occupied(
                 &self.out,
-                "is a file, and a folder is to be there; give another -o",
+                "exists, and is a file where a folder is to be; give another -o",
             ));
         }
         if device(&self.out) != device(folder_of(&self.out)) {
