@@ -24,7 +24,7 @@ fn a_word_that_is_no_command_is_told_apart_from_a_model() {
     let stories = stories();
     for (arguments, said) in [
         (&["serve", &stories][..], "vllm serve"),
-        (&["convert", &stories], "optimize --quant int4"),
+        (&["convert", &stories], "--format <FORMAT>"),
         (&["evla", &stories], "did you mean eval"),
         (&["inspec", &stories], "did you mean inspect"),
         (&["list"], "no command \"list\""),

@@ -398,12 +398,12 @@ impl Noise {
     }
 
     /// A whole number from `low` to `high`.
-    fn within(&mut self, (low, high): (i32, i32)) -> i32 {
+    fn within(&mut self, [low, high]: [i32; 2]) -> i32 {
         low + (self.word() % (high - low + 1) as u32) as i32
     }
 
     fn quantized(&mut self, grid: Grid, [out, width]: [usize; 2]) -> Quantized {
-        let (range, units) = (grid.codes(), out * grid.units(width));
+        let (range, units) = (grid.codes().into(), out * grid.units(width));
         let codes = (0..out * width).map(|_| self.within(range) as i8).collect();
         let mut numbers = |count: usize| -> Vec<f32> {
             let scale = |x: &f32| grid.stored_scale(x.abs() * 0.1 + 1e-3);
@@ -425,10 +425,10 @@ impl Noise {
                     outer_scales: numbers(blocks),
                     outer_mins: numbers(if mins.is_some() { blocks } else { 0 }),
                     scales: (0..scales)
-                        .map(|_| self.within((low.into(), high.into())) as i8)
+                        .map(|_| self.within([low.into(), high.into()]) as i8)
                         .collect(),
                     mins: (0..if bits > 0 { units } else { 0 })
-                        .map(|_| self.within((0, (1 << bits) - 1)) as u8)
+                        .map(|_| self.within([0, (1 << bits) - 1]) as u8)
                         .collect(),
                 }
             }

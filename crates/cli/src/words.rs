@@ -9,7 +9,7 @@ const ELSEWHERE: &[(&[&str], &str)] = &[
         "there is no server yet; vLLM serves the artifact: vllm serve DIR",
     ),
     (
-        &["convert", "quantize", "quantise", "compress", "compile", "build", "create", "export"],
+        &["quantize", "quantise", "compress", "compile", "build", "create", "export"],
         "the main job has no command of its own: optimize --quant int4 MODEL",
     ),
     (
