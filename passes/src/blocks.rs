@@ -16,11 +16,19 @@ const UNITS: usize = 16;
 /// The largest number of `F16`.
 const LARGEST: f32 = 65504.0;
 
-/// Outer numbers that are tried.
-const TRIED: usize = 48;
+/// How much is tried of a block.
+struct Effort {
+    /// Outer numbers.
+    tried: usize,
+    /// How often all parts are made the best for each other.
+    turns: usize,
+}
 
-/// How often all parts of a block are made the best for each other.
-const TURNS: usize = 3;
+/// What is tried of blocks of so many bits: where codes lie close, little is left to win, and tables of
+/// embeddings are large.
+fn effort(bits: u8) -> Effort {
+    if bits < 6 { Effort { tried: 48, turns: 3 } } else { Effort { tried: 12, turns: 1 } }
+}
 
 /// The fit of a block of GGUF: its unit is the block.
 #[derive(Clone, Copy, Debug)]
@@ -159,8 +167,9 @@ impl Blocks {
         };
         // Down to where one unit is clipped, and up to three quarters of the codes; of signed ones, or the other end
         // is the furthest unit's.
+        let Effort { tried, .. } = effort(self.form.bits);
         let around = |reaching: f32| {
-            (0..TRIED).map(move |i| self.stored(reaching * (0.94 + 0.4 * i as f32 / TRIED as f32)))
+            (0..tried).map(move |i| self.stored(reaching * (0.94 + 0.4 * i as f32 / tried as f32)))
         };
         let flipped = match self.form.scale {
             Inner::Signed(bits) => {
@@ -267,7 +276,7 @@ impl Blocks {
         if self.form.outer != Outer::F16 {
             return best;
         }
-        for _ in 0..TURNS {
+        for _ in 0..effort(self.form.bits).turns {
             let outer = self.refitted(&best, looked);
             if outer == best.outer {
                 break;

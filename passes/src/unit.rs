@@ -324,7 +324,11 @@ impl Unit<'_> {
             // A code, or as much of the range as sixteen codes have.
             let length = if levels.book.is_some() { range / 16.0 } else { 1.0 };
             let mut scale = |level: f32| see(Step { scale: extreme / level, ..Step::default() });
-            for by in (-5..=5i16).map(|fifth| f32::from(fifth) / 5.0 * length) {
+            // Codes of many bits lie so close that few starts are as good as many.
+            let apart = if form.bits < 6 { 1 } else { 4 };
+            let fifths =
+                (-4..=4i16).step_by(apart).chain([-5, 5].into_iter().filter(|_| apart == 1));
+            for by in fifths.map(|fifth| f32::from(fifth) / 5.0 * length) {
                 // The extreme is the lowest level, or the highest.
                 scale(levels.low + by);
                 if has_sign(form) {
