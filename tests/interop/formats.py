@@ -242,20 +242,20 @@ def found_readers(only_here=None):
         if reader == "vllm" or version in ("0.17.1", "0.20.1"):
             yield reader, name, version, python, first
     python = HERE / ".venv/gptqmodel/bin/python"
-    ask = "import importlib.metadata as m; print(m.version('gptqmodel'), m.version('transformers'))"
+    ask = "import importlib.metadata as m; print(m.version('gptqmodel'))"
     done = python.exists() and subprocess.run([python, "-c", ask], capture_output=True, text=True, check=False)
     if not done or done.returncode != 0:
         print("skipped: gptqmodel is not installed in .venv/gptqmodel")
         return
-    gptqmodel, transformers = done.stdout.split()
-    yield "gptqmodel", "GPTQModel, torch kernels", gptqmodel, str(python), None
-    yield "by-gptqmodel", f"transformers {transformers} with GPTQModel", gptqmodel, str(python), None
+    # transformers reads these formats by GPTQModel too, but with kernels that it first compiles for a quarter of
+    # an hour.
+    yield "gptqmodel", "GPTQModel, torch kernels", done.stdout.strip(), str(python), None
 
 
 def is_for(reader, form):
     """Whether a reader is tried on a format: transformers reads each by one library."""
     old = form in ("gptq", "gptq_v2", "awq")
-    return reader == "vllm" or (reader in ("gptqmodel", "by-gptqmodel")) == old
+    return reader == "vllm" or (reader == "gptqmodel") == old
 
 
 def main():

@@ -1,6 +1,6 @@
 """Loads artifacts in one reader of one version, and judges what comes; run by readers.py.
 
-    readers_load.py transformers|vllm|mlx|gptqmodel|by-gptqmodel FOLDER NAME...
+    readers_load.py transformers|vllm|mlx|gptqmodel FOLDER NAME...
 
 FOLDER/NAME is an artifact, FOLDER/NAME.npz what its bytes mean: `tokens` (I64 [T]), and the float32
 logits of `tokens` ([T, vocab]) with every weight code x scale (`logits`), and with each product
@@ -133,23 +133,6 @@ def by_gptqmodel(folder, means):
         yield "as it is", "refused", first_line(error)
 
 
-def by_transformers_of_gptqmodel(folder, means):
-    import torch
-    import transformers
-
-    torch.set_num_threads(1)
-    transformers.logging.set_verbosity_error()
-    try:
-        model = transformers.AutoModelForCausalLM.from_pretrained(
-            folder, dtype=torch.float16, attn_implementation="eager", device_map="cpu"
-        ).eval()
-        with torch.no_grad():
-            logits = model(torch.from_numpy(means["tokens"])[None]).logits[0].float().numpy()
-        yield "as it is", *judged_nats(log_softmax(logits), means)
-    except Exception as error:
-        yield "as it is", "refused", first_line(error)
-
-
 def by_mlx(folder, means):
     import mlx.core as mx
     from mlx_lm import load
@@ -175,7 +158,6 @@ def main(reader, folder, *names):
         "vllm": by_vllm,
         "mlx": by_mlx,
         "gptqmodel": by_gptqmodel,
-        "by-gptqmodel": by_transformers_of_gptqmodel,
     }[reader]
     for name in names:
         means = numpy.load(Path(folder, f"{name}.npz"))
