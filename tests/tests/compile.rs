@@ -196,7 +196,7 @@ fn recipes_are_the_general_form() {
         ("turbo = true\n[[pass]]\nname = \"rtn\"\nbits = 4", "turbo: is unknown"),
         ("[calibration]\nsamples = 0\n[[pass]]\nname = \"rtn\"\nbits = 4", "0 is not 1 to"),
         ("[gate]\nmax-kl = -1.0\n[[pass]]\nname = \"rtn\"\nbits = 4", "max-kl: is a number"),
-        ("[[output]]\nformat = \"awq\"\n[[output.rule]]\nbits = 3", "AWQ"),
+        ("[[output]]\nformat = \"awq\"\n[[output.rule]]\nbits = 3", "awq holds 4"),
     ] {
         fs::write(bench.path("bad.toml"), text).unwrap();
         bench.refuses(&stories(), &["--recipe", "bad.toml"], 2, rule);
