@@ -247,8 +247,7 @@ def found_readers(only_here=None):
     if not done or done.returncode != 0:
         print("skipped: gptqmodel is not installed in .venv/gptqmodel")
         return
-    # transformers reads these formats by GPTQModel too, but with kernels that it first compiles for a quarter of
-    # an hour.
+    # transformers reads these formats by GPTQModel too, with kernels that it compiles first: gptq_transformers.py.
     yield "gptqmodel", "GPTQModel, torch kernels", done.stdout.strip(), str(python), None
 
 
