@@ -3,7 +3,7 @@
 //! A tensor gets the type that llama-quantize gives it (`llama_tensor_get_type_impl` of
 //! llama.cpp's `src/llama-quant.cpp`); `tests/interop/gguf_mixes.py` holds the two together.
 
-use crate::rule::named;
+use crate::rule::{grid_name, named};
 use compiler::Target;
 use ir::{Block, BlockId, Grid, ModelSpec, Op, Projection, Role, Spec};
 use tensor::DType;
@@ -195,13 +195,12 @@ pub(crate) fn fitting(wanted: Grid, width: usize) -> Target {
     if fits(wanted) {
         return Target::on(wanted);
     }
-    let name = wanted.to_string().to_lowercase();
-    let other = match &name[..] {
-        "q2_k" | "q3_k" => named("q4_0"),
-        "q4_k" => named("q5_0"),
-        "q5_k" => named("q5_1"),
-        "q6_k" => named("q8_0"),
-        "iq4_xs" => named("iq4_nl"),
+    let other = match grid_name(wanted) {
+        Some("q2_k" | "q3_k") => named("q4_0"),
+        Some("q4_k") => named("q5_0"),
+        Some("q5_k") => named("q5_1"),
+        Some("q6_k") => named("q8_0"),
+        Some("iq4_xs") => named("iq4_nl"),
         _ => None,
     };
     match other.filter(|grid| fits(*grid)) {

@@ -214,6 +214,9 @@ pub fn grid_name(grid: Grid) -> Option<&'static str> {
 /// What a named grid, or a mix, decides by itself.
 const DECIDED: [&str; 3] = ["bits", "symmetric", "group"];
 
+/// How codes are chosen.
+const CHOOSING: [&str; 5] = ["scale", "solver", "act-order", "true-sequential", "damping"];
+
 /// The keys of a rule.
 const KEYS: &[Key] = &[
     Key::new("of", |v| match v.as_array() {
@@ -344,6 +347,10 @@ impl Rule {
         let mut whole = toml::Table::try_from(&self.settings).unwrap_or_default();
         if self.grid.is_some() || self.mix.is_some() || self.settings.keep.is_some() {
             DECIDED.iter().for_each(|key| drop(whole.remove(*key)));
+        }
+        if self.settings.keep.is_some() {
+            // Nothing is chosen of what is kept.
+            CHOOSING.iter().for_each(|key| drop(whole.remove(*key)));
         }
         whole
     }

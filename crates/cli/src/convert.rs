@@ -5,16 +5,14 @@ use crate::args::convert::Convert;
 use crate::failure::Failure;
 use crate::model;
 use crate::optimize;
-use crate::request::Request;
-use crate::words;
+use crate::request::{self, GGUF, Request};
 use checkpoint::Format;
 use compiler::{Calibration, Dtype, Gate, OutputRecipe, Recipe};
 use ir::Grid;
 use toml::{Table, Value};
 
-/// The format of dense folders, and that of one file.
+/// The format of dense folders.
 const DENSE: &str = "safetensors";
-const GGUF: &str = "gguf";
 
 pub(crate) fn run(args: &Convert) -> Result<(), Failure> {
     let (format, dtype) = asked(&args.format)?;
@@ -34,19 +32,13 @@ pub(crate) fn run(args: &Convert) -> Result<(), Failure> {
     let (passes, calibration) = (Vec::new(), Calibration::default());
     let recipe = Recipe { calibration, imatrix: None, gate, passes, outputs: vec![output] };
     let request = Request::converting(recipe, args.format.replace(':', "-"))?;
-    optimize::make(&args.as_compile(dtype, rounds), request, opened)
+    optimize::make(&args.as_compile(rounds), request, opened)
 }
 
 /// The format, and the dtype of what is dense, if one is named.
 fn asked(text: &str) -> Result<(&'static Format, Option<StoreDtype>), Failure> {
     let (name, dtype) = text.split_once(':').map_or((text, None), |(f, d)| (f, Some(d)));
-    let all = || checkpoint::FORMATS.iter().map(|format| format.name);
-    let Some(format) = Format::named(name) else {
-        let near = words::nearest(name, all(), 1);
-        let names = all().collect::<Vec<_>>().join(", ");
-        let hint = format!("formats are {names}; nearest is {}", near.join(""));
-        return Err(Failure::refused(format!("--format: {name:?} is not written")).with_hint(hint));
-    };
+    let format = request::format(name)?;
     let Some(dtype) = dtype else { return Ok((format, None)) };
     let known = match dtype {
         "bf16" => Some(StoreDtype::Bf16),
@@ -90,13 +82,7 @@ fn rules(
     let keep = if args.requantize { "or-rounded" } else { "exactly" };
     let mut rules = vec![table(&[("keep", keep.into())])];
     if args.requantize {
-        rules.push(rounded(format, bits(widest)).into_iter().fold(
-            table(&[]),
-            |mut all, (k, v)| {
-                all.insert(k.to_string(), v);
-                all
-            },
-        ));
+        rules.push(table(&rounded(format, bits(widest))));
     }
     rules
 }

@@ -12,7 +12,7 @@ use crate::progress::CompileMeter;
 use crate::tokens::{self, Streams};
 use crate::written;
 use checkpoint::gguf::Imatrix;
-use compiler::{Claim, Destination, Event, Pipeline, Survey, Surveying};
+use compiler::{Claim, Destination, Event, Survey, Surveying};
 use ir::{ModelSpec, Op};
 use passes::importance::Importance;
 use runtime::Opened;
@@ -34,8 +34,7 @@ pub(crate) fn run(args: &Arguments) -> Result<(), Failure> {
     let pipeline = passes::pipeline(&recipe).map_err(crate::optimize::wrong)?;
     let devices = Devices::open(&args.common, Wanted::Cpu, Sums::Ours)?;
     let streams = tokens::apart(&compile, &recipe, &opened, true)?;
-    let plan =
-        planned(&opened, &Pipeline { outputs: pipeline.outputs, ..pipeline }, streams.tokens())?;
+    let plan = planned(&opened, &pipeline, streams.tokens())?;
     let memory = Compilation::of(&compile, &opened, &plan, memory::limit(&compile))?;
     let importance = Importance::default();
     let surveys: [Box<dyn Survey>; 1] = [Box::new(importance.clone())];

@@ -141,12 +141,7 @@ impl Kind {
 
 /// What the readers that were asked for will not do; the likely ones, if none was.
 pub(crate) fn refusals(plan: &Plan, asked: &[Reader]) -> Vec<Refusal> {
-    let readers: &[Reader] = match plan.lead().format.container.has_side_files() {
-        _ if !asked.is_empty() => asked,
-        true => &LIKELY,
-        // A file of its own: none of them is who it is for.
-        false => &[],
-    };
+    let readers = if asked.is_empty() { &LIKELY } else { asked };
     // What was tried is this format: of others, docs/READERS.md says more than rules could.
     if plan.lead().format.name != checkpoint::FORMATS[0].name {
         return Vec::new();

@@ -4,6 +4,7 @@ use crate::args::{Compile, HeadGrid, Method, Switch};
 use crate::eval::read;
 use crate::failure::Failure;
 use crate::words;
+use checkpoint::Format;
 use compiler::{Dtype, OutputRecipe, Recipe, Refusal, head_rule};
 use ir::ModelSpec;
 use std::ffi::OsStr;
@@ -11,7 +12,7 @@ use std::path::{Path, PathBuf};
 use toml::{Table, Value};
 
 /// The format that is one file.
-const GGUF: &str = "gguf";
+pub(crate) const GGUF: &str = "gguf";
 
 fn is_gguf(end: &OsStr) -> bool {
     end.eq_ignore_ascii_case(GGUF)
@@ -127,7 +128,8 @@ impl Request {
             recipe.outputs.iter_mut().for_each(|output| output.shard_size = args.shard_size);
         }
         recipe.check()?;
-        let builtin = args.quant.is_some();
+        let by_name = || passes::names().any(|name| name == named.name) && named.file.is_none();
+        let builtin = args.quant.is_some() || by_name();
         Ok(Self { recipe: named.resolved()?, name: named.name, builtin, keeps: false })
     }
 
@@ -202,17 +204,20 @@ fn in_formats(formats: &[String], recipe: &mut Recipe, name: &str) -> Result<Str
     })
 }
 
+/// The format of this name.
+pub(crate) fn format(name: &str) -> Result<&'static Format, Failure> {
+    let all = || checkpoint::FORMATS.iter().map(|format| format.name);
+    Format::named(name).ok_or_else(|| {
+        let (near, names) = (words::nearest(name, all(), 1), all().collect::<Vec<_>>().join(", "));
+        Failure::refused(format!("--format: {name:?} is not written"))
+            .with_hint(format!("formats are {names}; nearest is {}", near.join("")))
+    })
+}
+
 /// The output of a format as an option spells it, `gptq` or `gguf:q4_k_m`.
 fn in_format(asked: &str, base: &OutputRecipe, quant: &str) -> Result<OutputRecipe, Failure> {
     let (format, mix) = asked.split_once(':').map_or((asked, None), |(f, mix)| (f, Some(mix)));
-    let all = || checkpoint::FORMATS.iter().map(|format| format.name);
-    let Some(known) = checkpoint::Format::named(format) else {
-        let near = words::nearest(format, all(), 1);
-        let what = format!("--format: {format:?} is not written");
-        let all = all().collect::<Vec<_>>().join(", ");
-        return Err(Failure::refused(what)
-            .with_hint(format!("formats are {all}; nearest is {}", near.join(""))));
-    };
+    let known = self::format(format)?;
     if known.name != GGUF {
         if mix.is_some() {
             let what = format!("--format {asked}: only gguf has mixes");

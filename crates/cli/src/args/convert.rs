@@ -1,6 +1,6 @@
 //! Arguments of `convert`.
 
-use super::{Common, Compile, StoreDtype, size};
+use super::{Common, Compile, size};
 use clap::{Args, Parser};
 use std::path::PathBuf;
 
@@ -57,16 +57,13 @@ pub(crate) struct Convert {
 }
 
 impl Convert {
-    /// The main job's options that say the same.
-    pub(crate) fn as_compile(&self, dtype: Option<StoreDtype>, rounds: bool) -> Compile {
+    /// The main job's options that say the same, but for what the recipe says.
+    pub(crate) fn as_compile(&self, rounds: bool) -> Compile {
         let measured = rounds || self.max_kl.is_some() || self.gate_text.is_some();
         Compile {
             model: self.model.clone(),
-            dtype,
             output: self.output.clone(),
-            shard_size: self.shard_size,
             gate_text: self.gate_text.clone(),
-            max_kl: self.max_kl,
             no_gate: self.no_gate || !measured,
             requantize: self.requantize,
             allow_zero: self.allow_zero,
