@@ -21,12 +21,12 @@ use tests::bench::{Files, files, same};
 /// One file, of blocks that small rows can be divided into.
 const GGUF: &str = "[[output]]\nformat = \"gguf\"\n[[output.rule]]\ngrid = \"q4_1\"\n";
 
-/// Compiles `root/model` to `root/out`, by a built-in recipe or `gguf`.
+/// Compiles `root/model` to `root/out`, by a built-in recipe or `gguf`; to the file `root/out.gguf` by `file`.
 fn run(root: &Path, quant: &str, disk: Arc<dyn Disk>) {
     let checkpoint = Checkpoint::open(&root.join("model")).unwrap();
     let spec = arch::load(checkpoint.config(), &checkpoint).unwrap().model;
     let recipe = match quant {
-        "gguf" => compiler::Recipe::parse(GGUF).unwrap(),
+        "gguf" | "file" => compiler::Recipe::parse(GGUF).unwrap(),
         name => passes::builtin(name).unwrap(),
     };
     let pipeline = passes::pipeline(&recipe).unwrap();
@@ -51,8 +51,10 @@ fn run(root: &Path, quant: &str, disk: Arc<dyn Disk>) {
         allow_zero: false,
         dump: None,
     };
-    let claim = Claim { force: true, disk, ..Claim::new(checkpoint.folder()) };
-    let destination = Destination::claim(&root.join("out"), claim).unwrap();
+    let file = quant == "file";
+    let claim = Claim { force: true, file, disk, ..Claim::new(checkpoint.folder()) };
+    let out = root.join(if file { "out.gguf" } else { "out" });
+    let destination = Destination::claim(&out, claim).unwrap();
     match compile(&job, destination, &mut |_| {}).unwrap() {
         Compiled::Made(made) => made.publish("{}\n").unwrap(),
         Compiled::UpToDate(_) => {}
@@ -148,6 +150,39 @@ fn a_crash_after_any_call_leaves_the_old_or_the_new_artifact() {
 #[test]
 fn a_crash_leaves_nothing_or_the_whole_gguf_file() {
     crashes("gguf", false);
+}
+
+/// An artifact that is one file, whose report is put beside it by a second call.
+#[test]
+fn a_crash_leaves_no_file_or_a_whole_one_and_the_next_run_its_report() {
+    let dir = tests::bench::folder();
+    let root = dir.path().join("root");
+    fs::create_dir(&root).unwrap();
+    tests::write_noise_model(&root.join("model"), 2, 32, 40);
+    fs::create_dir(root.join("out.gguf.partial")).unwrap();
+    fs::write(root.join("out.gguf.partial/lock"), "").unwrap();
+    let recorder = Recorder::new(&root);
+    run(&root, "file", Arc::new(recorder.clone()));
+    let report = "out.gguf.report.json";
+    let expected = ["out.gguf", report].map(|name| fs::read(root.join(name)).unwrap());
+    let (mut alone, mut both) = (0, 0);
+    for after in 0..=recorder.calls() {
+        let left = recorder.left(Crash { after, entries_stay: after % 2 == 0, torn: 0 });
+        let found = ["out.gguf", report].map(|name| left.get(Path::new(name)));
+        for (found, expected) in found.iter().zip(&expected) {
+            assert!(found.is_none_or(|found| found == expected), "after {after}");
+        }
+        alone += usize::from(found[0].is_some() && found[1].is_none());
+        both += usize::from(found.iter().all(Option::is_some));
+        let again = dir.path().join("again");
+        write(&again, &left);
+        run(&again, "file", Arc::new(System));
+        let made = ["out.gguf", report].map(|name| fs::read(again.join(name)).unwrap());
+        assert!(made == expected, "after {after}");
+        assert!(!again.join("out.gguf.partial").exists(), "after {after}");
+        fs::remove_dir_all(&again).unwrap();
+    }
+    assert!(alone > 0 && both > 0, "{alone} without its report, {both} with it");
 }
 
 /// A file system that cannot exchange names: the old artifact is set aside for a moment.
